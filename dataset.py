@@ -1,0 +1,141 @@
+"""IRED's three continuous tasks, generated on the device, a whole batch at a time."""
+
+import math
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from diffusion_lib.errors import ConfigError
+
+SPLITS = ("train", "val", "test")
+
+
+def derive_seed(*parts: int) -> int:
+    """One 63-bit seed from several non-negative integers, well mixed (numpy's SeedSequence)."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def seeded_generator(*parts: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator on `device` whose stream is a function of `parts` alone."""
+    return torch.Generator(device=device).manual_seed(derive_seed(*parts))
+
+
+class Task(Dataset):
+    """A regression task `inp -> target` with an endless supply of examples.
+
+    Attributes: `inp_dim`, `out_dim` (flattened sizes), `bound` (largest magnitude of a target entry that the
+    sampler lets through). Raises ConfigError for an unknown split or an impossible rank.
+    """
+
+    length = int(1e7)
+
+    def __init__(self, split: str, rank: int, ood: bool = False):
+        if split not in SPLITS:
+            raise ConfigError(f"split is {split!r}; allowed: {', '.join(SPLITS)}")
+        if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+            raise ConfigError(f"rank is {rank!r}; allowed: a whole number from 1")
+        self.split, self.rank, self.ood = split, rank, ood
+        self.h = self.w = rank
+        self.inp_dim = self.out_dim = rank * rank
+        self.bound = 2.0
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Example `index` of the split, the same at each call: (inp_dim,), (out_dim,) float32."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        generator = seeded_generator(SPLITS.index(self.split), index)
+        inp, target = self.sample(1, generator)
+        return inp[0], target[0]
+
+    def sample(self, batch_size, generator=None, device="cpu", dtype=torch.float32):
+        """Draw inputs (B, inp_dim) and targets (B, out_dim) in `dtype` from `generator`, made on `device`."""
+        raise NotImplementedError
+
+
+class Inverse(Task):
+    """Matrix inversion: R ~ U(-1,1)^{n x n}, A = 2 R R^T + ridge I, target A^-1 (IRED, section 4.1).
+
+    `ridge` is 0.5, and 0.1 for the harder matrices (`ood`). Since A >= ridge I, no entry of A^-1 exceeds
+    1/ridge, which is this task's `bound`.
+    """
+
+    def __init__(self, split: str, rank: int, ood: bool = False, ridge: float | None = None):
+        super().__init__(split, rank, ood)
+        self.ridge = ridge if ridge is not None else (0.1 if ood else 0.5)
+        if not (math.isfinite(self.ridge) and self.ridge > 0):
+            raise ConfigError(f"ridge is {ridge!r}; allowed: a positive number")
+        self.bound = 1.0 / self.ridge
+
+    def sample(self, batch_size, generator=None, device="cpu", dtype=torch.float32):
+        n = self.rank
+        r = torch.rand(batch_size, n, n, generator=generator, device=device).double().mul_(2).sub_(1)
+        a = torch.bmm(r, r.mT).mul_(2)
+        a.diagonal(dim1=1, dim2=2).add_(self.ridge)
+        inverse = spd_inverse(a)
+        return a.flatten(1).to(dtype), inverse.flatten(1).to(dtype)
+
+
+class Addition(Task):
+    """Sum of two matrices with entries U(-1,1), and U(-2.5,2.5) for `ood` (IRED, section 4.1)."""
+
+    def __init__(self, split: str, rank: int, ood: bool = False):
+        super().__init__(split, rank, ood)
+        if rank == 2:  # the released task draws 2 x 1 matrices at rank 2
+            self.w = 1
+        self.out_dim = self.h * self.w
+        self.inp_dim = 2 * self.out_dim
+        self.scale = 2.5 if ood else 1.0
+        self.bound = 2.0 * self.scale
+
+    def sample(self, batch_size, generator=None, device="cpu", dtype=torch.float32):
+        uniform = torch.rand(batch_size, self.inp_dim, generator=generator, device=device, dtype=dtype)
+        inp = uniform.mul_(2).sub_(1).mul_(self.scale)
+        return inp, inp[:, : self.out_dim] + inp[:, self.out_dim :]
+
+
+class LowRankDataset(Task):
+    """Matrix completion: 0.1 N + U V^T / 20 (`ood`: / 5), U and V n x 10; half the entries are hidden.
+
+    IRED, section 4.1. The hidden entries are zero in the input.
+    """
+
+    inner_rank = 10
+
+    def __init__(self, split: str, rank: int, ood: bool = False):
+        super().__init__(split, rank, ood)
+        self.divisor = 5.0 if ood else 20.0
+        self.bound = 8.0 if ood else 2.0
+
+    def sample(self, batch_size, generator=None, device="cpu", dtype=torch.float32):
+        def normal(*shape):
+            return torch.randn(batch_size, *shape, generator=generator, device=device, dtype=dtype)
+
+        u, v = normal(self.h, self.inner_rank), normal(self.w, self.inner_rank)
+        full = 0.1 * normal(self.h, self.w) + u @ v.mT / self.divisor
+        seen = torch.rand(full.shape, generator=generator, device=device) < 0.5
+        return (full * seen).flatten(1), full.flatten(1)
+
+
+TASKS = {"inverse": Inverse, "addition": Addition, "lowrank": LowRankDataset}
+
+
+def spd_inverse(a: torch.Tensor) -> torch.Tensor:
+    """Inverses of symmetric positive definite matrices (B, n, n), by Gauss-Jordan sweeps without pivoting.
+
+    The batch is the innermost axis, so each of the n sweeps is one vectorised update over all matrices;
+    LAPACK, called once per small matrix, takes over twice as long. Positive pivots need no exchanges
+    (Golub and Van Loan, section 4.2).
+    """
+    x = a.permute(1, 2, 0).contiguous()  # (n, n, B)
+    for k in range(x.shape[0]):
+        pivot = x[k, k].reciprocal()
+        row, column = x[k] * pivot, x[:, k].clone()
+        x.addcmul_(column[:, None, :], row[None, :, :], value=-1)
+        x[k] = row
+        torch.mul(column, -pivot, out=x[:, k])
+        x[k, k] = pivot
+    return x.permute(2, 0, 1)

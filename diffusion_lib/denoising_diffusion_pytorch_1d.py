@@ -1,0 +1,224 @@
+"""IRED's diffusion over energy models: noising, the training losses, the inner optimisation, the sampler."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from tqdm.auto import tqdm
+
+from diffusion_lib.errors import ConfigError
+from diffusion_lib.mining import MiningConfig
+from diffusion_lib.released import require_defaults
+from diffusion_lib.schedule import cosine_beta_schedule, schedule_buffers
+from diffusion_lib.trainer import Trainer1D
+
+__all__ = ["GaussianDiffusion1D", "Trainer1D"]
+
+RELEASED_BOUND = 2.0  # the release's clamp of solutions, whatever the task
+INNER_STEPS = 5  # opt_steps at each level of the sampler (IRED, algorithm 2)
+
+# Arguments of the released constructor that serve only its discrete tasks and its unused samplers.
+RELEASED_DEFAULTS = {
+    "objective": "pred_noise",
+    "beta_schedule": "cosine",
+    "ddim_sampling_eta": 0.0,
+    "auto_normalize": True,
+    "sudoku": False,
+    "connectivity": False,
+    "shortest_path": False,
+    "continuous": True,
+}
+
+
+class GaussianDiffusion1D(nn.Module):
+    """Diffusion whose noise prediction is the gradient of an energy (IRED, ICML 2024, sections 3.1 to 3.3).
+
+    model: a DiffusionWrapper. timesteps: T. mining_config: dict (or None) for MiningConfig.
+    bound: largest magnitude of a solution's entry that losses and sampler let through (None: 2).
+    use_innerloop_opt: the sampler descends the energy at each level. show_inference_tqdm: a bar for its levels.
+    supervise_energy_landscape: False switches the contrastive term off whatever `mining_config` says, as in
+    the release. baseline: the sampler adds the posterior's noise, as a plain diffusion model does.
+    match_release: reproduce the four defects of the released code that the README lists.
+    Other keywords of the released constructor (seq_length, objective, sudoku, …) are accepted at the value
+    that the continuous tasks use. Raises ConfigError for any other.
+    """
+
+    def __init__(
+        self,
+        model,
+        *,
+        timesteps: int = 10,
+        sampling_timesteps: int | None = None,
+        mining_config: dict | MiningConfig | None = None,
+        bound: float | None = None,
+        supervise_energy_landscape: bool = True,
+        use_innerloop_opt: bool = True,
+        show_inference_tqdm: bool = False,
+        baseline: bool = False,
+        match_release: bool = False,
+        seq_length: int | None = None,
+        **released,
+    ):
+        super().__init__()
+        require_defaults("GaussianDiffusion1D", released, RELEASED_DEFAULTS)
+        if isinstance(timesteps, bool) or not isinstance(timesteps, int) or timesteps < 1:
+            raise ConfigError(f"timesteps is {timesteps!r}; allowed: a whole number from 1")
+        if sampling_timesteps not in (None, timesteps):
+            raise ConfigError(f"sampling_timesteps is {sampling_timesteps!r}; allowed: None or timesteps")
+        self.model = model
+        self.inp_dim, self.out_dim = model.inp_dim, model.out_dim
+        self.num_timesteps = timesteps
+        model.ebm.set_timesteps(timesteps)
+        mining = MiningConfig.from_dict(mining_config)
+        self.mining = mining if supervise_energy_landscape else MiningConfig(mode="none")
+        self.match_release = match_release
+        self.bound = RELEASED_BOUND if bound is None or match_release else bound
+        self.use_innerloop_opt = use_innerloop_opt
+        self.show_inference_tqdm = show_inference_tqdm
+        self.baseline = baseline
+        for name, value in schedule_buffers(cosine_beta_schedule(timesteps)).items():
+            self.register_buffer(name, value)
+
+    def q_sample(self, x_start, t, noise):
+        """x_t = sqrt(alphas_cumprod_t) x_start + sqrt(1 - alphas_cumprod_t) noise, all (B, out_dim)."""
+        return (
+            self._at(self.sqrt_alphas_cumprod, t) * x_start + self._at(self.sqrt_one_minus_alphas_cumprod, t) * noise
+        )
+
+    def predict_start(self, x_t, t, noise=0.0):
+        """x_0 (B, out_dim) from x_t and the noise in it (equation 2 of IRED, solved for y)."""
+        return self._at(self.sqrt_recip_alphas_cumprod, t) * x_t - self._at(self.sqrt_recipm1_alphas_cumprod, t) * noise
+
+    @staticmethod
+    def _at(table, t):
+        """The entries of a (T,) table at t: a scalar for an int, (B, 1) for a tensor (B,)."""
+        return table[t] if isinstance(t, int) else table[t][:, None]
+
+    def forward(self, inp, target, mask=None, t=None, noise=None, nce_noise=None):
+        """The training loss of a batch: see `p_losses`, which names the arguments. Draws t where it is None."""
+        if t is None:
+            t = torch.randint(0, self.num_timesteps, (target.shape[0],), device=target.device)
+        return self.p_losses(inp, target, mask, t, noise, nce_noise)
+
+    def p_losses(self, inp, x_start, mask, t, noise=None, nce_noise=None):
+        """Denoising loss plus `mining.weight` times the contrastive loss (IRED, equations 4 and 6).
+
+        inp (B, inp_dim), x_start (B, out_dim), t (B,); noise and nce_noise (B, out_dim), drawn where None.
+        Returns the mean loss and a pair of its parts (denoising, contrastive or None).
+        """
+        if mask is not None:
+            raise ConfigError("mask is given; allowed: None (the continuous tasks have none)")
+        noise = torch.randn_like(x_start) if noise is None else noise
+        ebm = self.model.ebm
+        cond = ebm.condition(inp, t)
+        _, noise_prediction = ebm.energy_and_gradient(cond, self.q_sample(x_start, t, noise))
+        denoising = F.mse_loss(noise_prediction, noise)
+        if self.mining.mode == "none":
+            return denoising, (denoising, None)
+        nce_noise = torch.randn_like(x_start) if nce_noise is None else nce_noise
+        fake = self.negatives(cond, x_start, t, nce_noise)
+        energy_real = ebm.energy(cond, self.q_sample(x_start, t, nce_noise))
+        energy_fake = ebm.energy(cond, fake)
+        contrastive = F.softplus(energy_real - energy_fake).mean()
+        return denoising + self.mining.weight * contrastive, (denoising, contrastive)
+
+    @torch.no_grad()
+    def negatives(self, cond, x_start, t, noise, mining=None):
+        """Negatives at level t (B, out_dim), with the noise of the real sample (IRED, section 3.2).
+
+        mining: another MiningConfig than the model's own.
+        """
+        mining = mining or self.mining
+        z = self.q_sample(x_start, t, mining.noise_scale * noise)
+        if mining.mode == "adversarial":
+            z, _ = self.descend(cond, z, t, mining.opt_steps, mining.scale_factor, self.bound)
+        candidate = self.predict_start(z, t).clamp(-self.bound, self.bound)
+        return self.q_sample(candidate, t, noise)
+
+    @torch.no_grad()
+    def opt_step(self, inp, img, t, mask=None, data_cond=None, step=INNER_STEPS, sf=1.0):
+        """`step` descents of the energy from img (B, out_dim) at levels t (B,); see `descend`."""
+        if mask is not None or data_cond is not None:
+            raise ConfigError("mask is given; allowed: None (the continuous tasks have none)")
+        return self.descend(self.model.ebm.condition(inp, t), img, t, step, sf, self.bound)[0]
+
+    @torch.no_grad()
+    def descend(self, cond, z, t, steps, scale, bound):
+        """Inner optimisation (IRED, algorithm 2): z' = clamp(z - eta_t scale dE/dz), kept where E falls.
+
+        Returns z (B, out_dim) and the share of steps kept, a scalar tensor. One energy and gradient per step:
+        the energy at a new point is the next step's own.
+        """
+        ebm = self.model.ebm
+        limit = self._clamp_limit(t, bound)
+        step_size = self._at(self.opt_step_size, t)
+        energy, gradient = ebm.energy_and_gradient(cond, z)
+        kept = z.new_zeros(())
+        for i in range(steps):
+            if self.match_release and i > 0:
+                scale = RELEASED_BOUND  # defect 1: the release overwrites its own scale
+            proposal = torch.addcmul(z, step_size, gradient, value=-scale)
+            proposal = torch.maximum(torch.minimum(proposal, limit), -limit)
+            last = i == steps - 1
+            new = (ebm.energy(cond, proposal), None) if last else ebm.energy_and_gradient(cond, proposal)
+            accept = new[0] <= energy
+            kept = kept + accept.float().mean() / steps
+            z = torch.where(accept[:, None], proposal, z)
+            if not last:
+                energy = torch.where(accept, new[0], energy)
+                gradient = torch.where(accept[:, None], new[1], gradient)
+        return z, kept
+
+    def _clamp_limit(self, t, bound):
+        """Largest magnitude of z at level t: that of a solution, scaled as the noising scales it."""
+        if self.match_release and not isinstance(t, int):
+            t = int(t[0])  # defect 2: the first sample's level for the whole batch
+        return self._at(self.sqrt_alphas_cumprod, t) * bound
+
+    def sample(self, x, label=None, mask=None, batch_size=None, return_traj=False, **options):
+        """Solve inputs x (B, inp_dim): see `p_sample_loop`. `label` is unused and batch_size must be B."""
+        if mask is not None or (label is not None and label.shape[0] != x.shape[0]):
+            raise ConfigError("mask must be None and label, where given, must have a row for each input")
+        if batch_size not in (None, x.shape[0]):
+            raise ConfigError(f"batch_size is {batch_size}; allowed: None or the number of inputs, {x.shape[0]}")
+        return self.p_sample_loop(x, return_traj=return_traj, **options)
+
+    @torch.no_grad()
+    def p_sample_loop(self, inp, *, start=None, generator=None, inner_steps=None, bound=None, return_traj=False):
+        """Solutions (B, out_dim) for inputs (B, inp_dim); with return_traj those of every level, (T, B, out_dim).
+
+        start: the noise x_T (B, out_dim), drawn from `generator` where None. inner_steps: opt_steps at each
+        level (None: 5, or 0 without use_innerloop_opt). bound: overrides the model's own, for other tasks.
+        """
+        if inner_steps is None:
+            inner_steps = INNER_STEPS if self.use_innerloop_opt else 0
+        bound = self.bound if bound is None else bound
+        x = start
+        if x is None:
+            x = torch.randn(inp.shape[0], self.out_dim, generator=generator, device=inp.device, dtype=inp.dtype)
+        cond = self.model.ebm.condition(inp, self.num_timesteps - 1)
+        trajectory = []
+        for t in tqdm(reversed(range(self.num_timesteps)), total=self.num_timesteps, desc="sampling",
+                      disable=not self.show_inference_tqdm):  # fmt: skip
+            cond = self.model.ebm.retime(cond, t)
+            x = self._p_sample(cond, x, t, bound, generator)
+            if inner_steps:
+                x, _ = self.descend(cond, x, t, inner_steps, 1.0, bound)
+            limit = self._clamp_limit(t, bound)
+            x_start = self.predict_start(x.clamp(-limit, limit), t)
+            trajectory.append(x_start)
+            if t > 0:
+                x = self._at(self.sqrt_alphas_cumprod, t - 1) * x_start
+        if return_traj:
+            return torch.stack(trajectory)
+        # defect 3: the release returns the last sample without undoing its scale
+        return x if self.match_release else x_start
+
+    def _p_sample(self, cond, x, t, bound, generator):
+        """One denoising step at level t, still at the scale of that level."""
+        _, noise_prediction = self.model.ebm.energy_and_gradient(cond, x)
+        x_start = self.predict_start(x, t, noise_prediction).clamp(-bound, bound)
+        x = self._at(self.sqrt_alphas_cumprod, t) * x_start
+        if self.baseline and t > 0:
+            noise = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+            x = x + (0.5 * self.posterior_log_variance_clipped[t]).exp() * noise
+        return x

@@ -1,0 +1,107 @@
+"""The metrics, each defined once; every table and CSV uses these names.
+
+mse          mean over matrices and entries of (prediction - target)^2
+recon_error  mean over matrices of the Frobenius norm of A prediction - I (matrix inversion only)
+energy_auc   share of pairs with E(real) < E(fake), over all levels, a tie counting half
+All are computed with the EMA weights on evaluation sets that their own seed fixes: the same for every run,
+strategy, device and number of processes. Predictions are compared with float64 targets.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.distributed
+
+from dataset import Inverse, Task, seeded_generator
+from diffusion_lib.mining import MiningConfig
+
+EVALUATION_SEED = 271828
+SAMPLERS = {"plain": 0, "innerloop": 5}  # name -> opt_steps at each level
+
+
+class Share(NamedTuple):
+    """Which part of a set this process evaluates."""
+
+    rank: int = 0
+    world: int = 1
+
+    def of(self, count: int) -> range:
+        return range(self.rank * count // self.world, (self.rank + 1) * count // self.world)
+
+    def gather(self, values: torch.Tensor) -> torch.Tensor:
+        """All processes' rows, in order; every process gets them."""
+        if self.world == 1:
+            return values
+        parts = [None] * self.world
+        torch.distributed.all_gather_object(parts, values.cpu())
+        return torch.cat(parts)
+
+
+class EvaluationSet:
+    """`size` examples of a task with float64 targets, and the noise that the sampler starts from.
+
+    Made on the CPU, so that every device gets the same numbers. Both difficulties of a task share their R.
+    """
+
+    def __init__(self, task: Task, size: int, device):
+        self.task, self.size = task, size
+        inp, self.target = task.sample(size, seeded_generator(EVALUATION_SEED, 0), dtype=torch.float64)
+        noise = torch.randn(2, size, task.out_dim, generator=seeded_generator(EVALUATION_SEED, 1))
+        self.exact_inp = inp
+        self.inp, self.target = inp.float().to(device), self.target.to(device)
+        self.start, self.noise = noise.to(device)
+
+    def batches(self, batch_size: int, share: Share):
+        """Slices of this process's rows."""
+        rows = share.of(self.size)
+        for first in range(rows.start, rows.stop, batch_size):
+            yield slice(first, min(first + batch_size, rows.stop))
+
+
+def solution_errors(task: Task, inp, target, prediction) -> torch.Tensor:
+    """Per example: mean squared error and, for Inverse, ||A Y - I||_F (else nan). (B, 2) float64."""
+    prediction = prediction.double()
+    squared = (prediction - target).square().mean(1)
+    if not isinstance(task, Inverse):
+        return torch.stack((squared, torch.full_like(squared, torch.nan)), 1)
+    n = task.rank
+    residual = inp.double().view(-1, n, n) @ prediction.view(-1, n, n)
+    residual.diagonal(dim1=1, dim2=2).sub_(1)
+    return torch.stack((squared, residual.flatten(1).norm(dim=1)), 1)
+
+
+def sampler_metrics(diffusion, chosen: EvaluationSet, inner_steps: int | None, batch_size=2048, share=Share()) -> dict:
+    """`mse` and `recon_error` of the sampler with `inner_steps` opt_steps a level on an evaluation set."""
+    errors = [
+        solution_errors(chosen.task, chosen.inp[rows], chosen.target[rows], diffusion.p_sample_loop(
+            chosen.inp[rows], start=chosen.start[rows], inner_steps=inner_steps, bound=_bound(diffusion, chosen)))
+        for rows in chosen.batches(batch_size, share)
+    ]  # fmt: skip
+    return named_errors(share.gather(torch.cat(errors)))
+
+
+def named_errors(errors: torch.Tensor) -> dict:
+    """Means of per-example errors (B, 2) under their names."""
+    return dict(zip(("mse", "recon_error"), errors.mean(0).tolist(), strict=True))
+
+
+def _bound(diffusion, chosen):
+    return diffusion.bound if diffusion.match_release else chosen.task.bound
+
+
+@torch.no_grad()
+def energy_auc(diffusion, chosen: EvaluationSet, mode: str, batch_size=2048, share=Share()) -> float:
+    """How often the real sample has the lower energy, over all levels and examples; negatives as in training.
+
+    mode: 'random' or 'adversarial', the latter with IRED's two opt_steps whatever the model was trained with.
+    """
+    ebm, wins = diffusion.model.ebm, []
+    for rows in chosen.batches(batch_size, share):
+        target, noise = chosen.target[rows].float(), chosen.noise[rows]
+        cond = ebm.condition(chosen.inp[rows], 0)
+        for t in range(diffusion.num_timesteps):
+            cond = ebm.retime(cond, t)
+            real = ebm.energy(cond, diffusion.q_sample(target, t, noise))
+            fake = ebm.energy(cond, diffusion.negatives(cond, target, t, noise, MiningConfig(mode)))
+            wins.append((real < fake).double() + 0.5 * (real == fake).double())
+    return share.gather(torch.cat(wins)).mean().item()

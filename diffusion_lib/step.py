@@ -1,0 +1,52 @@
+"""One training step as one program: loss, backward, clip, update."""
+
+import torch
+
+EAGER_STEPS = 3  # real steps before capture, so that lazily made optimizer and cuBLAS state exists by then
+
+
+class TrainStep:
+    """Calls `loss_function(*batch)`, then backward, gradient clip and update, and returns the loss and its parts.
+
+    A loss or gradient that is not finite sets `non_finite` (a float32 tensor, 0 or 1, for good), and from then
+    on every update is skipped on the device, so nothing needs to wait for the host.
+    On one GPU the step is captured as a CUDA graph after its first calls and replayed.
+    """
+
+    def __init__(self, accelerator, model, optimizer, max_norm: float):
+        self.accelerator, self.model, self.optimizer, self.max_norm = accelerator, model, optimizer, max_norm
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.non_finite = torch.zeros((), device=accelerator.device)
+        optimizer.optimizer.found_inf = self.non_finite  # torch's fused Adam skips its update where this is 1
+        self.captures = accelerator.device.type == "cuda" and accelerator.num_processes == 1
+        self.calls, self.graph = 0, None
+
+    def __call__(self, batch):
+        self.calls += 1
+        if not self.captures or self.calls <= EAGER_STEPS:
+            return self._run(batch)
+        if self.graph is None:
+            self._capture(batch)
+        for place, value in zip(self.inputs, batch, strict=True):
+            if value is not None:
+                place.copy_(value)
+        self.graph.replay()
+        return self.outputs
+
+    def _run(self, batch):
+        self.optimizer.zero_grad(set_to_none=True)
+        loss, parts = self.model(batch.inp, batch.target, None, batch.t, batch.noise, batch.nce_noise)
+        self.accelerator.backward(loss)
+        norm = self.accelerator.clip_grad_norm_(self.parameters, self.max_norm)
+        loss = self.accelerator.reduce(loss.detach(), "mean")
+        bad = (~torch.isfinite(norm + loss)).float()
+        self.non_finite.copy_(torch.maximum(self.non_finite, bad))
+        self.optimizer.step()
+        return loss, tuple(None if part is None else part.detach() for part in parts)
+
+    def _capture(self, batch):
+        self.inputs = type(batch)(*(value if value is None else value.clone() for value in batch))
+        torch.cuda.synchronize()
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.outputs = self._run(self.inputs)

@@ -1,0 +1,85 @@
+"""The configuration of a comparison: one frozen dataclass, checked once, recorded with every run."""
+
+import math
+import re
+from dataclasses import asdict, dataclass
+
+from diffusion_lib.errors import ConfigError
+from diffusion_lib.mining import MiningConfig
+from diffusion_lib.precision import PRECISIONS
+from models import MODELS
+
+# What each preset fixes; every value can be overridden by its own flag. `seeds` is a range as on the command line.
+PRESETS = {
+    "demo": {"train_steps": 1000, "batch_size": 256, "seeds": "0-1", "evaluation_size": 4096},
+    "pilot": {"train_steps": 10_000, "seeds": "0-2"},
+    "full": {"train_steps": 100_000, "seeds": "0-9"},
+}
+
+
+@dataclass(frozen=True)
+class ExperimentConfig:
+    """Everything that decides the numbers of a study, but for its strategies and seeds, which may be added to.
+
+    rank: n of the n x n matrices. model: a key of MODELS. batch_size: matrices a step. train_steps: updates.
+    diffusion_steps: T. opt_steps, scale_factor, noise_scale, weight: see MiningConfig. evaluation_size: matrices
+    in each fixed evaluation set. precision: see diffusion_lib.precision. match_release: the released code's
+    defects. Raises ConfigError for anything that is not allowed.
+    """
+
+    rank: int = 20
+    model: str = "mlp"
+    batch_size: int = 2048
+    train_steps: int = 100_000
+    diffusion_steps: int = 10
+    opt_steps: int = 2
+    scale_factor: float = 1.0
+    noise_scale: float = 3.0
+    weight: float = 0.5
+    evaluation_size: int = 20_480
+    precision: str = "float32"
+    match_release: bool = False
+
+    def __post_init__(self):
+        for name in ("rank", "batch_size", "train_steps", "diffusion_steps", "evaluation_size"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ConfigError(f"{name} is {value!r}; allowed: a whole number from 1")
+        for name, allowed in (("model", MODELS), ("precision", PRECISIONS)):
+            if getattr(self, name) not in allowed:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; allowed: {', '.join(allowed)}")
+        self.mining_config("adversarial")  # checks the four keys
+
+    def mining_config(self, mode: str) -> dict:
+        """The `mining_config` of GaussianDiffusion1D for a mode."""
+        return MiningConfig(mode, self.opt_steps, self.scale_factor, self.noise_scale, self.weight).to_dict()
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+
+def parse_seeds(text: str) -> list[int]:
+    """'0-9', '3' or '0,2,5-7' as a sorted list without repeats. Raises ConfigError for anything else."""
+    if not re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", text):
+        raise ConfigError(f"seeds are {text!r}; allowed: a list such as 0,2,5 or a range such as 0-9")
+    seeds = set()
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        if last and int(last) < int(first):
+            raise ConfigError(f"seeds are {text!r}: the range {part} is empty; write {last}-{first}")
+        if int(last or first) - int(first) > 10_000:
+            raise ConfigError(f"seeds are {text!r}; allowed: at most 10,000 of them")
+        seeds.update(range(int(first), int(last or first) + 1))
+    return sorted(seeds)
+
+
+def check_name(name: str) -> str:
+    """The name of a study, which becomes a folder. Raises ConfigError for one that could lead elsewhere."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+        raise ConfigError(f"name is {name!r}; allowed: letters, digits, dots, dashes, underscores, at most 100")
+    return name
+
+
+def log_interval(train_steps: int) -> int:
+    """Steps between rows of metrics.csv: about fifty rows, at most 100 steps apart."""
+    return max(1, min(100, math.ceil(train_steps / 50)))

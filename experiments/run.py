@@ -1,0 +1,105 @@
+"""One run: one strategy, one seed, trained and evaluated in its own folder."""
+
+from pathlib import Path
+
+import torch
+
+from dataset import Inverse, derive_seed
+from diffusion_lib.denoising_diffusion_pytorch_1d import GaussianDiffusion1D, Trainer1D
+from diffusion_lib.errors import NonFiniteLossError
+from diffusion_lib.files import write_json
+from diffusion_lib.memory import peak_memory_bytes, reset_peak_memory
+from diffusion_lib.metrics import SAMPLERS, EvaluationSet, energy_auc, sampler_metrics
+from diffusion_lib.stream import INITIAL_WEIGHTS
+from experiments.config import ExperimentConfig, log_interval
+from experiments.run_folder import prepare_folder, read_result
+from models import MODELS, DiffusionWrapper
+
+CURVE_SIZE = 2048  # examples behind a point of the learning curve
+AUC_SIZE = 4096  # examples behind energy_auc, at every level
+
+
+def build_diffusion(config: ExperimentConfig, mining_config: dict, seed: int) -> GaussianDiffusion1D:
+    """The untrained model of a run: initial weights are a function of the seed alone, not of the strategy."""
+    torch.manual_seed(derive_seed(seed, INITIAL_WEIGHTS))
+    task = Inverse("train", config.rank)
+    return GaussianDiffusion1D(
+        DiffusionWrapper(MODELS[config.model](task.inp_dim, task.out_dim)),
+        timesteps=config.diffusion_steps,
+        mining_config=mining_config,
+        bound=task.bound,
+        use_innerloop_opt=False,
+        match_release=config.match_release,
+    )
+
+
+def build_trainer(config, diffusion, seed, folder, **options) -> Trainer1D:
+    return Trainer1D(
+        diffusion,
+        Inverse("train", config.rank),
+        train_batch_size=config.batch_size,
+        validation_batch_size=2048,
+        train_num_steps=config.train_steps,
+        save_and_sample_every=max(1, min(1000, config.train_steps // 10)),
+        log_every=log_interval(config.train_steps),
+        results_folder=folder,
+        validation_dataset=Inverse("val", config.rank),
+        extra_validation_datasets={"ood": Inverse("val", config.rank, ood=True)},
+        extra_validation_every_mul=1,
+        evaluation_size=min(CURVE_SIZE, config.evaluation_size),
+        seed=seed,
+        **options,
+    )
+
+
+def run_experiment(strategy: str, seed: int, config: ExperimentConfig, mining_config: dict, folder: Path | str,
+                   device: str | None = None, **options) -> dict:  # fmt: skip
+    """Train and evaluate one run in `folder`, continuing what an earlier call left there.
+
+    Returns the content of result.json: `status` 'finished' with `samplers` (metrics by sampler) and costs, or
+    'failed' with `reason` where the loss became non-finite. Other keywords go to Trainer1D.
+    Raises ConfigError, CheckpointError, OSError, and Interrupted after a signal.
+    """
+    folder = Path(folder)
+    prepare_folder(folder, {**config.to_dict(), "strategy": strategy, "seed": seed, "mining_config": mining_config})
+    done = read_result(folder)
+    if done:
+        return done
+    trainer = build_trainer(config, build_diffusion(config, mining_config, seed), seed, folder, device=device,
+                            label=f"{strategy} seed {seed}", **options)  # fmt: skip
+    reset_peak_memory(trainer.device)
+    if (folder / "last.pt").exists():
+        trainer.load("last")
+    result = {"strategy": strategy, "seed": seed, "parameters": sum(p.numel() for p in trainer.diffusion.parameters())}
+    try:
+        trainer.train()
+    except NonFiniteLossError as error:
+        result |= {"status": "failed", "reason": str(error)}
+    else:
+        result |= {
+            "status": "finished",
+            "train_seconds": trainer.train_seconds,
+            "steps_per_second": config.train_steps / trainer.train_seconds,
+            "peak_memory_bytes": peak_memory_bytes(trainer.device),
+            "samplers": evaluate_run(trainer.ema.ema_model, config, trainer.share),
+        }
+    if trainer.accelerator.is_main_process:
+        write_json(folder / "result.json", result)
+    return result
+
+
+def evaluate_run(diffusion, config: ExperimentConfig, share) -> dict[str, dict]:
+    """The metrics of the contract, by sampler, on the fixed sets."""
+    device = diffusion.betas.device
+    val = EvaluationSet(Inverse("val", config.rank), config.evaluation_size, device)
+    ood = EvaluationSet(Inverse("val", config.rank, ood=True), config.evaluation_size, device)
+    small = EvaluationSet(Inverse("val", config.rank), min(AUC_SIZE, config.evaluation_size), device)
+    auc = {f"energy_auc_{mode}": energy_auc(diffusion, small, mode, share=share) for mode in ("random", "adversarial")}
+    samplers = {}
+    for name, inner_steps in SAMPLERS.items():
+        same, harder = (sampler_metrics(diffusion, chosen, inner_steps, share=share) for chosen in (val, ood))
+        samplers[name] = {
+            "val_mse": same["mse"], "recon_error": same["recon_error"],
+            "ood_mse": harder["mse"], "ood_recon_error": harder["recon_error"], **auc,
+        }  # fmt: skip
+    return samplers

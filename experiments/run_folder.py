@@ -1,0 +1,49 @@
+"""The folder of one run: its recorded configuration and its result."""
+
+import json
+from pathlib import Path
+
+from diffusion_lib.environment import environment
+from diffusion_lib.errors import ConfigError
+from diffusion_lib.files import write_json
+
+
+def prepare_folder(folder: Path, config: dict):
+    """Make `folder` for `config`, or check that it was made for it.
+
+    config.json records the configuration and the environment of the first command. Raises ConfigError that
+    names each differing key, and OSError for a folder that cannot be written.
+    """
+    path = folder / "config.json"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"config": config, "environment": environment()})
+        return
+    recorded = read_json(path).get("config", {})
+    keys = sorted(set(recorded) | set(config))
+    differing = [
+        f"{key} (there {recorded.get(key)!r}, now {config.get(key)!r})"
+        for key in keys if recorded.get(key) != config.get(key)
+    ]  # fmt: skip
+    if differing:
+        raise ConfigError(
+            f"{folder} was made by another configuration: {'; '.join(differing)}. "
+            "Choose another --name, the earlier values, or --fresh to delete it"
+        )
+
+
+def read_json(path: Path) -> dict:
+    """Raises ConfigError for a file that is no JSON object."""
+    try:
+        value = json.loads(path.read_text())
+    except ValueError as error:
+        raise ConfigError(f"{path} is not valid JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path} holds no JSON object")
+    return value
+
+
+def read_result(folder: Path) -> dict | None:
+    """The result of a run that ended, or None."""
+    path = folder / "result.json"
+    return read_json(path) if path.exists() else None
