@@ -130,7 +130,7 @@ def spd_inverse(a: torch.Tensor) -> torch.Tensor:
     LAPACK, called once per small matrix, takes over twice as long. Positive pivots need no exchanges
     (Golub and Van Loan, section 4.2).
     """
-    x = a.permute(1, 2, 0).contiguous()  # (n, n, B)
+    x = a.permute(1, 2, 0).clone(memory_format=torch.contiguous_format)  # (n, n, B)
     for k in range(x.shape[0]):
         pivot = x[k, k].reciprocal()
         row, column = x[k] * pivot, x[:, k].clone()

@@ -1,0 +1,44 @@
+import os
+
+# The tests' matrices are small: one thread is fastest, and two test processes do not fight over the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+import torch
+from hypothesis import settings
+
+from dataset import Inverse
+from diffusion_lib.denoising_diffusion_pytorch_1d import GaussianDiffusion1D, Trainer1D
+from models import EBM, DiffusionWrapper
+
+settings.register_profile("project", deadline=None, max_examples=25, derandomize=True)
+settings.load_profile("project")
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="no CUDA device here"))])  # fmt: skip
+def device(request):
+    return request.param
+
+
+def make_diffusion(rank=3, seed=0, **options) -> GaussianDiffusion1D:
+    torch.manual_seed(seed)
+    task = Inverse("train", rank)
+    return GaussianDiffusion1D(DiffusionWrapper(EBM(task.inp_dim, task.out_dim)), **options)
+
+
+def make_trainer(folder, rank=3, mode="adversarial", seed=0, **options) -> Trainer1D:
+    diffusion = make_diffusion(rank, mining_config={"mode": mode}, use_innerloop_opt=False)
+    settings = {"train_batch_size": 16, "train_num_steps": 12, "save_and_sample_every": 4, "log_every": 3,
+                "evaluation_size": 64, "device": "cpu", "validation_dataset": Inverse("val", rank)}  # fmt: skip
+    return Trainer1D(diffusion, Inverse("train", rank), results_folder=folder, seed=seed, **{**settings, **options})
+
+
+def weights(module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def assert_same_weights(left: dict, right: dict):
+    assert left.keys() == right.keys()
+    different = [name for name in left if not torch.equal(left[name], right[name])]
+    assert not different, f"these differ: {different[:5]}"
