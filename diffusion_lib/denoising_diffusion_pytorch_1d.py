@@ -183,11 +183,13 @@ class GaussianDiffusion1D(nn.Module):
         return self.p_sample_loop(x, return_traj=return_traj, **options)
 
     @torch.no_grad()
-    def p_sample_loop(self, inp, *, start=None, generator=None, inner_steps=None, bound=None, return_traj=False):
+    def p_sample_loop(self, inp, *, start=None, generator=None, inner_steps=None, bound=None, levels=None,
+                      return_traj=False):  # fmt: skip
         """Solutions (B, out_dim) for inputs (B, inp_dim); with return_traj those of every level, (T, B, out_dim).
 
         start: the noise x_T (B, out_dim), drawn from `generator` where None. inner_steps: opt_steps at each
         level (None: 5, or 0 without use_innerloop_opt). bound: overrides the model's own, for other tasks.
+        levels: those of 0 … T-1 to visit, descending (None: all).
         """
         if inner_steps is None:
             inner_steps = INNER_STEPS if self.use_innerloop_opt else 0
@@ -195,10 +197,11 @@ class GaussianDiffusion1D(nn.Module):
         x = start
         if x is None:
             x = torch.randn(inp.shape[0], self.out_dim, generator=generator, device=inp.device, dtype=inp.dtype)
-        cond = self.model.ebm.condition(inp, self.num_timesteps - 1)
+        levels = list(reversed(range(self.num_timesteps))) if levels is None else list(levels)
+        cond = self.model.ebm.condition(inp, levels[0])
         trajectory = []
-        for t in tqdm(reversed(range(self.num_timesteps)), total=self.num_timesteps, desc="sampling",
-                      disable=not self.show_inference_tqdm):  # fmt: skip
+        for t, following in tqdm(list(zip(levels, [*levels[1:], None], strict=True)), desc="sampling",
+                                 disable=not self.show_inference_tqdm):  # fmt: skip
             cond = self.model.ebm.retime(cond, t)
             x = self._p_sample(cond, x, t, bound, generator)
             if inner_steps:
@@ -206,8 +209,8 @@ class GaussianDiffusion1D(nn.Module):
             limit = self._clamp_limit(t, bound)
             x_start = self.predict_start(x.clamp(-limit, limit), t)
             trajectory.append(x_start)
-            if t > 0:
-                x = self._at(self.sqrt_alphas_cumprod, t - 1) * x_start
+            if following is not None:
+                x = self._at(self.sqrt_alphas_cumprod, following) * x_start
         if return_traj:
             return torch.stack(trajectory)
         # defect 3: the release returns the last sample without undoing its scale

@@ -35,13 +35,20 @@ RELEASED_DEFAULTS = {
 }
 
 
-def make_accelerator(device: str | None = None, log_with: str | None = None, folder="results") -> Accelerator:
-    """An Accelerator on `device` ('cpu', 'cuda', or None for what is there). Raises ConfigError without CUDA."""
+def check_device(device: str | None):
+    """Raises ConfigError for a device that is unknown or not there."""
     if device not in (None, "cpu", "cuda"):
         raise ConfigError(f"device is {device!r}; allowed: cpu, cuda")
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device is 'cuda', but this machine has no usable CUDA device; allowed here: cpu")
+
+
+def make_accelerator(device: str | None = None, log_with: str | None = None, folder="results") -> Accelerator:
+    """An Accelerator on `device` ('cpu', 'cuda', or None for what is there). Raises ConfigError without CUDA."""
+    check_device(device)
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False)  # the schedule's constants are equal everywhere
+    if log_with not in (None, "tensorboard"):
+        raise ConfigError(f"log_with is {log_with!r}; allowed: tensorboard")
     return Accelerator(cpu=device == "cpu", kwargs_handlers=[ddp], log_with=log_with, project_dir=str(folder))
 
 
@@ -51,7 +58,7 @@ class Trainer1D:
     seed: with the step, it decides each batch, its levels and its noise. lr_schedule: factor of train_lr at a
     step (None: 1). device: 'cpu', 'cuda' or None. data_workers: threads that make batches ahead (None or 0:
     none). evaluation_size: examples in each fixed evaluation set. log_every: steps between rows of
-    metrics.csv. on_log: called with each row. label: shown with the progress.
+    metrics.csv. on_log: called with each row. log_with: 'tensorboard' or None. label: shown with the progress.
     validation_dataset, extra_validation_datasets (by name, every extra_validation_every_mul-th time) are
     evaluated each save_and_sample_every steps. Raises ConfigError for values that are not allowed.
     """
@@ -90,7 +97,8 @@ class Trainer1D:
         self.model, self.opt = accelerator.prepare(diffusion_model, optimizer)
         self.train_step = TrainStep(accelerator, self.model, self.opt, MAX_GRADIENT_NORM)
         self.check_every = GPU_CHECK_EVERY if on_gpu else 1
-        self.loss_sums = torch.zeros(3, device=accelerator.device, dtype=torch.float64)  # total and its parts
+        # since the last row of metrics.csv: the loss, its two parts, and the number of steps
+        self.loss_sums = torch.zeros(4, device=accelerator.device, dtype=torch.float64)
 
         contrastive = diffusion_model.mining.mode != "none"
         share = Share(accelerator.process_index, accelerator.num_processes)
@@ -182,6 +190,8 @@ class Trainer1D:
         SIGTERM and SIGUSR1 save and raise Interrupted; a loss that is not finite raises NonFiniteLossError
         before its update, with the last checkpoint as it was.
         """
+        if self.accelerator.log_with:
+            self.accelerator.init_trackers(self.label.replace(" ", "-"))
         if self.evaluate_first:
             self._print(self.evaluate())
         progress = Progress(self.label, self.step, self.train_num_steps, self.accelerator.is_main_process)
@@ -190,21 +200,21 @@ class Trainer1D:
                 while self.step < self.train_num_steps:
                     self._advance(progress)
                     if self._asked_to_stop(request):
+                        self._require_finite()
                         self.save()
+                        self.accelerator.wait_for_everyone()  # a process that ends may take the others with it
                         raise Interrupted(f"{request.name or 'a signal'} at step {self.step}")
         finally:
             progress.close()
+            for tracker in self.accelerator.trackers:
+                tracker.finish()
         self.save()
         return self.history
 
     def _advance(self, progress):
         """One step and whatever is due after it."""
         started = time.perf_counter()
-        self._set_learning_rate()
-        loss, parts = self.train_step(self.stream.batch(self.step))
-        self.loss_sums += torch.stack([loss, *(loss.new_zeros(()) if part is None else part for part in parts)])
-        self.step += 1
-        self.ema.update()
+        loss = self.run_one_step()
         last = self.step == self.train_num_steps
         save_due = self.step % self.save_and_sample_every == 0 and not last
         log_due = self.step % self.log_every == 0 or last
@@ -219,6 +229,16 @@ class Trainer1D:
         if save_due:
             self.save()
 
+    def run_one_step(self) -> torch.Tensor:
+        """The next batch, its update and the average's; returns the loss, without waiting for the device."""
+        self._set_learning_rate()
+        loss, parts = self.train_step(self.stream.batch(self.step))
+        parts = [loss.new_zeros(()) if part is None else part for part in parts]
+        self.loss_sums += torch.stack([loss, *parts, torch.ones_like(loss)])
+        self.step += 1
+        self.ema.update()
+        return loss
+
     def _require_finite(self):
         if self.train_step.non_finite.item():
             raise NonFiniteLossError(
@@ -231,24 +251,26 @@ class Trainer1D:
         asked = request.name is not None
         if self.share.world > 1:
             asked = self.accelerator.reduce(torch.tensor(float(asked), device=self.device), "sum").item() > 0
-        return asked and self.step < self.train_num_steps
+        return asked
 
     def _log(self, evaluation):
-        rows_since = self.step - (self.history[-1]["step"] if self.history else 0)
-        loss, denoising, contrastive = (self.loss_sums / rows_since).tolist()
+        loss, denoising, contrastive, _ = (self.loss_sums / self.loss_sums[3]).tolist()
         self.loss_sums.zero_()
         row = {"step": self.step, "loss": loss, "loss_denoise": denoising, "loss_contrastive": contrastive,
                "train_seconds": round(self.train_seconds, 3), **evaluation}  # fmt: skip
         self.history.append(row)
-        if self.on_log:
+        if self.accelerator.trackers:
+            self.accelerator.log(row, step=self.step)
+        if self.on_log and self.accelerator.is_main_process:
             self.on_log(row)
 
     def evaluate(self) -> dict[str, float]:
         """Mean squared error of the EMA weights on each fixed set, under the model's own sampler."""
         last = self.step >= self.train_num_steps
         everything = last or (self.step // self.save_and_sample_every) % self.extra_every == 0
+        model, batch_size = self.ema.ema_model, self.validation_batch_size
         return {
-            f"{name}_mse": sampler_metrics(self.ema.ema_model, chosen, None, self.validation_batch_size, self.share)["mse"]
+            f"{name}_mse": sampler_metrics(model, chosen, None, batch_size, self.share)["mse"]
             for name, chosen in self.evaluation_sets.items()
             if everything or name == "val"
         }

@@ -191,7 +191,7 @@ def smallest_detectable_difference(std_of_differences, n, alpha=0.05, power=0.8)
         raise ValueError(f"0 < alpha < power < 1 is needed, got alpha {alpha} and power {power}")
     if std_of_differences < 0:
         raise ValueError(f"std_of_differences must not be negative, got {std_of_differences}")
-    if n < 2 or np.isnan(std_of_differences):
+    if n < 2:
         return nan
     return _detectable_noncentrality(n, alpha, power) * std_of_differences / sqrt(n)
 

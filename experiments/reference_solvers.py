@@ -14,15 +14,24 @@ class Fitted:
     """The mean of the targets, and a linear regression of their upper triangle on that of A (with intercept)."""
 
     def __init__(self, rank: int, samples: int = FIT_SAMPLES, device="cpu"):
-        task = Inverse("train", rank)
-        self.rank = rank
+        self.rank, self.device = rank, device
         self.rows, self.columns = torch.triu_indices(rank, rank, device=device)
-        inp, target = task.sample(samples, seeded_generator(FIT_SEED, device=device), device, torch.float64)
+        inp, target = self.training_data(samples)
         self.mean = target.mean(0)
         features = self._features(inp)
         # the normal equations in float64: the features are few and well scaled
         gram, moments = features.mT @ features, features.mT @ self._upper(target)
-        self.weight = torch.linalg.lstsq(gram.cpu(), moments.cpu(), driver="gelsd").solution.to(device)
+        self.weight = torch.linalg.solve(gram, moments)
+
+    def training_data(self, samples: int):
+        """What it is fitted on: (samples, n^2) float64, of the training distribution."""
+        generator = seeded_generator(FIT_SEED, device=self.device)
+        task, chunk = Inverse("train", self.rank), 10_000  # chunks: the making of data takes several times its memory
+        parts = [
+            task.sample(min(chunk, samples - done), generator, self.device, torch.float64)
+            for done in range(0, samples, chunk)
+        ]
+        return tuple(torch.cat(part) for part in zip(*parts, strict=True))
 
     def mean_predictor(self, inp):
         """The mean target for every input: (B, n^2) float64."""

@@ -1,5 +1,6 @@
 """Paired statistics against scipy, against hand examples, by property and on simulated runs."""
 
+from dataclasses import replace
 from itertools import combinations
 from math import inf, isnan, nan, sqrt
 
@@ -18,9 +19,8 @@ from experiments.paired_stats import (
     smallest_detectable_difference,
 )
 
+quick = settings(max_examples=50, deadline=None)  # no deadline: the machine may be busy
 # Whole numbers: sums and differences are exact, so no tolerance hides a wrong formula.
-# No deadline: the machine may be busy.
-quick = settings(max_examples=50, deadline=None)
 whole = st.integers(1, 1000).map(float)
 pairs = st.lists(st.tuples(whole, whole), min_size=2, max_size=12).map(lambda rows: np.array(rows).T)
 
@@ -63,8 +63,7 @@ def test_paired_difference_is_scipys(confidence):
     expected = stats.ttest_rel(treatment, baseline)
     low, high = expected.confidence_interval(confidence)
     percent = 100 / baseline.mean()
-    assert got.n == 8
-    assert got.difference == pytest.approx((treatment - baseline).mean())
+    assert (got.n, got.difference) == (8, pytest.approx((treatment - baseline).mean()))
     assert got.p == pytest.approx(expected.pvalue)
     assert (got.low, got.high) == (pytest.approx(low), pytest.approx(high))
     assert got.improvement_percent == pytest.approx(-percent * got.difference)
@@ -127,8 +126,7 @@ def test_improvement_needs_a_positive_baseline():
 def test_swapping_the_strategies_flips_the_sign(pair):
     forth, back = paired_difference(*pair), paired_difference(*pair[::-1])
     assert (forth.difference, forth.low, forth.high) == (-back.difference, -back.high, -back.low)
-    assert forth.p == pytest.approx(back.p)
-    assert forth.smallest_detectable == back.smallest_detectable
+    assert (forth.p, forth.smallest_detectable) == (pytest.approx(back.p), back.smallest_detectable)
 
 
 @quick
@@ -311,11 +309,9 @@ def test_every_other_strategy_is_compared_with_the_baseline():
     generator = np.random.default_rng(0)
     p_holm = holm([paired_difference(values[row], values[1]).p for row in (0, 2)])
     for name, row, adjusted in (("random", 0, p_holm[0]), ("adversarial", 2, p_holm[1])):
+        low, high = bootstrap_interval(values[row] - values[1], generator)
         plain = paired_difference(values[row], values[1])
-        assert (got[name].difference, got[name].p) == (plain.difference, plain.p)
-        assert got[name].p_holm == adjusted
-        bounds = bootstrap_interval(values[row] - values[1], generator)
-        assert (got[name].bootstrap_low, got[name].bootstrap_high) == bounds
+        assert got[name] == replace(plain, p_holm=adjusted, bootstrap_low=low, bootstrap_high=high)
 
 
 def test_a_strategy_without_pairs_leaves_the_family():
@@ -327,8 +323,9 @@ def test_a_strategy_without_pairs_leaves_the_family():
 
 
 def test_the_confidence_reaches_every_interval():
-    wide, narrow = (compare_to_baseline(three_strategies(), NAMES, "baseline", np.random.default_rng(0), c)
-                    ["random"] for c in (0.99, 0.8))
+    values = three_strategies()
+    wide, narrow = (compare_to_baseline(values, NAMES, "baseline", np.random.default_rng(0), c)["random"]
+                    for c in (0.99, 0.8))
     assert wide.low < narrow.low < narrow.high < wide.high
     assert wide.bootstrap_low < narrow.bootstrap_low < narrow.bootstrap_high < wide.bootstrap_high
 

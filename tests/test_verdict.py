@@ -236,8 +236,10 @@ def test_rule_text_states_every_scenario_and_threshold():
 ])
 def test_reference_sentence(mean, reference, words):
     assert distance_to_reference(mean, reference) == pytest.approx(mean / reference)
-    assert reference_sentence("adversarial", mean, "linear regression", reference) \
-        == f"adversarial's val_mse is {words}"
+    for metric in ("val_mse", "ood_mse"):
+        got = reference_sentence("adversarial", mean, "linear regression", reference, metric)
+        assert got == f"adversarial's {metric} is {words}"
+    assert "'s val_mse is" in reference_sentence("adversarial", mean, "linear regression", reference)
 
 
 @pytest.mark.parametrize(("mean", "reference"), [(0.01, 0.0), (0.01, nan), (nan, 0.01), (0.01, -1.0)])

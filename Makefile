@@ -1,0 +1,33 @@
+# Each target sets itself up: a virtual environment with the pinned requirements, made once.
+PYTHON ?= python3
+BIN := .venv/bin
+ARGS ?=
+
+.PHONY: compare test lint report benchmark clean-env
+
+compare: .venv/.runtime  ## the main job: three strategies, two seeds, minutes on a laptop
+	$(BIN)/python experiments/matrix_inversion_mining_comparison.py --preset demo $(ARGS)
+
+test: .venv/.development  ## all tests
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: .venv/.development
+	$(BIN)/ruff check .
+
+benchmark: .venv/.runtime  ## speed against the released way of working, on an idle machine
+	$(BIN)/python experiments/benchmark.py $(ARGS)
+
+.venv/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 …")'
+	$(PYTHON) -m venv .venv
+
+.venv/.runtime: requirements.txt | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+.venv/.development: requirements.txt requirements-dev.txt | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@ .venv/.runtime
+
+clean-env:
+	rm -rf .venv

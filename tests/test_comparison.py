@@ -1,0 +1,197 @@
+"""The main command, end to end, as a user runs it."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import assert_same_weights
+
+from diffusion_lib.errors import ConfigError, exit_status
+from experiments.config import ExperimentConfig, parse_seeds
+from experiments.matrix_inversion_mining_comparison import STRATEGIES, get_mining_config, main
+from experiments.tables import HEADLINE_SAMPLER
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPT = ROOT / "experiments" / "matrix_inversion_mining_comparison.py"
+SMALL = ["--rank", "3", "--batch-size", "16", "--evaluation-size", "64", "--device", "cpu"]
+
+
+def command(results, *arguments):
+    return [sys.executable, str(SCRIPT), "--results", str(results), *SMALL, *map(str, arguments)]
+
+
+def run(results, *arguments):
+    return subprocess.run(command(results, *arguments), capture_output=True, text=True, timeout=240)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A small study, run once: the folder of its results and what the command printed."""
+    results = tmp_path_factory.mktemp("results")
+    done = run(results, "--train-steps", 40, "--seeds", "0-2", "--name", "small")
+    assert done.returncode == 0, done.stderr
+    return results, done
+
+
+def read_csv(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_run_is_listed(finished):
+    results, _ = finished
+    rows = read_csv(results / "small.runs.csv")
+    keys = {(row["strategy"], row["seed"], row["sampler"]) for row in rows}
+    assert len(rows) == len(keys) == 3 * 3 * 2
+    assert all(float(row["val_mse"]) > 0 and 0 <= float(row["energy_auc_random"]) <= 1 for row in rows)
+    for row in rows:
+        record = json.loads((results / "small" / row["run"] / "config.json").read_text())
+        assert record["config"]["strategy"] == row["strategy"]
+        assert record["config"]["mining_config"]["mode"] == STRATEGIES[row["strategy"]]["mode"]
+        assert record["environment"]["torch"].startswith(torch.__version__.split("+")[0])
+        assert "matrix_inversion_mining_comparison.py" in record["environment"]["command"]
+
+
+def test_summary_follows_from_the_runs(finished):
+    results, done = finished
+    runs, summary = read_csv(results / "small.runs.csv"), read_csv(results / "small.summary.csv")
+    values = {
+        strategy: [float(r["val_mse"]) for r in runs if (r["strategy"], r["sampler"]) == (strategy, HEADLINE_SAMPLER)]
+        for strategy in STRATEGIES
+    }
+    for row in summary:
+        if row["sampler"] != HEADLINE_SAMPLER:
+            continue
+        mean = sum(values[row["strategy"]]) / 3
+        assert float(row["val_mse_mean"]) == pytest.approx(mean)
+        assert float(row["val_mse_low"]) < mean < float(row["val_mse_high"])
+        if row["strategy"] != "baseline":
+            base = sum(values["baseline"]) / 3
+            assert float(row["val_mse_improvement_percent"]) == pytest.approx(100 * (base - mean) / base)
+    names = [row["strategy"] for row in summary if row["sampler"] == "reference"]
+    assert names == ["mean predictor", "linear regression", "Newton-Schulz 8", "Newton-Schulz 10",
+                     "Newton-Schulz 12", "exact inverse (float32)"]  # fmt: skip
+    assert all(name in done.stdout for name in [*STRATEGIES, *names])
+
+
+def test_strategies_start_from_the_same_weights_and_the_curves_are_drawn(finished):
+    results, _ = finished
+    assert (results / "small" / "learning_curves.png").read_bytes().startswith(b"\x89PNG")
+    first = [read_csv(results / f"small/runs/{name}/seed-0/metrics.csv")[0]["loss_denoise"] for name in STRATEGIES]
+    assert len({round(float(value), 2) for value in first}) == 1
+
+
+def test_the_same_command_again_trains_nothing(finished):
+    results, _ = finished
+    checkpoints = sorted(results.glob("small/runs/*/*/last.pt"))
+    before = [path.stat().st_mtime_ns for path in checkpoints]
+    again = run(results, "--train-steps", 40, "--seeds", "0-2", "--name", "small")
+    assert again.returncode == 0
+    assert [path.stat().st_mtime_ns for path in checkpoints] == before
+
+
+def test_another_configuration_is_refused_with_the_keys_named(finished):
+    results, _ = finished
+    before = (results / "small.runs.csv").read_bytes()
+    refused = run(results, "--train-steps", 41, "--seeds", "0-2", "--name", "small", "--scale-factor", 2)
+    assert refused.returncode == 2
+    assert len(refused.stderr.splitlines()) == 1
+    assert "scale_factor (there 1.0, now 2.0); train_steps (there 40, now 41)" in refused.stderr
+    assert (results / "small.runs.csv").read_bytes() == before
+
+
+def test_report_only_needs_no_flags(finished):
+    results, _ = finished
+    before = (results / "small.runs.csv").read_bytes()
+    (results / "small.runs.csv").unlink()
+    assert main(["--report-only", "--name", "small", "--results", str(results)]) == 0
+    assert (results / "small.runs.csv").read_bytes() == before
+
+
+def test_kill_9_and_again_equals_an_uninterrupted_run(tmp_path):
+    arguments = ["--train-steps", 400, "--strategies", "adversarial", "--name", "killed"]
+    run_folder = tmp_path / "killed" / "runs" / "adversarial" / "seed-0"
+    process = subprocess.Popen(command(tmp_path, *arguments), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (run_folder / "last.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    step = torch.load(run_folder / "last.pt", weights_only=True)["step"]
+    assert 0 < step < 400
+    assert not (run_folder / "result.json").exists()
+    assert run(tmp_path, *arguments).returncode == 0
+    assert run(tmp_path, *arguments[:-1], "whole").returncode == 0
+    paths = (tmp_path / name / "runs/adversarial/seed-0/last.pt" for name in ("killed", "whole"))
+    killed, whole = (torch.load(path, weights_only=True) for path in paths)
+    assert killed["step"] == whole["step"] == 400
+    assert_same_weights(killed["model"], whole["model"])
+    assert_same_weights(killed["ema"], whole["ema"])
+
+
+BAD = [
+    (["--strategies", "hard"], "unknown strategy 'hard'; allowed: baseline, random, adversarial"),
+    (["--rank", "0"], "rank is 0; allowed: a whole number from 1"),
+    (["--opt-steps", "0"], "opt_steps is 0; allowed: a whole number from 1"),
+    (["--scale-factor", "-1"], "scale_factor is -1.0; allowed: a positive number"),
+    (["--scale-factor", "0"], "scale_factor is 0.0; allowed: a positive number"),
+    (["--train-steps", "0"], "train_steps is 0; allowed: a whole number from 1"),
+    (["--seeds", "3-1"], "the range 3-1 is empty"),
+    (["--seeds", "a"], "seeds are 'a'; allowed: a list such as 0,2,5 or a range such as 0-9"),
+    (["--model", "cnn"], "model is 'cnn'; allowed: mlp"),
+    (["--name", "../elsewhere"], "name is '../elsewhere'; allowed: letters"),
+    (["--device", "tpu"], "device is 'tpu'; allowed: cpu, cuda"),
+    (["--results", "/proc/nowhere"], "/proc/nowhere"),
+    (["--report-only", "--name", "absent"], "absent"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD, ids=lambda value: value[0] if isinstance(value, list) else "")
+def test_bad_input_is_one_clear_line_and_status_2(tmp_path, capsys, arguments, message):
+    with pytest.raises(SystemExit) as stop, exit_status():
+        main([*command(tmp_path, *arguments)[2:]])
+    assert stop.value.code == 2
+    shown = capsys.readouterr().err
+    assert message in shown
+    assert len(shown.splitlines()) == 1, shown
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_cuda_asked_for_and_absent(tmp_path):
+    done = run(tmp_path, "--device", "cuda", "--train-steps", 2)
+    assert done.returncode == 2
+    assert "no usable CUDA device" in done.stderr
+
+
+def test_a_corrupt_checkpoint_is_named_and_kept(tmp_path):
+    arguments = ["--train-steps", 20, "--strategies", "baseline", "--name", "study"]
+    assert run(tmp_path, *arguments).returncode == 0
+    folder = tmp_path / "study/runs/baseline/seed-0"
+    (folder / "result.json").unlink()
+    (folder / "last.pt").write_bytes(b"damaged")
+    done = run(tmp_path, *arguments)
+    assert done.returncode == 2
+    assert f"{folder / 'last.pt'} cannot be read as a checkpoint" in done.stderr
+    assert (folder / "last.pt").read_bytes() == b"damaged"
+
+
+@pytest.mark.parametrize(("text", "seeds"), [("0-3", [0, 1, 2, 3]), ("5", [5]), ("7,0-1,1", [0, 1, 7])])
+def test_seed_lists(text, seeds):
+    assert parse_seeds(text) == seeds
+
+
+def test_mining_configs_of_the_strategies():
+    config = ExperimentConfig(opt_steps=5, scale_factor=0.5)
+    assert get_mining_config("adversarial", config) == {
+        "mode": "adversarial", "opt_steps": 5, "scale_factor": 0.5, "noise_scale": 3.0, "weight": 0.5,
+    }  # fmt: skip
+    assert get_mining_config("baseline")["mode"] == "none"
+    with pytest.raises(ConfigError, match="unknown strategy 'x'"):
+        get_mining_config("x")

@@ -1,0 +1,236 @@
+"""The training loop: exact resume, signals, checkpoints, and what stops it."""
+
+import errno
+import os
+import signal
+
+import pytest
+import torch
+from conftest import assert_same_weights, make_diffusion, make_trainer, weights
+from ema_pytorch import EMA
+from torch.optim import Adam
+
+from dataset import Inverse
+from diffusion_lib import files
+from diffusion_lib.errors import CheckpointError, ConfigError, Interrupted, NonFiniteLossError
+from diffusion_lib.stream import BatchStream
+
+
+def final_state(trainer):
+    state = torch.load(trainer.checkpoint_path("last"), weights_only=True)
+    return {**weights(trainer.diffusion), **{f"ema.{k}": v for k, v in weights(trainer.ema).items()}}, state
+
+
+@pytest.mark.parametrize("mode", ["none", "adversarial"])
+@pytest.mark.parametrize("stop", [1, 4, 7])
+def test_resume_equals_an_uninterrupted_run(tmp_path, mode, stop):
+    whole = make_trainer(tmp_path / "whole", mode=mode)
+    whole.train()
+    first = make_trainer(tmp_path / "parts", mode=mode)
+    advance(first, stop)
+    first.save()
+    second = make_trainer(tmp_path / "parts", mode=mode)
+    second.load("last")
+    assert second.step == stop
+    second.train()
+    expected, expected_state = final_state(whole)
+    actual, actual_state = final_state(second)
+    assert_same_weights(actual, expected)
+    for index, moments in expected_state["opt"]["state"].items():
+        assert_same_weights(actual_state["opt"]["state"][index], moments)
+    for left, right in zip(whole.history, second.history, strict=True):
+        assert {**left, "train_seconds": 0} == {**right, "train_seconds": 0}
+
+
+def advance(trainer, steps):
+    """Train `steps` steps and no further, as a signal at that moment would."""
+    from diffusion_lib.progress import Progress
+
+    progress = Progress("test", 0, trainer.train_num_steps, shown=False)
+    for _ in range(steps):
+        trainer._advance(progress)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_saves_and_the_rest_is_the_same(tmp_path, number):
+    whole = make_trainer(tmp_path / "whole")
+    whole.train()
+    stopped = make_trainer(tmp_path / "stopped", log_every=1,
+                           on_log=lambda row: row["step"] == 5 and os.kill(os.getpid(), number))  # fmt: skip
+    with pytest.raises(Interrupted, match=f"{number.name} at step 5"):
+        stopped.train()
+    assert signal.getsignal(number) == signal.SIG_DFL
+    again = make_trainer(tmp_path / "stopped")
+    again.load("last")
+    assert again.step == 5
+    again.train()
+    assert_same_weights(weights(again.diffusion), weights(whole.diffusion))
+    assert_same_weights(weights(again.ema), weights(whole.ema))
+
+
+def stream(seed=0, contrastive=True, **options):
+    return BatchStream(Inverse("train", 3), 8, 10, seed, torch.device("cpu"), contrastive, **options)
+
+
+def test_batches_are_a_function_of_seed_and_step():
+    forward, backward = stream(), stream()
+    expected = [forward.batch(k) for k in range(6)]
+    for k in reversed(range(6)):
+        for left, right in zip(expected[k], backward.batch(k), strict=True):
+            assert torch.equal(left, right)
+    assert not torch.equal(expected[0].inp, expected[1].inp)
+    assert not torch.equal(expected[0].noise, stream(seed=1).batch(0).noise)
+
+
+def test_strategies_see_the_same_data_and_noise():
+    with_negatives, without = stream().batch(3), stream(contrastive=False).batch(3)
+    assert without.nce_noise is None
+    for name in ("inp", "target", "t", "noise"):
+        assert torch.equal(getattr(with_negatives, name), getattr(without, name))
+
+
+def test_workers_and_processes_change_nothing():
+    plain, ahead = stream(), stream(workers=2)
+    halves = [stream(rank=rank, world=2) for rank in range(2)]
+    for k in range(5):
+        expected = plain.batch(k)
+        for place, value in enumerate(expected):
+            assert torch.equal(ahead.batch(k)[place], value)
+            assert torch.equal(torch.cat([half.batch(k)[place] for half in halves]), value)
+
+
+def test_evaluation_leaves_training_alone(tmp_path):
+    quiet = make_trainer(tmp_path / "quiet", validation_dataset=None)
+    watched = make_trainer(tmp_path / "watched", save_and_sample_every=1, log_every=1)
+    quiet.train()
+    watched.train()
+    assert_same_weights(weights(quiet.diffusion), weights(watched.diffusion))
+    assert [row["step"] for row in watched.history] == list(range(1, 13))
+    assert all("val_mse" in row for row in watched.history)
+
+
+def test_same_seed_same_initial_weights_whatever_the_strategy():
+    assert_same_weights(weights(make_diffusion(mining_config={"mode": "none"})), weights(make_diffusion()))
+
+
+def test_training_lowers_the_loss(tmp_path):
+    trainer = make_trainer(tmp_path, mode="none", train_num_steps=300, log_every=50, train_lr=1e-3)
+    history = trainer.train()
+    assert history[-1]["loss"] < 0.7 * history[0]["loss"]
+
+
+def test_non_finite_loss_stops_before_the_update(tmp_path):
+    trainer = make_trainer(tmp_path)
+    advance(trainer, 4)
+    kept, before = trainer.checkpoint_path("last").read_bytes(), weights(trainer.diffusion)
+    make = trainer.stream.batch
+    trainer.stream.batch = lambda k: make(k)._replace(target=torch.full((16, 9), float("nan")))
+    with pytest.raises(NonFiniteLossError, match="not finite"):
+        trainer.train()
+    assert_same_weights(weights(trainer.diffusion), before)
+    assert trainer.checkpoint_path("last").read_bytes() == kept
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", "half"])
+def test_a_damaged_checkpoint_is_named_and_kept(tmp_path, content):
+    trainer = make_trainer(tmp_path)
+    trainer.save()
+    path = tmp_path / "last.pt"
+    content = path.read_bytes()[: path.stat().st_size // 2] if content == "half" else content
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"last\.pt cannot be read as a checkpoint") as caught:
+        trainer.load("last")
+    assert len(str(caught.value).splitlines()) == 1
+    assert path.read_bytes() == content
+
+
+def test_foreign_checkpoints_are_refused(tmp_path):
+    make_trainer(tmp_path).save()
+    with pytest.raises(CheckpointError, match="another model"):
+        make_trainer(tmp_path, rank=4).load("last")
+    with pytest.raises(CheckpointError, match="is of seed 0, this run has seed 1"):
+        make_trainer(tmp_path, seed=1).load("last")
+    torch.save({"weights": 1}, tmp_path / "model-7.pt")
+    with pytest.raises(CheckpointError, match="lacks step, model, opt, ema"):
+        make_trainer(tmp_path).load("7")
+    with pytest.raises(CheckpointError, match="no checkpoint at"):
+        make_trainer(tmp_path).load("8")
+
+
+def test_a_checkpoint_in_the_released_format_loads_and_evaluates(tmp_path):
+    """Saved as the released trainer saves: plain Adam, ema-pytorch's EMA, no fields of ours."""
+    diffusion = make_diffusion(seed=3, match_release=True)
+    optimizer = Adam(diffusion.parameters(), lr=1e-4, betas=(0.9, 0.99))
+    ema = EMA(diffusion, beta=0.995, update_every=10)
+    inp, target = Inverse("train", 3).sample(8)
+    diffusion(inp, target, None)[0].backward()
+    optimizer.step()
+    ema.update()
+    released = {"step": 1000, "model": diffusion.state_dict(), "opt": optimizer.state_dict(),
+                "ema": ema.state_dict(), "scaler": None}  # fmt: skip
+    torch.save(released, tmp_path / "model-1.pt")
+    trainer = make_trainer(tmp_path, train_num_steps=1002)
+    trainer.load("1")
+    assert trainer.step == 1000
+    assert_same_weights(weights(trainer.diffusion), weights(diffusion))
+    before = trainer.evaluate()["val_mse"]
+    assert 0 < before < float("inf")
+    trainer.train()
+    assert trainer.step == 1002
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
+    trainer = make_trainer(tmp_path)
+    advance(trainer, 4)
+    kept = trainer.checkpoint_path("last").read_bytes()
+
+    def no_space(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", no_space)
+    with pytest.raises(OSError, match="No space left"):
+        trainer.train()
+    assert trainer.checkpoint_path("last").read_bytes() == kept
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.pt", "metrics.csv"]
+
+
+def test_ema_copies_the_schedule_and_averages_the_weights(tmp_path):
+    trainer = make_trainer(tmp_path, train_num_steps=130, save_and_sample_every=1000, train_lr=1e-2, mode="none")
+    trainer.train()
+    averaged = dict(trainer.ema.ema_model.named_parameters())
+    assert_same_weights(dict(trainer.ema.ema_model.named_buffers()), dict(trainer.diffusion.named_buffers()))
+    assert not torch.equal(averaged["model.ebm.fc2.weight"], trainer.diffusion.model.ebm.fc2.weight)
+
+
+def test_learning_rate_schedule(tmp_path):
+    still = make_trainer(tmp_path, lr_schedule=lambda _: 0.0)
+    before = weights(still.diffusion)
+    still.train()
+    assert_same_weights(weights(still.diffusion), before)
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"train_num_steps": 0}, "train_num_steps is 0; allowed: a whole number from 1"),
+    ({"train_batch_size": 2.5}, "train_batch_size is 2.5"),
+    ({"device": "tpu"}, "device is 'tpu'; allowed: cpu, cuda"),
+    ({"cond_mask": True}, "cond_mask is True; allowed here: False"),
+])  # fmt: skip
+def test_bad_options_are_named(tmp_path, options, message):
+    with pytest.raises(ConfigError, match=message):
+        make_trainer(tmp_path, **options)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_cuda_asked_for_and_absent(tmp_path):
+    with pytest.raises(ConfigError, match="no usable CUDA device"):
+        make_trainer(tmp_path, device="cuda")
+
+
+def test_the_cpu_and_another_device_agree(tmp_path, device):
+    """On the CPU this compares two runs bit for bit; on a GPU, a captured step with the CPU's to rounding."""
+    reference, other = make_trainer(tmp_path / "cpu"), make_trainer(tmp_path / "other", device=device)
+    for k in range(6):
+        batch = reference.stream.batch(k)
+        left, _ = reference.train_step(batch)
+        right, _ = other.train_step(type(batch)(*(part.to(device) for part in batch)))
+        assert right.item() == pytest.approx(left.item(), rel=1e-4 if device == "cuda" else 0)
