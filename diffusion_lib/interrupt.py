@@ -14,7 +14,10 @@ class StopRequest:
 
 @contextmanager
 def stop_requests():
-    """Inside, the two signals set the request that is yielded; outside they act as before."""
+    """Inside, the two signals set the request that is yielded; outside they act as before.
+
+    A request that came too late for the block to act on (by an exception) is a signal again after it.
+    """
     request = StopRequest()
 
     def note(number, _frame):
@@ -26,3 +29,5 @@ def stop_requests():
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+    if request.name:
+        signal.raise_signal(signal.Signals[request.name])

@@ -38,11 +38,14 @@ class TrainStep:
         loss, parts = self.model(batch.inp, batch.target, None, batch.t, batch.noise, batch.nce_noise)
         self.accelerator.backward(loss)
         norm = self.accelerator.clip_grad_norm_(self.parameters, self.max_norm)
-        loss = self.accelerator.reduce(loss.detach(), "mean")
+        # over all processes, each of which has the losses of its own rows
+        measured = torch.stack([loss, *(part for part in parts if part is not None)]).detach()
+        measured = self.accelerator.reduce(measured, "mean")
+        loss, parts = measured[0], (measured[1], measured[2] if len(measured) == 3 else None)
         bad = (~torch.isfinite(norm + loss)).float()
         self.non_finite.copy_(torch.maximum(self.non_finite, bad))
         self.optimizer.step()
-        return loss, tuple(None if part is None else part.detach() for part in parts)
+        return loss, parts
 
     def _capture(self, batch):
         self.inputs = type(batch)(*(value if value is None else value.clone() for value in batch))

@@ -2,24 +2,29 @@
 
     python experiments/matrix_inversion_mining_comparison.py --preset demo
 
-The same command again continues; finished runs are kept. Exit status: 0 done, 2 bad input or a failed run,
-75 stopped by a signal with everything saved.
+The same command again continues; finished runs are kept. Started several times, on one machine or many that
+share the results folder, the processes divide the runs among themselves. Exit status: 0 done, 2 bad input or a
+failed run, 75 stopped by a signal with everything saved.
 """
 
 import argparse
-import shutil
+import os
 import sys
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from diffusion_lib.errors import EXIT_BAD_INPUT, ConfigError, exit_status  # noqa: E402
+from diffusion_lib.trainer import check_device  # noqa: E402
 from experiments.config import PRESETS, ExperimentConfig, check_name, parse_seeds  # noqa: E402
 from experiments.report import write_report  # noqa: E402
 from experiments.run import run_experiment  # noqa: E402
 from experiments.run_folder import prepare_folder, read_json  # noqa: E402
+from experiments.run_list import Outcome, delete_study, ended_runs, run_all  # noqa: E402
+from experiments.status import status_table  # noqa: E402
 
 # The strategies, by what they change in training. To compare another one, add its line.
 STRATEGIES = {
@@ -53,6 +58,9 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     parser.add_argument("--results", type=Path, default=ROOT / "results", help="default: results/ of this project")
     parser.add_argument("--fresh", action="store_true", help="delete what an earlier study of this name left")
     parser.add_argument("--report-only", action="store_true", help="train nothing; report the finished runs")
+    parser.add_argument("--status", action="store_true", help="train nothing; show where each run stands")
+    parser.add_argument("--task", type=int, metavar="I", help="only run I of strategies x seeds, without a report: "
+                        "for job arrays; I counts from 0, run I is strategy I mod S of seed I div S")  # fmt: skip
     return parser.parse_args(arguments)
 
 
@@ -68,34 +76,64 @@ def resolve(options: argparse.Namespace) -> tuple[ExperimentConfig, list[int], s
     return config, seeds, check_name(options.name or f"{options.preset or 'custom'}-{config.model}")
 
 
-def run_all(options, config: ExperimentConfig, seeds: list[int], study: Path) -> list[str]:
-    """Run what is not finished, seed by seed so that pairs complete early. Returns the failures, one line each."""
-    failures = []
-    for seed in seeds:
-        for strategy in options.strategies:
-            folder = study / "runs" / strategy / f"seed-{seed}"
-            result = run_experiment(strategy, seed, config, get_mining_config(strategy, config), folder, options.device)
-            if result["status"] == "failed":
-                failures.append(f"{strategy} seed {seed}: {result['reason']}")
-    return failures
+def run_names(options, seeds: list[int]) -> list[tuple[str, int]]:
+    """The runs (strategy, seed) in order: seed by seed, so that pairs complete early. Raises ConfigError."""
+    runs = [(strategy, seed) for seed in seeds for strategy in options.strategies]
+    if options.task is None:
+        return runs
+    if not 0 <= options.task < len(runs):
+        raise ConfigError(f"task is {options.task}; allowed: 0 to {len(runs) - 1}, one for each strategy and seed")
+    return [runs[options.task]]
+
+
+def train(options, config: ExperimentConfig, runs: list[tuple[str, int]], study: Path) -> Outcome:
+    """Train what has not ended of `runs` (strategy, seed). Raises ConfigError where no run could start."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("a run is trained by one process; start this script once for each GPU, they share the runs")
+    check_device(options.device)
+    if options.fresh and os.environ.get("SLURM_RESTART_COUNT", "0") == "0":  # a requeued job continues its own work
+        delete_study(study)
+    prepare_folder(study, config.to_dict())
+    return run_all({
+        f"{strategy} seed {seed}": partial(run_experiment, strategy, seed, config, get_mining_config(strategy, config),
+                                           run_folder(study, strategy, seed), options.device)
+        for strategy, seed in runs
+    })  # fmt: skip
+
+
+def run_folder(study: Path, strategy: str, seed: int) -> Path:
+    return study / "runs" / strategy / f"seed-{seed}"
 
 
 def main(arguments=None) -> int:
     options = parse_arguments(arguments)
     config, seeds, name = resolve(options)
     study = options.results / name
-    if options.fresh and (study / "config.json").exists():
-        shutil.rmtree(study)
-    failures = []
-    if options.report_only:
-        config = ExperimentConfig(**read_json(study / "config.json")["config"])
-    else:
-        prepare_folder(study, config.to_dict())
-        failures = run_all(options, config, seeds, study)
-    write_report(study, config, list(STRATEGIES))
-    for failure in failures:
+    runs = run_names(options, seeds)
+    folders = [run_folder(study, *run) for run in runs]
+    if options.status:
+        print(status_table(study, folders))
+        return 0
+    outcome = Outcome([], []) if options.report_only else train(options, config, runs, study)
+    if options.report_only or (options.task is None and ended_runs(study)):
+        report(study, folders)
+    for failure in outcome.failures:
         print(f"failed: {failure}", file=sys.stderr)
-    return EXIT_BAD_INPUT if failures else 0
+    for held in outcome.held:
+        print(f"left to its holder: {held}", file=sys.stderr)
+    return EXIT_BAD_INPUT if outcome.failures else 0
+
+
+def report(study: Path, asked: list[Path]):
+    """Report all runs that ended, and say if those asked for are not among them. Raises ConfigError if none ended."""
+    config, reported, ended = ExperimentConfig(**read_json(study / "config.json")["config"]), None, ended_runs(study)
+    while ended != reported:  # again if a run ended meanwhile: of two reports made at a time the last must have all
+        write_report(study, config, list(STRATEGIES))
+        reported, ended = ended, ended_runs(study)
+    missing = len(set(asked) - ended)
+    if missing:
+        print(f"this report is partial, without the {missing} runs that have not ended: --status shows where they "
+              "stand, and --report-only reports again", file=sys.stderr)  # fmt: skip
 
 
 if __name__ == "__main__":

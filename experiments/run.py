@@ -10,7 +10,9 @@ from diffusion_lib.errors import NonFiniteLossError
 from diffusion_lib.files import write_json
 from diffusion_lib.memory import peak_memory_bytes, reset_peak_memory
 from diffusion_lib.metrics import SAMPLERS, EvaluationSet, energy_auc, sampler_metrics
+from diffusion_lib.precision import set_precision
 from diffusion_lib.stream import INITIAL_WEIGHTS
+from experiments.claims import Claim
 from experiments.config import ExperimentConfig, log_interval
 from experiments.run_folder import prepare_folder, read_result
 from models import MODELS, DiffusionWrapper
@@ -33,7 +35,11 @@ def build_diffusion(config: ExperimentConfig, mining_config: dict, seed: int) ->
     )
 
 
-def build_trainer(config, diffusion, seed, folder, **options) -> Trainer1D:
+def build_trainer(config, diffusion, seed, folder, device=None, **options) -> Trainer1D:
+    """The trainer of a run, its products set to the configured precision. Raises ConfigError."""
+    check_device(device)
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    set_precision(config.precision, diffusion.model.ebm, place)
     return Trainer1D(
         diffusion,
         Inverse("train", config.rank),
@@ -48,6 +54,7 @@ def build_trainer(config, diffusion, seed, folder, **options) -> Trainer1D:
         extra_validation_every_mul=1,
         evaluation_size=min(CURVE_SIZE, config.evaluation_size),
         seed=seed,
+        device=device,
         **options,
     )
 
@@ -58,34 +65,46 @@ def run_experiment(strategy: str, seed: int, config: ExperimentConfig, mining_co
 
     Returns the content of result.json: `status` 'finished' with `samplers` (metrics by sampler) and costs, or
     'failed' with `reason` where the loss became non-finite. Other keywords go to Trainer1D.
-    Raises ConfigError, CheckpointError, OSError, and Interrupted after a signal.
+    Raises RunHeld where another process has the run, ConfigError, CheckpointError, OSError, and Interrupted after
+    a signal.
     """
     folder = Path(folder)
     prepare_folder(folder, {**config.to_dict(), "strategy": strategy, "seed": seed, "mining_config": mining_config})
     done = read_result(folder)
     if done:
         return done
-    trainer = build_trainer(config, build_diffusion(config, mining_config, seed), seed, folder, device=device,
-                            label=f"{strategy} seed {seed}", **options)  # fmt: skip
+    with Claim(folder) as claim:
+        done = read_result(folder)  # another process may have ended the run before the claim
+        if done:
+            return done
+        trainer = build_trainer(config, build_diffusion(config, mining_config, seed), seed, folder, device=device,
+                                on_log=claim.note, label=f"{strategy} seed {seed}", **options)  # fmt: skip
+        try:
+            result = {"strategy": strategy, "seed": seed, **train_and_evaluate(trainer, config)}
+        finally:
+            claim.reached(trainer.step)
+        if trainer.accelerator.is_main_process:
+            write_json(folder / "result.json", result)
+    return result
+
+
+def train_and_evaluate(trainer: Trainer1D, config: ExperimentConfig) -> dict:
+    """Train from where the folder's checkpoint stands; `status`, and `reason` or the costs and metrics."""
     reset_peak_memory(trainer.device)
-    if (folder / "last.pt").exists():
+    if trainer.checkpoint_path("last").exists():
         trainer.load("last")
-    result = {"strategy": strategy, "seed": seed, "parameters": sum(p.numel() for p in trainer.diffusion.parameters())}
+    result = {"parameters": sum(p.numel() for p in trainer.diffusion.parameters())}
     try:
         trainer.train()
     except NonFiniteLossError as error:
-        result |= {"status": "failed", "reason": str(error)}
-    else:
-        result |= {
-            "status": "finished",
-            "train_seconds": trainer.train_seconds,
-            "steps_per_second": config.train_steps / trainer.train_seconds,
-            "peak_memory_bytes": peak_memory_bytes(trainer.device),
-            "samplers": evaluate_run(trainer.ema.ema_model, config, trainer.share),
-        }
-    if trainer.accelerator.is_main_process:
-        write_json(folder / "result.json", result)
-    return result
+        return result | {"status": "failed", "reason": str(error)}
+    return result | {
+        "status": "finished",
+        "train_seconds": trainer.train_seconds,
+        "steps_per_second": config.train_steps / trainer.train_seconds,
+        "peak_memory_bytes": peak_memory_bytes(trainer.device),
+        "samplers": evaluate_run(trainer.ema.ema_model, config, trainer.share),
+    }
 
 
 def evaluate_run(diffusion, config: ExperimentConfig, share) -> dict[str, dict]:
