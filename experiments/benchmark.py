@@ -180,7 +180,8 @@ def main(arguments=None):
         rows += measure_scaling(options)
         scaling_figure(rows, options.results / "benchmark.png")
     about = environment()
-    print(f"{about['gpu'] or about['cpu']}, {about['threads']} threads, torch {about['torch']}, commit {about['commit']}; "
+    machine = f"{about['gpu'] or about['cpu']}, {about['threads']} threads"
+    print(f"{machine}, torch {about['torch']}, commit {about['commit']}; "
           f"float32 product peak {peak / 1e9:.0f} GFLOP/s")  # fmt: skip
     columns = ("measured", "released_ms", "ours_ms", "ratio", "share_of_peak")
     print(tabulate([[r.get(column) for column in columns] for r in rows], columns, floatfmt=".3g"))

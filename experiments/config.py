@@ -9,6 +9,19 @@ from diffusion_lib.mining import MiningConfig
 from diffusion_lib.precision import PRECISIONS
 from models import MODELS
 
+# What each energy model is trained with, unless a preset or a flag says otherwise.
+RECIPES = {
+    "mlp": {},  # IRED's own: the defaults below
+    "matrix": {"learning_rate": 3e-3, "schedule": "cosine", "batch_size": 256, "train_steps": 1500},
+    "matrix-free": {"learning_rate": 3e-3, "schedule": "cosine", "batch_size": 256, "train_steps": 1500},
+}
+WARM_UP_STEPS = 50
+# By name, the factor of the learning rate at a step of a run.
+SCHEDULES = {
+    "constant": lambda _step, _total: 1.0,
+    "cosine": lambda step, total: min(1.0, (step + 1) / WARM_UP_STEPS) * 0.5 * (1 + math.cos(math.pi * step / total)),
+}
+
 # What each preset fixes; every value can be overridden by its own flag. `seeds` is a range as on the command line.
 PRESETS = {
     "demo": {"train_steps": 1000, "batch_size": 256, "seeds": "0-1", "evaluation_size": 4096},
@@ -22,6 +35,7 @@ class ExperimentConfig:
     """Everything that decides the numbers of a study, but for its strategies and seeds, which may be added to.
 
     rank: n of the n x n matrices. model: a key of MODELS. batch_size: matrices a step. train_steps: updates.
+    learning_rate, schedule: Adam's, and its course (a key of SCHEDULES).
     diffusion_steps: T. opt_steps, scale_factor, noise_scale, weight: see MiningConfig. evaluation_size: matrices
     in each fixed evaluation set. precision: see diffusion_lib.precision. match_release: the released code's
     defects. Raises ConfigError for anything that is not allowed.
@@ -31,6 +45,8 @@ class ExperimentConfig:
     model: str = "mlp"
     batch_size: int = 2048
     train_steps: int = 100_000
+    learning_rate: float = 1e-4
+    schedule: str = "constant"
     diffusion_steps: int = 10
     opt_steps: int = 2
     scale_factor: float = 1.0
@@ -45,10 +61,16 @@ class ExperimentConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{name} is {value!r}; allowed: a whole number from 1")
-        for name, allowed in (("model", MODELS), ("precision", PRECISIONS)):
+        for name, allowed in (("model", MODELS), ("precision", PRECISIONS), ("schedule", SCHEDULES)):
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; allowed: {', '.join(allowed)}")
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise ConfigError(f"learning_rate is {self.learning_rate!r}; allowed: a positive number")
         self.mining_config("adversarial")  # checks the four keys
+
+    def learning_rate_factor(self, step: int) -> float:
+        """The factor of `learning_rate` at a step counted from 0."""
+        return SCHEDULES[self.schedule](step, self.train_steps)
 
     def mining_config(self, mode: str) -> dict:
         """The `mining_config` of GaussianDiffusion1D for a mode."""

@@ -65,17 +65,21 @@ def _aligned(curves: dict[int, list[dict]], column: str):
     return np.array(steps), np.array([[table[step] for step in steps] for table in tables])
 
 
+def points_and_interval(axis, place: float, values: np.ndarray, color: str):
+    """Every value as a point, and beside them the mean with its 95% t-interval."""
+    interval = mean_interval(values)
+    axis.plot(np.full(values.size, place - 0.12), values, "o", ms=3.5, alpha=0.6, color=color)
+    if np.isfinite(interval.low):
+        spread = [[interval.mean - interval.low], [interval.high - interval.mean]]
+        axis.errorbar([place + 0.12], [interval.mean], spread, fmt="s", capsize=3, color=color)
+
+
 def interval_plot(study: Study, references: list[dict], path: Path):
     """Every run as a point beside the mean and its 95% interval, for both difficulties."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.4))
     for axis, metric in zip(axes, ("val_mse", "ood_mse"), strict=True):
         for i, values in enumerate(study.values(metric, HEADLINE_SAMPLER)):
-            finite = values[np.isfinite(values)]
-            interval = mean_interval(finite)
-            axis.plot(np.full(finite.size, i - 0.12), finite, "o", ms=3.5, alpha=0.6, color=f"C{i}")
-            if np.isfinite(interval.low):
-                spread = [[interval.mean - interval.low], [interval.high - interval.mean]]
-                axis.errorbar([i + 0.12], [interval.mean], spread, fmt="s", color=f"C{i}", capsize=3)
+            points_and_interval(axis, i, values[np.isfinite(values)], f"C{i}")
         for row in references:
             if row["strategy"] == "linear regression":
                 axis.axhline(row[metric], color="black", ls="--", lw=0.8, label="linear regression")

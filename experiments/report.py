@@ -14,7 +14,7 @@ from experiments.reference_solvers import reference_rows
 from experiments.run import build_diffusion
 from experiments.run_folder import read_json
 from experiments.tables import HEADLINE_SAMPLER, Study, format_table, original_pairing, run_rows, summary_rows
-from experiments.verdict import BASELINE, RULE, decide, reference_sentence
+from experiments.verdict import ADVERSARIAL, BASELINE, RULE, decide, reference_sentence
 
 QUESTION = "Does adversarial negative mining make an IRED energy-based diffusion model better at inverting matrices?"
 DIAGNOSED = 512  # matrices of each difficulty behind the energy landscape, fewer for a small evaluation set
@@ -43,7 +43,7 @@ def write_report(folder: Path, config: ExperimentConfig, strategies: list[str]):
 def verdict_lines(study: Study, summary: list[dict]) -> list[str]:
     """The verdict, its reasons, and how far each strategy stands from linear regression; a line each."""
     lines = []
-    if BASELINE in study.strategies:
+    if {BASELINE, ADVERSARIAL} <= set(study.strategies):
         verdict = decide(study.evidence())
         lines = [f"Verdict: {verdict.scenario}.", *(f"- {reason}." for reason in verdict.reasons)]
     linear = next(row["val_mse_mean"] for row in summary if row["strategy"] == "linear regression")

@@ -43,7 +43,10 @@ class EBM(EnergyModel):
     """E = ||fc4 h3||^2, h = swish(fc1 [inp, x]), then twice h = swish(fc(h) * (gain_t + 1) + bias_t).
 
     Parameter names are those of IRED's checkpoints. The gradient is written out (below) instead of traced.
+    `product` multiplies all large matrices: see diffusion_lib.precision.
     """
+
+    product = staticmethod(torch.matmul)
 
     def __init__(self, inp_dim: int, out_dim: int):
         super().__init__(inp_dim, out_dim)
@@ -63,7 +66,7 @@ class EBM(EnergyModel):
         return self.energy(self.condition(inp, t), candidate)[:, None]
 
     def condition(self, inp, t):
-        projected = F.linear(inp, self.fc1.weight[:, : self.inp_dim], self.fc1.bias)
+        projected = self.product(inp, self.fc1.weight[:, : self.inp_dim].t()) + self.fc1.bias
         return Condition(projected, *self._time_features(t))
 
     def retime(self, cond, t):
@@ -81,17 +84,18 @@ class EBM(EnergyModel):
         return gain2 + 1, bias2, gain3 + 1, bias3
 
     def energy(self, cond, x):
-        h = F.silu(cond.projected + F.linear(x, self._candidate_weight()))
-        h = F.silu(torch.addcmul(cond.bias2, self.fc2(h), cond.gain2))
-        h = F.silu(torch.addcmul(cond.bias3, self.fc3(h), cond.gain3))
-        return self.fc4(h).square().sum(1)
+        product = self.product
+        h = F.silu(cond.projected + product(x, self._candidate_weight().t()))
+        h = F.silu(torch.addcmul(cond.bias2, product(h, self.fc2.weight.t()) + self.fc2.bias, cond.gain2))
+        h = F.silu(torch.addcmul(cond.bias3, product(h, self.fc3.weight.t()) + self.fc3.bias, cond.gain3))
+        return (product(h, self.fc4.weight.t()) + self.fc4.bias).square().sum(1)
 
     def energy_and_gradient(self, cond, x):
         weights = (self.fc2.weight, self.fc2.bias, self.fc3.weight, self.fc3.bias, self.fc4.weight, self.fc4.bias)
         arguments = (x.detach(), *cond, self._candidate_weight(), *weights)
         if torch.is_grad_enabled():
-            return _EnergyAndGradient.apply(*arguments)
-        energy, gradient, _ = _forward(*arguments)
+            return _EnergyAndGradient.apply(self.product, *arguments)
+        energy, gradient, _ = _forward(self.product, *arguments)
         return energy, gradient
 
     def _candidate_weight(self):
@@ -101,28 +105,28 @@ class EBM(EnergyModel):
 _silu_gradient = torch.ops.aten.silu_backward  # (upstream, a) -> upstream * swish'(a), in one pass
 
 
-def _forward(x, projected, gain2, bias2, gain3, bias3, w1, w2, b2, w3, b3, w4, b4):
+def _forward(product, x, projected, gain2, bias2, gain3, bias3, w1, w2, b2, w3, b3, w4, b4):
     """E and dE/dx in one sweep down and one up; `a` are pre-activations, d_ is dE/d of what follows it."""
-    a1 = torch.addmm(projected, x, w1.t())
+    a1 = product(x, w1.t()).add_(projected)
     h1 = F.silu(a1)
-    u2 = torch.addmm(b2, h1, w2.t())
+    u2 = product(h1, w2.t()).add_(b2)
     a2 = torch.addcmul(bias2, u2, gain2)
     h2 = F.silu(a2)
-    u3 = torch.addmm(b3, h2, w3.t())
+    u3 = product(h2, w3.t()).add_(b3)
     a3 = torch.addcmul(bias3, u3, gain3)
     h3 = F.silu(a3)
-    out = torch.addmm(b4, h3, w4.t())
+    out = product(h3, w4.t()).add_(b4)
     d_out = out * 2
-    d_h3 = d_out @ w4
+    d_h3 = product(d_out, w4)
     d_a3 = _silu_gradient(d_h3, a3)
     d_u3 = d_a3 * gain3
-    d_h2 = d_u3 @ w3
+    d_h2 = product(d_u3, w3)
     d_a2 = _silu_gradient(d_h2, a2)
     d_u2 = d_a2 * gain2
-    d_h1 = d_u2 @ w2
+    d_h1 = product(d_u2, w2)
     d_a1 = _silu_gradient(d_h1, a1)
     kept = (a1, h1, u2, a2, h2, u3, a3, h3, d_out, d_h3, d_a3, d_u3, d_h2, d_a2, d_u2, d_h1, d_a1)
-    return out.square().sum(1), d_a1 @ w1, kept
+    return out.square().sum(1), product(d_a1, w1), kept
 
 
 class _EnergyAndGradient(torch.autograd.Function):
@@ -134,9 +138,10 @@ class _EnergyAndGradient(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, projected, gain2, bias2, gain3, bias3, w1, w2, b2, w3, b3, w4, b4):
+    def forward(ctx, product, x, projected, gain2, bias2, gain3, bias3, w1, w2, b2, w3, b3, w4, b4):
         arguments = (x, projected, gain2, bias2, gain3, bias3, w1, w2, b2, w3, b3, w4, b4)
-        energy, gradient, kept = _forward(*arguments)
+        energy, gradient, kept = _forward(product, *arguments)
+        ctx.product = product
         ctx.save_for_backward(x, gain2, gain3, w1, w2, w3, w4, *kept)
         return energy, gradient
 
@@ -145,35 +150,36 @@ class _EnergyAndGradient(torch.autograd.Function):
     def backward(ctx, e_bar, v):
         x, gain2, gain3, w1, w2, w3, w4, *kept = ctx.saved_tensors
         a1, h1, u2, a2, h2, u3, a3, h3, d_out, d_h3, d_a3, d_u3, d_h2, d_a2, d_u2, d_h1, d_a1 = kept
+        product = ctx.product
 
         s1, curve1 = _silu_derivatives(a1)
-        a1_dot = v @ w1.t()
+        a1_dot = product(v, w1.t())
         h1_dot = s1 * a1_dot
-        u2_dot = h1_dot @ w2.t()
+        u2_dot = product(h1_dot, w2.t())
         s2, curve2 = _silu_derivatives(a2)
         a2_dot = u2_dot * gain2
         h2_dot = s2 * a2_dot
-        u3_dot = h2_dot @ w3.t()
+        u3_dot = product(h2_dot, w3.t())
         s3, curve3 = _silu_derivatives(a3)
         a3_dot = u3_dot * gain3
         h3_dot = s3 * a3_dot
 
-        out_bar = torch.addcmul((h3_dot @ w4.t()).mul_(2), d_out, e_bar[:, None])
-        w4_bar = torch.addmm(out_bar.t() @ h3, d_out.t(), h3_dot)
-        a3_bar = s3.mul_(out_bar @ w4).add_(curve3.mul_(a3_dot).mul_(d_h3))
+        out_bar = torch.addcmul(product(h3_dot, w4.t()).mul_(2), d_out, e_bar[:, None])
+        w4_bar = product(out_bar.t(), h3).add_(product(d_out.t(), h3_dot))
+        a3_bar = s3.mul_(product(out_bar, w4)).add_(curve3.mul_(a3_dot).mul_(d_h3))
         gain3_bar = (a3_bar * u3).addcmul_(d_a3, u3_dot)
         u3_bar = a3_bar * gain3
-        w3_bar = torch.addmm(u3_bar.t() @ h2, d_u3.t(), h2_dot)
-        a2_bar = s2.mul_(u3_bar @ w3).add_(curve2.mul_(a2_dot).mul_(d_h2))
+        w3_bar = product(u3_bar.t(), h2).add_(product(d_u3.t(), h2_dot))
+        a2_bar = s2.mul_(product(u3_bar, w3)).add_(curve2.mul_(a2_dot).mul_(d_h2))
         gain2_bar = (a2_bar * u2).addcmul_(d_a2, u2_dot)
         u2_bar = a2_bar * gain2
-        w2_bar = torch.addmm(u2_bar.t() @ h1, d_u2.t(), h1_dot)
-        a1_bar = s1.mul_(u2_bar @ w2).add_(curve1.mul_(a1_dot).mul_(d_h1))
-        w1_bar = torch.addmm(a1_bar.t() @ x, d_a1.t(), v)
+        w2_bar = product(u2_bar.t(), h1).add_(product(d_u2.t(), h1_dot))
+        a1_bar = s1.mul_(product(u2_bar, w2)).add_(curve1.mul_(a1_dot).mul_(d_h1))
+        w1_bar = product(a1_bar.t(), x).add_(product(d_a1.t(), v))
 
         times = (_like(gain2_bar, gain2), _like(a2_bar, gain2), _like(gain3_bar, gain3), _like(a3_bar, gain3))
         biases = (u2_bar.sum(0), u3_bar.sum(0), out_bar.sum(0))
-        return (None, a1_bar, *times, w1_bar, w2_bar, biases[0], w3_bar, biases[1], w4_bar, biases[2])
+        return (None, None, a1_bar, *times, w1_bar, w2_bar, biases[0], w3_bar, biases[1], w4_bar, biases[2])
 
 
 def _silu_derivatives(a):

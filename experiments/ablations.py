@@ -1,0 +1,135 @@
+"""One setting of the mining varied, everything else as in the main comparison.
+
+    python experiments/ablations.py opt_steps --seeds 0-2 --train-steps 10000
+    python experiments/ablations.py rank --values 10 20 30
+
+A setting of the mining becomes one study with an arm per value beside the baseline; another rank is another
+task, so each rank is a study of its own with all strategies, and a curve joins them. Everything that the main
+comparison takes (--preset, --seeds, --model, …) can follow.
+"""
+
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import numpy as np  # noqa: E402
+
+from diffusion_lib.errors import EXIT_BAD_INPUT, ConfigError, exit_status  # noqa: E402
+from experiments import matrix_inversion_mining_comparison as comparison  # noqa: E402
+from experiments.config import ExperimentConfig  # noqa: E402
+from experiments.paired_stats import mean_interval  # noqa: E402
+from experiments.plots import plt, points_and_interval, save_figure  # noqa: E402
+from experiments.report import write_report  # noqa: E402
+from experiments.run import run_experiment  # noqa: E402
+from experiments.run_folder import prepare_folder  # noqa: E402
+from experiments.run_list import run_all  # noqa: E402
+from experiments.tables import Study, run_rows  # noqa: E402
+
+# What can be varied, and the values where --values does not say otherwise.
+ABLATIONS = {
+    "opt_steps": (1, 2, 5, 10),
+    "scale_factor": (0.5, 1.0, 2.0),
+    "noise_scale": (0.3, 1.0, 3.0),
+    "weight": (0.005, 0.05, 0.5),
+    "rank": (10, 20, 30),
+}
+
+
+def parse_arguments(arguments):
+    """The ablation and its values, and the options of the main comparison. Raises ConfigError."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] not in ABLATIONS:
+        given = repr(arguments[0]) if arguments else "missing"
+        raise ConfigError(f"the ablation is {given}; allowed: {', '.join(ABLATIONS)}")
+    key, rest, values = arguments[0], arguments[1:], ABLATIONS[arguments[0]]
+    if "--values" in rest:
+        first = rest.index("--values")
+        end = next((i for i in range(first + 1, len(rest)) if rest[i].startswith("--")), len(rest))
+        kind = type(values[0])
+        try:
+            values = tuple(kind(text) for text in rest[first + 1 : end])
+        except ValueError:
+            raise ConfigError(f"values are {rest[first + 1 : end]}; allowed for {key}: {kind.__name__}s") from None
+        rest = rest[:first] + rest[end:]
+    if not values:
+        raise ConfigError("no value follows --values")
+    return key, values, comparison.parse_arguments(rest)
+
+
+def mining_arms(key: str, values, config: ExperimentConfig) -> dict[str, dict]:
+    """Name -> mining_config: the baseline, and IRED's adversarial mining at each value of the setting."""
+    return {"baseline": config.mining_config("none")} | {
+        f"{key}={value}": replace(config, **{key: value}).mining_config("adversarial") for value in values
+    }
+
+
+def run_mining(key, values, options) -> int:
+    """One study, an arm per value; returns the number of failed runs."""
+    config, seeds, name = comparison.resolve(options)
+    arms = mining_arms(key, values, config)
+    study = options.results / f"ablation-{key}-{name}"
+    prepare_folder(study, config.to_dict())
+    runs = {}
+    for seed in seeds:
+        for arm, mining in arms.items():
+            folder = comparison.run_folder(study, arm, seed)
+            runs[f"{arm} seed {seed}"] = partial(run_experiment, arm, seed, config, mining, folder, options.device)
+    outcome = run_all(runs)
+    write_report(study, config, list(arms))
+    draw_curve(key, {value: (study, f"{key}={value}") for value in values}, study / "ablation.png", study)
+    return len(outcome.failures)
+
+
+def run_ranks(values, options) -> int:
+    """A study per rank, with all strategies; returns the number of failed runs."""
+    failures, studies = 0, {}
+    base = options.name
+    for rank in values:
+        options.rank = rank
+        options.name = f"{base or 'ablation'}-rank-{rank}"
+        config, seeds, name = comparison.resolve(options)
+        study = options.results / name
+        outcome = comparison.train(options, config, comparison.run_names(options, seeds), study)
+        write_report(study, config, list(comparison.STRATEGIES))
+        failures += len(outcome.failures)
+        studies[rank] = (study, "adversarial")
+    first = studies[values[0]][0]
+    draw_curve("rank", studies, first / "ablation.png", None)
+    return failures
+
+
+def draw_curve(key, places: dict, path: Path, baseline_of: Path | None):
+    """Both errors against the value: mean and 95% interval over seeds, every run as a point."""
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3.2))
+    for axis, metric in zip(axes, ("val_mse", "ood_mse"), strict=True):
+        for place, (study, arm) in enumerate(places.values()):
+            points_and_interval(axis, place, arm_values(study, arm, metric), "C2")
+        if baseline_of:
+            mean = mean_interval(arm_values(baseline_of, "baseline", metric)).mean
+            axis.axhline(mean, color="C0", ls="--", label="baseline")
+            axis.legend(frameon=False)
+        axis.set(xticks=range(len(places)), xlabel=key, title=f"{metric}, plain sampler", yscale="log")
+        axis.set_xticklabels([str(value) for value in places])
+    save_figure(figure, path)
+
+
+def arm_values(study: Path, arm: str, metric: str) -> np.ndarray:
+    """The finished runs' values of a metric, under the plain sampler."""
+    table = Study(run_rows(study), [arm])
+    values = table.values(metric, "plain")[table.strategies.index(arm)]
+    return values[np.isfinite(values)]
+
+
+def main(arguments=None) -> int:
+    key, values, options = parse_arguments(arguments)
+    failed = run_ranks(values, options) if key == "rank" else run_mining(key, values, options)
+    return EXIT_BAD_INPUT if failed else 0
+
+
+if __name__ == "__main__":
+    with exit_status():
+        sys.exit(main())

@@ -1,0 +1,100 @@
+"""The landscape's measurements on an energy that is known in closed form, and the ablations end to end."""
+
+import csv
+
+import pytest
+import torch
+from conftest import make_diffusion
+
+from dataset import Inverse
+from diffusion_lib.metrics import EvaluationSet
+from experiments.ablations import ABLATIONS, main, mining_arms, parse_arguments
+from experiments.config import ExperimentConfig
+from experiments.landscape import conditioning_rows, diffusion_step_rows, energy_slice, inner_step_rows, level_rows
+from models import EnergyModel
+
+
+class Bowl(EnergyModel):
+    """E = ||x - sqrt(alphas_cumprod_t) A^-1||^2 / 20: its gradient points straight away from the solution."""
+
+    def __init__(self, diffusion):
+        super().__init__(diffusion.inp_dim, diffusion.out_dim)
+        self.scale = diffusion.sqrt_alphas_cumprod
+
+    def condition(self, inp, t):
+        n = round(self.inp_dim**0.5)
+        return torch.linalg.inv(inp.view(-1, n, n).double()).float().flatten(1), t
+
+    def retime(self, cond, t):
+        return cond[0], t
+
+    def energy(self, cond, x):
+        return 0.05 * (x - self.scale[cond[1]] * cond[0]).square().sum(1)
+
+
+@pytest.fixture
+def bowl():
+    diffusion = make_diffusion()
+    diffusion.model.ebm = Bowl(diffusion)
+    return diffusion
+
+
+def test_levels_of_a_bowl(bowl):
+    rows = level_rows(bowl, EvaluationSet(Inverse("val", 3), 40, "cpu"))
+    assert [row["t"] for row in rows] == list(range(10))
+    for row in rows:
+        assert row["alignment"] == pytest.approx(1, abs=1e-5)
+        assert 0 < row["accepted"] <= 1
+        assert row["distance_adversarial"] <= row["distance_random"] + 1e-6
+    assert rows[3]["auc_random"] > 0.9
+    assert rows[3]["gap_random"] > 0
+
+
+def test_inner_steps_lower_the_error_of_a_bowl(bowl):
+    val, ood = (EvaluationSet(Inverse("val", 3, ood=ood), 40, "cpu") for ood in (False, True))
+    rows = inner_step_rows(bowl, val, ood)
+    assert [row["inner_steps"] for row in rows] == [0, 1, 5, 10, 20, 40]
+    errors = [row["val_mse"] for row in rows]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 0.1 * errors[0]
+    steps = diffusion_step_rows(bowl, val, ood)
+    assert [row["diffusion_steps"] for row in steps] == [1, 2, 3, 5, 7, 10]
+
+
+def test_conditioning_counts_every_matrix_once(bowl):
+    val, ood = (EvaluationSet(Inverse("val", 3, ood=ood), 40, "cpu") for ood in (False, True))
+    assert sum(row["matrices"] for row in conditioning_rows(bowl, val, ood)) == 80
+
+
+def test_slice_of_a_bowl_has_its_minimum_at_the_solution(bowl):
+    part = energy_slice(bowl, EvaluationSet(Inverse("val", 3), 4, "cpu"))
+    energy = torch.tensor(part["energy"])
+    assert energy.shape == (31, 31)
+    assert energy.argmin() == 31 * 15 + 15
+    assert torch.allclose(energy, energy.flip(0), rtol=1e-3)
+
+
+def test_each_arm_changes_its_key_alone():
+    config = ExperimentConfig()
+    for key in set(ABLATIONS) - {"rank"}:
+        arms = mining_arms(key, ABLATIONS[key], config)
+        assert arms.pop("baseline")["mode"] == "none"
+        for value, arm in zip(ABLATIONS[key], arms.values(), strict=True):
+            assert arm == {**config.mining_config("adversarial"), key: value}
+
+
+def test_values_and_the_rest_of_the_command():
+    key, values, options = parse_arguments(["scale_factor", "--values", "0.5", "4", "--seeds", "0-1"])
+    assert (key, values, options.seeds) == ("scale_factor", (0.5, 4.0), "0-1")
+
+
+def test_an_ablation_end_to_end(tmp_path, capsys):
+    small = ["--batch-size", "8", "--train-steps", "6", "--evaluation-size", "32", "--device", "cpu",
+             "--results", str(tmp_path), "--name", "a", "--seeds", "0-1"]  # fmt: skip
+    assert main(["opt_steps", "--values", "1", "5", "--rank", "3", *small]) == 0
+    with open(tmp_path / "ablation-opt_steps-a.runs.csv", newline="") as file:
+        assert {row["strategy"] for row in csv.DictReader(file)} == {"baseline", "opt_steps=1", "opt_steps=5"}
+    assert (tmp_path / "ablation-opt_steps-a" / "ablation.png").exists()
+    assert "opt_steps=5" in capsys.readouterr().out
+    assert main(["rank", "--values", "2", "3", *small]) == 0
+    assert (tmp_path / "a-rank-3.summary.csv").exists()
