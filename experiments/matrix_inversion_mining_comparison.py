@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT))
 
 from diffusion_lib.errors import EXIT_BAD_INPUT, ConfigError, exit_status  # noqa: E402
 from diffusion_lib.trainer import check_device  # noqa: E402
-from experiments.config import PRESETS, ExperimentConfig, check_name, parse_seeds  # noqa: E402
+from experiments.config import PRESETS, RECIPES, ExperimentConfig, check_name, parse_seeds  # noqa: E402
 from experiments.report import write_report  # noqa: E402
 from experiments.run import run_experiment  # noqa: E402
 from experiments.run_folder import prepare_folder, read_json  # noqa: E402
@@ -65,11 +65,12 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
 
 
 def resolve(options: argparse.Namespace) -> tuple[ExperimentConfig, list[int], str]:
-    """Configuration, seeds and name: the flags, over the preset, over the defaults. Raises ConfigError."""
+    """Configuration, seeds and name: the flags, over the preset, the recipe, the defaults. Raises ConfigError."""
     preset = dict(PRESETS.get(options.preset, {}))
     preset_seeds = preset.pop("seeds", "0")
     given = {f.name: getattr(options, f.name) for f in fields(ExperimentConfig) if getattr(options, f.name) is not None}
-    config = ExperimentConfig(**{**preset, **given})
+    recipe = RECIPES.get(options.model or ExperimentConfig.model, {})
+    config = ExperimentConfig(**{**recipe, **preset, **given})
     seeds = parse_seeds(options.seeds if options.seeds is not None else preset_seeds)
     for strategy in options.strategies:
         get_mining_config(strategy, config)

@@ -12,6 +12,7 @@ from diffusion_lib.memory import peak_memory_bytes, reset_peak_memory
 from diffusion_lib.metrics import SAMPLERS, EvaluationSet, energy_auc, sampler_metrics
 from diffusion_lib.precision import set_precision
 from diffusion_lib.stream import INITIAL_WEIGHTS
+from diffusion_lib.trainer import check_device
 from experiments.claims import Claim
 from experiments.config import ExperimentConfig, log_interval
 from experiments.run_folder import prepare_folder, read_result
@@ -44,6 +45,8 @@ def build_trainer(config, diffusion, seed, folder, device=None, **options) -> Tr
         diffusion,
         Inverse("train", config.rank),
         train_batch_size=config.batch_size,
+        train_lr=config.learning_rate,
+        lr_schedule=config.learning_rate_factor,
         validation_batch_size=2048,
         train_num_steps=config.train_steps,
         save_and_sample_every=max(1, min(1000, config.train_steps // 10)),

@@ -7,12 +7,14 @@ from diffusion_lib.environment import environment
 from diffusion_lib.errors import ConfigError
 from diffusion_lib.files import write_json
 
+REMEDY = "Choose another --name, the earlier values, or --fresh to delete it"
 
-def prepare_folder(folder: Path, config: dict):
+
+def prepare_folder(folder: Path, config: dict, remedy=REMEDY):
     """Make `folder` for `config`, or check that it was made for it.
 
     config.json records the configuration and the environment of the first command. Raises ConfigError that
-    names each differing key, and OSError for a folder that cannot be written.
+    names each differing key and the `remedy`, and OSError for a folder that cannot be written.
     """
     path = folder / "config.json"
     if not path.exists():
@@ -26,10 +28,7 @@ def prepare_folder(folder: Path, config: dict):
         for key in keys if recorded.get(key) != config.get(key)
     ]  # fmt: skip
     if differing:
-        raise ConfigError(
-            f"{folder} was made by another configuration: {'; '.join(differing)}. "
-            "Choose another --name, the earlier values, or --fresh to delete it"
-        )
+        raise ConfigError(f"{folder} was made by another configuration: {'; '.join(differing)}. {remedy}")
 
 
 def read_json(path: Path) -> dict:
