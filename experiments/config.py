@@ -12,8 +12,10 @@ from models import MODELS
 # What each energy model is trained with, unless a preset or a flag says otherwise.
 RECIPES = {
     "mlp": {},  # IRED's own: the defaults below
-    "matrix": {"learning_rate": 3e-3, "schedule": "cosine", "batch_size": 256, "train_steps": 1500},
-    "matrix-free": {"learning_rate": 3e-3, "schedule": "cosine", "batch_size": 256, "train_steps": 1500},
+    "matrix": {"learning_rate": 3e-3, "schedule": "cosine", "batch_size": 256, "train_steps": 1500,
+               "ema_update_every": 1, "clamp": "task"},
+    "matrix-free": {"learning_rate": 3e-3, "schedule": "cosine", "batch_size": 256, "train_steps": 1500,
+               "ema_update_every": 1, "clamp": "task"},
 }
 WARM_UP_STEPS = 50
 # By name, the factor of the learning rate at a step of a run.
@@ -24,7 +26,9 @@ SCHEDULES = {
 
 # What each preset fixes; every value can be overridden by its own flag. `seeds` is a range as on the command line.
 PRESETS = {
-    "demo": {"train_steps": 1000, "batch_size": 256, "seeds": "0-1", "evaluation_size": 4096},
+    # a short run needs a higher learning rate that falls, and an average that forgets its start
+    "demo": {"train_steps": 1000, "batch_size": 128, "seeds": "0-1", "evaluation_size": 4096,
+             "learning_rate": 1e-3, "schedule": "cosine", "ema_update_every": 1},
     "pilot": {"train_steps": 10_000, "seeds": "0-2"},
     "full": {"train_steps": 100_000, "seeds": "0-9"},
 }
@@ -36,6 +40,9 @@ class ExperimentConfig:
 
     rank: n of the n x n matrices. model: a key of MODELS. batch_size: matrices a step. train_steps: updates.
     learning_rate, schedule: Adam's, and its course (a key of SCHEDULES).
+    clamp: whose bound on solutions the sampler keeps on the harder matrices, the training task's (2, as published)
+    or the harder task's own (10).
+    ema_update_every: steps between updates of the averaged weights, by 0.005 each once warmed up.
     diffusion_steps: T. opt_steps, scale_factor, noise_scale, weight: see MiningConfig. evaluation_size: matrices
     in each fixed evaluation set. precision: see diffusion_lib.precision. match_release: the released code's
     defects. Raises ConfigError for anything that is not allowed.
@@ -47,6 +54,8 @@ class ExperimentConfig:
     train_steps: int = 100_000
     learning_rate: float = 1e-4
     schedule: str = "constant"
+    ema_update_every: int = 10
+    clamp: str = "training"
     diffusion_steps: int = 10
     opt_steps: int = 2
     scale_factor: float = 1.0
@@ -57,11 +66,13 @@ class ExperimentConfig:
     match_release: bool = False
 
     def __post_init__(self):
-        for name in ("rank", "batch_size", "train_steps", "diffusion_steps", "evaluation_size"):
+        whole = ("rank", "batch_size", "train_steps", "ema_update_every", "diffusion_steps", "evaluation_size")
+        for name in whole:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{name} is {value!r}; allowed: a whole number from 1")
-        for name, allowed in (("model", MODELS), ("precision", PRECISIONS), ("schedule", SCHEDULES)):
+        for name, allowed in (("model", MODELS), ("precision", PRECISIONS), ("schedule", SCHEDULES),
+                              ("clamp", ("training", "task"))):  # fmt: skip
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; allowed: {', '.join(allowed)}")
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):

@@ -7,7 +7,6 @@ from itertools import pairwise
 
 import torch
 
-from dataset import Inverse
 from diffusion_lib.metrics import EvaluationSet, sampler_metrics, solution_errors
 from diffusion_lib.mining import MiningConfig
 
@@ -16,10 +15,8 @@ SLICE_LEVEL, SLICE_POINTS = 2, 31
 CONDITION_EDGES = (0, 10, 20, 30, 50, 80, 120, 200, 320, 500, float("inf"))  # of cond(A), for the histogram
 
 
-def diagnose(diffusion, rank: int, size: int) -> dict:
-    """All measurements of a model on `size` matrices of each difficulty, ready for JSON."""
-    device = diffusion.betas.device
-    val, ood = (EvaluationSet(Inverse("val", rank, ood=ood), size, device) for ood in (False, True))
+def diagnose(diffusion, val: EvaluationSet, ood: EvaluationSet) -> dict:
+    """All measurements of a model on the sets of both difficulties, ready for JSON."""
     with torch.no_grad():
         return {
             "levels": level_rows(diffusion, val),

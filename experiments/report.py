@@ -11,7 +11,7 @@ from experiments.landscape import diagnose
 from experiments.landscape_plots import effort_figure, level_figure, rows_with_runs, slice_figure
 from experiments.plots import interval_plot, learning_curves
 from experiments.reference_solvers import reference_rows
-from experiments.run import build_diffusion
+from experiments.run import build_diffusion, evaluation_sets
 from experiments.run_folder import read_json
 from experiments.tables import HEADLINE_SAMPLER, Study, format_table, original_pairing, run_rows, summary_rows
 from experiments.verdict import ADVERSARIAL, BASELINE, RULE, decide, reference_sentence
@@ -73,7 +73,8 @@ def write_landscape(folder: Path, config, study: Study) -> bool:
 def run_diagnosis(run: Path, config) -> dict:
     path = run / "diagnostics.json"
     if not path.exists():
-        write_json(path, diagnose(load_run(run, config), config.rank, min(DIAGNOSED, config.evaluation_size // 16 + 1)))
+        sets = evaluation_sets(config, min(DIAGNOSED, config.evaluation_size // 16 + 1), "cpu")
+        write_json(path, diagnose(load_run(run, config), *sets))
     return read_json(path)
 
 

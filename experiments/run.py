@@ -41,19 +41,21 @@ def build_trainer(config, diffusion, seed, folder, device=None, **options) -> Tr
     check_device(device)
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     set_precision(config.precision, diffusion.model.ebm, place)
+    val, ood = evaluation_tasks(config)
     return Trainer1D(
         diffusion,
         Inverse("train", config.rank),
         train_batch_size=config.batch_size,
         train_lr=config.learning_rate,
         lr_schedule=config.learning_rate_factor,
+        ema_update_every=config.ema_update_every,
         validation_batch_size=2048,
         train_num_steps=config.train_steps,
         save_and_sample_every=max(1, min(1000, config.train_steps // 10)),
         log_every=log_interval(config.train_steps),
         results_folder=folder,
-        validation_dataset=Inverse("val", config.rank),
-        extra_validation_datasets={"ood": Inverse("val", config.rank, ood=True)},
+        validation_dataset=val,
+        extra_validation_datasets={"ood": ood},
         extra_validation_every_mul=1,
         evaluation_size=min(CURVE_SIZE, config.evaluation_size),
         seed=seed,
@@ -110,12 +112,25 @@ def train_and_evaluate(trainer: Trainer1D, config: ExperimentConfig) -> dict:
     }
 
 
+def evaluation_tasks(config: ExperimentConfig) -> tuple[Inverse, Inverse]:
+    """The same and the harder difficulty, each with the bound that the sampler keeps on it."""
+    val, ood = Inverse("val", config.rank), Inverse("val", config.rank, ood=True)
+    if config.clamp == "training":
+        ood.bound = val.bound
+    return val, ood
+
+
+def evaluation_sets(config: ExperimentConfig, size: int, device) -> tuple[EvaluationSet, EvaluationSet]:
+    """The first `size` of the fixed matrices of both difficulties."""
+    val, ood = evaluation_tasks(config)
+    return EvaluationSet(val, size, device), EvaluationSet(ood, size, device)
+
+
 def evaluate_run(diffusion, config: ExperimentConfig, share) -> dict[str, dict]:
     """The metrics of the contract, by sampler, on the fixed sets."""
     device = diffusion.betas.device
-    val = EvaluationSet(Inverse("val", config.rank), config.evaluation_size, device)
-    ood = EvaluationSet(Inverse("val", config.rank, ood=True), config.evaluation_size, device)
-    small = EvaluationSet(Inverse("val", config.rank), min(AUC_SIZE, config.evaluation_size), device)
+    val, ood = evaluation_sets(config, config.evaluation_size, device)
+    small, _ = evaluation_sets(config, min(AUC_SIZE, config.evaluation_size), device)
     auc = {f"energy_auc_{mode}": energy_auc(diffusion, small, mode, share=share) for mode in ("random", "adversarial")}
     samplers = {}
     for name, inner_steps in SAMPLERS.items():
