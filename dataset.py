@@ -60,7 +60,8 @@ class Inverse(Task):
     """Matrix inversion: R ~ U(-1,1)^{n x n}, A = 2 R R^T + ridge I, target A^-1 (IRED, section 4.1).
 
     `ridge` is 0.5, and 0.1 for the harder matrices (`ood`). Since A >= ridge I, no entry of A^-1 exceeds
-    1/ridge, which is this task's `bound`.
+    1/ridge, which is this task's `bound`. A is a float32 matrix, and the target the float64 inverse of just
+    that one.
     """
 
     def __init__(self, split: str, rank: int, ood: bool = False, ridge: float | None = None):
@@ -72,10 +73,10 @@ class Inverse(Task):
 
     def sample(self, batch_size, generator=None, device="cpu", dtype=torch.float32):
         n = self.rank
-        r = torch.rand(batch_size, n, n, generator=generator, device=device).double().mul_(2).sub_(1)
+        r = torch.rand(batch_size, n, n, generator=generator, device=device).mul_(2).sub_(1)
         a = torch.bmm(r, r.mT).mul_(2)
         a.diagonal(dim1=1, dim2=2).add_(self.ridge)
-        inverse = spd_inverse(a)
+        inverse = spd_inverse(a.double())
         return a.flatten(1).to(dtype), inverse.flatten(1).to(dtype)
 
 
