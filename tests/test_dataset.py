@@ -29,8 +29,9 @@ def test_inverse_distribution(ood, ridge):
     # E[2 R R^T] = 2 n / 3 on the diagonal, for entries U(-1,1)
     diagonal = a.diagonal(dim1=1, dim2=2)
     assert diagonal.mean().item() == pytest.approx(2 * 6 / 3 + ridge, abs=0.05)
-    assert torch.linalg.eigvalsh(a).min() >= ridge
-    assert target.abs().max() <= task.bound == pytest.approx(1 / ridge)
+    assert torch.linalg.eigvalsh(a).min() >= ridge - 1e-5  # A is rounded to float32
+    assert target.abs().max() <= 1.0001 * task.bound
+    assert task.bound == pytest.approx(1 / ridge)
 
 
 def test_addition_distribution():
