@@ -54,7 +54,9 @@ def save_checkpoint(path, state: dict):
 def load_checkpoint(path, device) -> dict:
     """The state in a checkpoint, tensors on `device`. Raises CheckpointError naming the file, which stays."""
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
+        device = torch.device(device)
+        place = "cpu" if device.type == "cpu" else device  # accelerate's "cpu:0" is no place that torch can load to
+        state = torch.load(path, map_location=place, weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"no checkpoint at {path}") from None
     except Exception as error:  # torch raises half a dozen unrelated types for damaged files

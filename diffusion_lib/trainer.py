@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator
 from ema_pytorch import EMA
 from tabulate import tabulate
 from torch.optim import Adam
@@ -46,10 +46,9 @@ def check_device(device: str | None):
 def make_accelerator(device: str | None = None, log_with: str | None = None, folder="results") -> Accelerator:
     """An Accelerator on `device` ('cpu', 'cuda', or None for what is there). Raises ConfigError without CUDA."""
     check_device(device)
-    ddp = DistributedDataParallelKwargs(broadcast_buffers=False)  # the schedule's constants are equal everywhere
     if log_with not in (None, "tensorboard"):
         raise ConfigError(f"log_with is {log_with!r}; allowed: tensorboard")
-    return Accelerator(cpu=device == "cpu", kwargs_handlers=[ddp], log_with=log_with, project_dir=str(folder))
+    return Accelerator(cpu=device == "cpu", log_with=log_with, project_dir=str(folder))
 
 
 class Trainer1D:

@@ -1,0 +1,200 @@
+"""train.py: one run, on one process and on two (over gloo, on the CPU)."""
+
+import csv
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from conftest import assert_same_weights, make_diffusion
+
+import train
+from diffusion_lib.errors import ConfigError
+from diffusion_lib.files import save_checkpoint
+from experiments.claims import Claim
+
+ROOT = Path(__file__).resolve().parent.parent
+# On GPUs accelerate finds out by itself; with its --cpu it would start one process, or need MPI.
+ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
+              "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
+              "--main_process_port", "0"]  # fmt: skip
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+ONE = [sys.executable]
+SMALL = ["--rank", "3", "--batch_size", "16", "--evaluation-size", "65", "--device", "cpu", "--save-every", "8"]
+STEPS = 40
+
+
+def command(folder, *arguments, launcher=ONE):
+    return [*launcher, str(ROOT / "train.py"), *SMALL, "--results-folder", str(folder), *map(str, arguments)]
+
+
+def run(folder, *arguments, launcher=ONE):
+    return subprocess.run(command(folder, *arguments, launcher=launcher), capture_output=True, text=True, timeout=200)
+
+
+TRAINING = ["--train-steps", STEPS, "--mining-mode", "adversarial"]
+
+
+@pytest.fixture(scope="module")
+def one_and_two(tmp_path_factory):
+    """The same run on one process and on two: folders, and what was printed."""
+    folders = [tmp_path_factory.mktemp(name) / "run" for name in ("one", "two")]
+    done = [run(folder, *TRAINING, launcher=by) for folder, by in zip(folders, (ONE, ACCELERATE), strict=True)]
+    assert [process.returncode for process in done] == [0, 0], done[0].stderr + done[1].stderr
+    return folders, done
+
+
+def checkpoint(folder):
+    return torch.load(folder / "last.pt", weights_only=True)
+
+
+def test_two_processes_compute_what_one_does(one_and_two):
+    """So each saw its own rows of the same batches, and both parts of the loss are those of the whole batch."""
+    folders, done = one_and_two
+    one, two = map(checkpoint, folders)
+    assert one["step"] == two["step"] == STEPS
+    for part in ("model", "ema"):
+        for name, value in one[part].items():
+            torch.testing.assert_close(two[part][name], value, rtol=1e-3, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")
+    rows = []
+    for folder in folders:
+        with open(folder / "metrics.csv", newline="") as file:
+            rows.append(list(csv.DictReader(file)))
+    assert [row["step"] for row in rows[0]] == [row["step"] for row in rows[1]]
+    for left, right in zip(*rows, strict=True):
+        for key in ("loss", "loss_denoise", "loss_contrastive", "val_mse"):
+            if left[key]:
+                assert float(right[key]) == pytest.approx(float(left[key]), rel=1e-3), (left["step"], key)
+    tables = [re.findall(r"(\w+) +(\w+) +([\d.]+) +([\d.]+)$", process.stdout, re.MULTILINE) for process in done]
+    assert [row[:2] for row in tables[0]] == [row[:2] for row in tables[1]]
+    assert len(tables[0]) == 4
+    for left, right in zip(*tables, strict=True):
+        assert [float(x) for x in right[2:]] == pytest.approx([float(x) for x in left[2:]], rel=1e-3)
+
+
+def test_the_main_process_alone_prints(one_and_two):
+    _, (_, two) = one_and_two
+    assert two.stdout.count(f"step {STEPS}, 65 examples each") == 1
+    assert two.stderr.count(f"step {STEPS}/{STEPS}") == 1
+
+
+@pytest.mark.parametrize("signalled", [[1], [0, 1]], ids=["other", "both"])
+def test_a_signal_to_any_process_stops_all_at_one_step(one_and_two, tmp_path, signalled):
+    """And the same command continues to the very weights of a run that nobody stopped."""
+    folder = tmp_path / "run"
+    process = subprocess.Popen(command(folder, *TRAINING, launcher=TORCHRUN), stdout=subprocess.DEVNULL,
+                               stderr=subprocess.PIPE, text=True)  # fmt: skip
+    deadline = time.monotonic() + 100
+    while not (folder / "last.pt").exists():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.005)
+    ranks = {child.environ().get("RANK"): child for child in psutil.Process(process.pid).children(recursive=True)}
+    workers = [ranks["0"], ranks["1"]]
+    for i in signalled:
+        workers[i].send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode != 0
+    stops = re.findall(r"stopped: .* at step (\d+); the same command continues", errors)
+    assert len(stops) == 2 and len(set(stops)) == 1, errors
+    assert checkpoint(folder)["step"] == int(stops[0]) < STEPS
+    again = run(folder, *TRAINING, launcher=TORCHRUN)
+    assert again.returncode == 0, again.stderr
+    whole, stopped = checkpoint(one_and_two[0][1]), checkpoint(folder)
+    assert_same_weights(whole["model"], stopped["model"])
+    assert_same_weights(whole["ema"], stopped["ema"])
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["--batch_size", "15"], "train_batch_size 15 does not divide among 2 processes"),
+    (["--seed", "1"], "was made by another configuration: seed (there 0, now 1)"),
+])  # fmt: skip
+def test_two_processes_end_together_on_bad_input(one_and_two, arguments, message):
+    started = time.monotonic()
+    done = run(one_and_two[0][1], *TRAINING, *arguments, launcher=TORCHRUN)
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert time.monotonic() - started < 60
+
+
+def resolved(*arguments):
+    return train.resolve(train.parse_arguments(arguments))
+
+
+@pytest.mark.parametrize(("arguments", "mode"), [
+    ([], "none"),
+    (["--supervise-energy-landscape", "True"], "adversarial"),
+    (["--supervise-energy-landscape", "n"], "none"),
+    (["--mining-mode", "random"], "random"),
+    (["--mining-mode", "random", "--supervise-energy-landscape", "yes"], "random"),
+    (["--mining-mode", "none", "--supervise-energy-landscape", "0"], "none"),
+])  # fmt: skip
+def test_which_mining_the_flags_mean(arguments, mode):
+    assert resolved(*arguments)[1] == mode
+
+
+@pytest.mark.parametrize("arguments", [("--mining-mode", "none", "--supervise-energy-landscape", "1"),
+                                       ("--mining-mode", "random", "--supervise-energy-landscape", "0")])  # fmt: skip
+def test_contradicting_flags_are_refused(arguments):
+    with pytest.raises(ConfigError, match="give one of them"):
+        resolved(*arguments)
+
+
+def test_defaults_and_spellings_are_the_released_ones():
+    config, _ = resolved()
+    assert (config.batch_size, config.rank, config.diffusion_steps, config.train_steps) == (2048, 20, 10, 1_300_000)
+    assert (config.learning_rate, config.schedule) == (1e-4, "constant")
+    options = train.parse_arguments(["--batch_size", "8", "--diffusion_steps", "5", "--dataset", "lowrank"])
+    assert (options.batch_size, options.diffusion_steps) == (8, 5)
+    assert train.default_folder(options) == Path("results/ds_lowrank/model_mlp_diffsteps_5")
+
+
+def main(folder, *arguments):
+    return train.main([*SMALL, "--results-folder", str(folder), *map(str, arguments)])
+
+
+@pytest.mark.parametrize("dataset", ["inverse", "addition", "lowrank"])
+def test_every_task_trains_continues_and_is_evaluated(tmp_path, capsys, dataset):
+    settings = ["--dataset", dataset, "--supervise-energy-landscape", "True", "--log-with", "tensorboard"]
+    assert main(tmp_path, *settings, "--train-steps", 5) == 0
+    assert main(tmp_path, *settings, "--train-steps", 9) == 0
+    trained = capsys.readouterr().out
+    assert checkpoint(tmp_path)["step"] == 9
+    assert list(tmp_path.rglob("events.out.tfevents.*"))
+    before = (tmp_path / "last.pt").read_bytes()
+    assert main(tmp_path, *settings, "--evaluate") == 0
+    evaluated = capsys.readouterr().out
+    assert evaluated.strip() and trained.endswith(evaluated)
+    assert ("recon_error" in evaluated) == (dataset == "inverse") and "nan" not in evaluated
+    assert (tmp_path / "last.pt").read_bytes() == before
+
+
+def test_a_milestone_starts_a_new_folder_and_does_not_undo_progress(tmp_path):
+    main(tmp_path / "first", "--train-steps", 4)
+    milestone = tmp_path / "second" / "model-3.pt"
+    milestone.parent.mkdir()
+    (tmp_path / "first" / "last.pt").rename(milestone)
+    main(tmp_path / "second", "--load-milestone", 3, "--train-steps", 6)
+    assert [row["step"] for row in checkpoint(tmp_path / "second")["history"]] == [1, 2, 3, 4, 5, 6]
+    save_checkpoint(milestone, {**torch.load(milestone, weights_only=True), "step": 0})
+    main(tmp_path / "second", "--load-milestone", 3, "--train-steps", 8)
+    assert [row["step"] for row in checkpoint(tmp_path / "second")["history"]] == [1, 2, 3, 4, 5, 6, 7, 8]
+    main(tmp_path / "third", "--load-milestone", milestone, "--evaluate")
+    assert not (tmp_path / "third").exists()
+
+
+def test_a_run_in_use_is_refused(tmp_path):
+    with Claim(tmp_path), pytest.raises(ConfigError, match=rf"is held by process {os.getpid()} on"):
+        main(tmp_path, "--train-steps", 2)
+
+
+def test_the_model_starts_from_the_seed(tmp_path):
+    options = train.parse_arguments([*SMALL, "--results-folder", str(tmp_path)])
+    weights = [train.build_trainer(options, *train.resolve(options)).diffusion.state_dict() for _ in "ab"]
+    assert_same_weights(*weights)
+    assert weights[0].keys() == make_diffusion().state_dict().keys()

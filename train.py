@@ -1,0 +1,177 @@
+"""One run of one task with IRED's own command line (its default settings too).
+
+    python train.py --dataset inverse --batch_size 2048 --use-innerloop-opt True --supervise-energy-landscape True
+
+Trains in results/ds_<dataset>/model_<model>_diffsteps_<T>, continues there from last.pt, and prints the errors on
+both difficulties; `--evaluate` only prints them. On several devices: `accelerate launch train.py ...`.
+Exit status: 0 done, 2 bad input or a failed run, 75 stopped by a signal with everything saved.
+"""
+
+import argparse
+import math
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from tabulate import tabulate
+
+from dataset import TASKS, derive_seed
+from diffusion_lib.denoising_diffusion_pytorch_1d import GaussianDiffusion1D, Trainer1D
+from diffusion_lib.errors import ConfigError, exit_status
+from diffusion_lib.metrics import SAMPLERS, EvaluationSet, sampler_metrics
+from diffusion_lib.mining import MODES
+from diffusion_lib.stream import INITIAL_WEIGHTS
+from experiments.claims import Claim, RunHeld
+from experiments.config import RECIPES, ExperimentConfig, log_interval
+from experiments.run_folder import prepare_folder
+from models import MODELS, DiffusionWrapper
+
+CURVE_SIZE = 2048  # examples behind a point of the learning curve
+RELEASED_STEPS = 1_300_000
+
+
+def main(arguments=None) -> int:
+    options = parse_arguments(arguments)
+    config, mining_mode = resolve(options)
+    trainer = build_trainer(options, config, mining_mode)
+    try:
+        if options.evaluate:
+            trainer.load(options.load_milestone or "last")
+        else:
+            train(trainer, options, config, mining_mode)
+        print_errors(trainer, config)
+    finally:
+        trainer.accelerator.end_training()
+    return 0
+
+
+def parse_arguments(arguments=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--dataset", default="inverse", choices=TASKS)
+    add("--model", default="mlp", choices=MODELS)
+    add("--batch_size", "--batch-size", type=int, help="examples a step, over all processes; default 2048")
+    add("--diffusion_steps", "--diffusion-steps", type=int, default=10, help="noise levels T")
+    add("--rank", type=int, default=20, help="n of the n x n matrices")
+    add("--train-steps", type=int, help=f"default {RELEASED_STEPS}, as in the release")
+    add("--supervise-energy-landscape", type=boolean, metavar="BOOL", help="same as --mining-mode adversarial, or none")
+    add("--mining-mode", choices=MODES, help="default none")
+    add("--opt-steps", type=int, default=2, help="descents of an adversarial negative")
+    add("--scale-factor", type=float, default=1.0, help="of each of their step sizes")
+    add("--noise-scale", type=float, default=3.0, help="noise of a negative's start, in units of the diffusion's own")
+    add("--weight", type=float, default=0.5, help="of the contrastive loss")
+    add("--use-innerloop-opt", type=boolean, default=False, metavar="BOOL", help="the sampler descends the energy")
+    add("--baseline", action="store_true", help="the sampler adds the posterior's noise, as plain diffusion does")
+    add("--match-release", action="store_true", help="reproduce the released code's defects")
+    add("--ood", action="store_true", help="train and validate on the harder examples")
+    add("--load-milestone", help="a number, or the path of a file: where to start a new folder, or what to evaluate")
+    add("--evaluate", action="store_true", help="train nothing; print the errors of last.pt or of --load-milestone")
+    add("--evaluation-size", type=int, default=20_480, help="examples in each evaluation set")
+    add("--save-every", type=int, default=1000, help="steps between two checkpoints, with an evaluation each")
+    add("--data-workers", type=int, default=0, help="threads that make batches ahead")
+    add("--seed", type=int, default=0)
+    add("--device", help="cpu or cuda; default: cuda where there is one")
+    add("--results-folder", type=Path, help="default: results/ds_<dataset>/model_<model>_diffsteps_<T>")
+    add("--log-with", choices=["tensorboard"], help="write its events into the results folder")
+    return parser.parse_args(arguments)
+
+
+def boolean(text: str) -> bool:
+    """True for what begins with 1, y or t, False for 0, n or f, as the release reads it."""
+    meanings = dict.fromkeys("1yt", True) | dict.fromkeys("0nf", False)
+    if text[:1].lower() not in meanings:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
+    return meanings[text[:1].lower()]
+
+
+def resolve(options) -> tuple[ExperimentConfig, str]:
+    """The configuration (its task and sampler aside) and the mining mode. Raises ConfigError."""
+    mode, supervise = options.mining_mode, options.supervise_energy_landscape
+    if None not in (mode, supervise) and supervise != (mode != "none"):
+        raise ConfigError(f"supervise_energy_landscape is {supervise}, but mining_mode is {mode!r}; give one of them")
+    given = {name: getattr(options, name) for name in ExperimentConfig.__dataclass_fields__
+             if getattr(options, name, None) is not None}  # fmt: skip
+    config = ExperimentConfig(**{"train_steps": RELEASED_STEPS, **RECIPES[options.model], **given})
+    return config, mode or ("adversarial" if supervise else "none")
+
+
+def default_folder(options) -> Path:
+    """The release's."""
+    suffix = "" if options.diffusion_steps == 100 else f"_diffsteps_{options.diffusion_steps}"
+    return Path("results", f"ds_{options.dataset}", f"model_{options.model}{suffix}")
+
+
+def build_trainer(options, config: ExperimentConfig, mining_mode: str) -> Trainer1D:
+    """The untrained model, whose weights are a function of the seed, in its trainer. Raises ConfigError."""
+    torch.manual_seed(derive_seed(options.seed, INITIAL_WEIGHTS))
+    task = TASKS[options.dataset]("train", config.rank, options.ood)
+    diffusion = GaussianDiffusion1D(
+        DiffusionWrapper(MODELS[config.model](task.inp_dim, task.out_dim)),
+        timesteps=config.diffusion_steps,
+        mining_config=config.mining_config(mining_mode),
+        bound=task.bound,
+        use_innerloop_opt=options.use_innerloop_opt,
+        baseline=options.baseline,
+        match_release=config.match_release,
+    )
+    return Trainer1D(
+        diffusion,
+        task,
+        train_batch_size=config.batch_size,
+        train_lr=config.learning_rate,
+        lr_schedule=config.learning_rate_factor,
+        train_num_steps=config.train_steps,
+        save_and_sample_every=options.save_every,
+        log_every=log_interval(config.train_steps),
+        validation_dataset=TASKS[options.dataset]("val", config.rank, options.ood),
+        evaluation_size=min(CURVE_SIZE, config.evaluation_size),
+        results_folder=options.results_folder or default_folder(options),
+        data_workers=options.data_workers,
+        seed=options.seed,
+        device=options.device,
+        log_with=options.log_with,
+        label=options.dataset,
+    )
+
+
+def train(trainer: Trainer1D, options, config: ExperimentConfig, mining_mode: str):
+    """Train in the folder, from where it stands. Raises ConfigError where it is another run's or in use."""
+    recorded = config.to_dict() | {"mining_mode": mining_mode, "dataset": options.dataset, "ood": options.ood,
+                                   "seed": options.seed, "use_innerloop_opt": options.use_innerloop_opt,
+                                   "baseline": options.baseline}  # fmt: skip
+    if config.schedule == "constant":  # then a run may be prolonged
+        del recorded["train_steps"]
+    folder, accelerator = trainer.results_folder, trainer.accelerator
+    with accelerator.main_process_first():
+        prepare_folder(folder, recorded, "Choose another --results-folder or the earlier values")
+        try:
+            claim = Claim(folder) if accelerator.is_main_process else nullcontext()
+        except RunHeld as error:
+            raise ConfigError(f"{folder} is {error}") from None
+    with claim:
+        trainer.on_log = claim.note if accelerator.is_main_process else None
+        if trainer.checkpoint_path("last").exists():
+            trainer.load("last")
+        elif options.load_milestone is not None:
+            trainer.load(options.load_milestone)
+        trainer.train()
+
+
+def print_errors(trainer: Trainer1D, config: ExperimentConfig):
+    """Errors of the averaged weights on both fixed sets, under both samplers: see diffusion_lib.metrics."""
+    rows = []
+    for difficulty, ood in (("same", False), ("harder", True)):
+        chosen = EvaluationSet(type(trainer.dataset)("val", config.rank, ood), config.evaluation_size, trainer.device)
+        for sampler, steps in SAMPLERS.items():
+            errors = sampler_metrics(trainer.ema.ema_model, chosen, steps, share=trainer.share)
+            defined = {name: value for name, value in errors.items() if not math.isnan(value)}
+            rows.append({"difficulty": difficulty, "sampler": sampler, **defined})
+    if trainer.accelerator.is_main_process:
+        print(f"step {trainer.step}, {config.evaluation_size} examples each")
+        print(tabulate(rows, headers="keys", floatfmt=".6g"))
+
+
+if __name__ == "__main__":
+    with exit_status():
+        sys.exit(main())
