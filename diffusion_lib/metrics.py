@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 import torch.distributed
+from einops import rearrange
 
 from dataset import Inverse, Task, seeded_generator
 from diffusion_lib.mining import MiningConfig
@@ -64,8 +65,8 @@ def solution_errors(task: Task, inp, target, prediction) -> torch.Tensor:
     squared = (prediction - target).square().mean(1)
     if not isinstance(task, Inverse):
         return torch.stack((squared, torch.full_like(squared, torch.nan)), 1)
-    n = task.rank
-    residual = inp.double().view(-1, n, n) @ prediction.view(-1, n, n)
+    a, y = (rearrange(part, "b (n m) -> b n m", n=task.rank) for part in (inp.double(), prediction))
+    residual = a @ y
     residual.diagonal(dim1=1, dim2=2).sub_(1)
     return torch.stack((squared, residual.flatten(1).norm(dim=1)), 1)
 

@@ -74,7 +74,8 @@ class EBM(EnergyModel):
 
     def _time_features(self, t):
         """Gain and bias of both middle layers: a table with a row per level, then a row per sample."""
-        embedded = self.time_mlp(torch.arange(self.num_timesteps).to(self.fc1.weight))
+        weight = self.fc1.weight
+        embedded = self.time_mlp(torch.arange(self.num_timesteps, device=weight.device, dtype=weight.dtype))
         table = torch.cat((self.t_map_fc2(embedded), self.t_map_fc3(embedded)), dim=1)  # (T, 4H)
         if isinstance(t, int):
             rows = table[t : t + 1]

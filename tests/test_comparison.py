@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from diffusion_lib.errors import ConfigError, exit_status
 from experiments.config import ExperimentConfig, parse_seeds
 from experiments.matrix_inversion_mining_comparison import STRATEGIES, get_mining_config, main
 from experiments.tables import HEADLINE_SAMPLER
+from experiments.verdict import RULE
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "experiments" / "matrix_inversion_mining_comparison.py"
@@ -86,6 +88,23 @@ def test_strategies_start_from_the_same_weights_and_the_curves_are_drawn(finishe
     assert (results / "small" / "learning_curves.png").read_bytes().startswith(b"\x89PNG")
     first = [read_csv(results / f"small/runs/{name}/seed-0/metrics.csv")[0]["loss_denoise"] for name in STRATEGIES]
     assert len({round(float(value), 2) for value in first}) == 1
+
+
+def test_the_report_reads_on_its_own(finished):
+    results, done = finished
+    report = (results / "small/report.md").read_text()
+    links = re.findall(r"\]\(([^)]+)\)", report)
+    assert len(links) >= 8
+    assert all((results / "small" / link).exists() for link in links)
+    verdict = next(line for line in done.stdout.splitlines() if line.startswith("Verdict: "))
+    assert verdict in report
+    assert RULE in report
+    assert "--train-steps 40" in report
+    assert "adversarial's val_mse is" in report
+    assert (results / "small/table.tex").read_text().startswith("\\begin{tabular}")
+    levels = read_csv(results / "small/levels.csv")
+    assert len(levels) == 3 * 3 * 10
+    assert all(0 <= float(row["accepted"]) <= 1 for row in levels)
 
 
 def test_the_same_command_again_trains_nothing(finished):
