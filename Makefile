@@ -3,7 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: compare test lint report benchmark clean-env
+JOBS := submit-pilot submit-compare submit-array submit-ablations
+
+.PHONY: compare test lint report benchmark setup clean-env $(JOBS)
 
 compare: .venv/.runtime  ## the main job: three strategies, two seeds, minutes on a laptop
 	$(BIN)/python experiments/matrix_inversion_mining_comparison.py --preset demo $(ARGS)
@@ -16,6 +18,11 @@ lint: .venv/.development
 
 benchmark: .venv/.runtime  ## speed against the released way of working, on an idle machine
 	$(BIN)/python experiments/benchmark.py $(ARGS)
+
+setup: .venv/.runtime  ## the environment alone, as the jobs on a cluster need it
+
+$(JOBS):  ## a job on a Slurm cluster: docs/cluster.md
+	slurm/submit $(@:submit-%=%) $(ARGS)
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 …")'

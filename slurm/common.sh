@@ -1,0 +1,35 @@
+# Sourced by the jobs, in the project's root. `run_python` runs a script so that the job's signals reach it, and puts
+# the job back into the queue when it was stopped before its time limit, or preempted, with everything saved.
+
+if [ -f slurm/site.env ]; then source slurm/site.env; fi
+IRED_PYTHON=${IRED_PYTHON:-.venv/bin/python}
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}} PYTHONUNBUFFERED=1
+
+signals=0 last_signal= child=
+
+forward() {  # a signal to the script
+  signals=$((signals + 1)) last_signal=$1
+  if [ -n "$child" ]; then kill -s "$1" "$child" 2>/dev/null || true; fi
+}
+trap 'forward USR1' USR1  # from Slurm, 120 s before the time limit (--signal)
+trap 'forward TERM' TERM  # from scancel, or a preemption that Slurm itself follows by a requeue
+
+run_python() {
+  local seen code status=127
+  "$IRED_PYTHON" "$@" &
+  child=$!
+  if [ -n "$last_signal" ]; then forward "$last_signal"; fi  # it came before there was a child
+  while true; do
+    seen=$signals code=0
+    wait "$child" || code=$?
+    if [ "$code" != 127 ]; then status=$code; fi  # 127: the child's status was already given
+    if [ "$signals" = "$seen" ]; then break; fi  # else the wait was cut short by a signal
+  done
+  # 75: stopped with everything saved; 138: by SIGUSR1 before it could listen, with nothing begun
+  if [ "$last_signal" = USR1 ] && { [ "$status" = 75 ] || [ "$status" = 138 ]; }; then
+    echo "job $SLURM_JOB_ID was asked to stop: back into the queue, to continue"
+    scontrol requeue "$SLURM_JOB_ID" || echo "it cannot be requeued; submit it again to continue"
+    exit 75
+  fi
+  exit "$status"
+}

@@ -1,0 +1,240 @@
+"""The job files in slurm/, submitted to a real Slurm: tests/start-local-slurm makes one node with gpu_test.
+
+Skipped, with the reason, where such a Slurm cannot be had (which takes root and apt); in CI that is a failure.
+"""
+
+import csv
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import assert_same_weights
+
+from experiments.matrix_inversion_mining_comparison import main
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPT = "experiments/matrix_inversion_mining_comparison.py"
+SMALL = ["--rank", "3", "--batch-size", "16", "--evaluation-size", "64", "--device", "cpu"]
+STEPS = 200  # of a run that is long enough to be stopped
+LONG = [*SMALL, "--train-steps", str(STEPS), "--strategies", "adversarial", "--seeds", "0", "--name", "long"]
+ENVIRONMENT = {**os.environ, "IRED_PYTHON": sys.executable}
+
+
+def call(*arguments, **environment):
+    return subprocess.run([str(a) for a in arguments], cwd=ROOT, env={**ENVIRONMENT, **environment},
+                          capture_output=True, text=True, timeout=300)  # fmt: skip
+
+
+def output(*arguments, **environment) -> str:
+    done = call(*arguments, **environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def slurm():
+    """A running Slurm whose logs and jobs of these tests are gone afterwards; stopped if it was started here."""
+    was_up = call("sinfo").returncode == 0 if shutil.which("sinfo") else False
+    started = call("tests/start-local-slurm")
+    if started.returncode:
+        reason = (started.stderr.strip() or "no reason given").splitlines()[-1]
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(f"no Slurm: {reason}")
+    logs_before = set((ROOT / "slurm" / "logs").iterdir())
+    yield
+    call("scancel", "--user", "root", "--partition", "gpu_test")
+    for log in set((ROOT / "slurm" / "logs").iterdir()) - logs_before:
+        log.unlink()
+    if not was_up:
+        call("tests/start-local-slurm", "stop")
+
+
+def submit(name, results, *arguments, **environment) -> tuple[str, str]:
+    """Submit as `make submit-<name>` does: the job's id, and what was printed."""
+    shown = output("slurm/submit", name, "--results", results, *arguments, **environment)
+    return re.search(r"^submitted job (\d+)", shown).group(1), shown
+
+
+def job(identity) -> dict[str, str]:
+    """What Slurm knows of a job, or of the task ID_INDEX of an array."""
+    return dict(re.findall(r"(\w+)=(\S*)", output("scontrol", "show", "job", identity)))
+
+
+def wait_until(condition, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, output("squeue")
+        time.sleep(0.1)
+    return value
+
+
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
+
+
+def ended(identity) -> tuple[str, str]:
+    """State and exit code of a job, once it has ended."""
+    wait_until(lambda: job(identity)["JobState"] in ENDED)
+    return job(identity)["JobState"], job(identity)["ExitCode"]
+
+
+def log(name):
+    return (ROOT / "slurm" / "logs" / f"ired-{name}.out").read_text()
+
+
+@pytest.fixture(scope="module")
+def small_jobs(slurm, tmp_path_factory):  # noqa: ARG001
+    """Jobs that run beside the first tests: an array, and a pilot one of whose checkpoints is damaged.
+
+    For each the folder of its results, its id, and what submitting it printed.
+    """
+    runs = [*SMALL, "--train-steps", "20", "--seeds", "0", "--strategies", "baseline", "random", "--name", "small"]
+    array, failing = tmp_path_factory.mktemp("array"), tmp_path_factory.mktemp("failing")
+    damaged = failing / "small" / "runs" / "baseline" / "seed-0" / "last.pt"
+    damaged.parent.mkdir(parents=True)
+    damaged.write_bytes(b"damaged")
+    return {"array": (array, *submit("array", array, *runs, SBATCH_ARRAY_INX="0-1%1")),
+            "failing": (failing, *submit("pilot", failing, *runs))}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """The weights of LONG, trained without Slurm and in one go."""
+    results = tmp_path_factory.mktemp("whole")
+    assert main([*LONG, "--results", str(results), "--task", "0"]) == 0
+    return checkpoint(results)
+
+
+def checkpoint(results):
+    return torch.load(results / "long/runs/adversarial/seed-0/last.pt", weights_only=True)
+
+
+def submit_long(results) -> str:
+    """The first and only task of an array that trains LONG."""
+    return output("sbatch", "--parsable", "--array=0", "slurm/array.sbatch", "--results", results, *LONG) + "_0"
+
+
+@pytest.mark.usefixtures("small_jobs")
+def test_usr1_requeues_and_the_job_continues_to_the_same_weights(tmp_path, uninterrupted):
+    task = submit_long(tmp_path)
+    wait_until(lambda: list(tmp_path.rglob("last.pt")))
+    output("scancel", "--signal=USR1", "--batch", task)  # what Slurm does 120 s before the time limit
+    wait_until(lambda: job(task).get("Restarts") == "1")
+    stopped_at = checkpoint(tmp_path)["step"]
+    assert 0 < stopped_at < STEPS
+    output("scontrol", "update", f"JobId={task}", "StartTime=now")  # else Slurm waits two minutes
+    assert ended(task) == ("COMPLETED", "0:0")
+    text = log(f"array-{task}")
+    assert f"stopped: SIGUSR1 at step {stopped_at}" in text
+    assert text.count("back into the queue, to continue") == 1
+    assert text.count(f"adversarial seed 0: step {STEPS}/{STEPS}") == 1
+    assert_same_weights(uninterrupted["model"], checkpoint(tmp_path)["model"])
+    assert_same_weights(uninterrupted["ema"], checkpoint(tmp_path)["ema"])
+
+
+@pytest.mark.usefixtures("slurm")
+def test_scancel_ends_a_job_and_submitting_again_continues(tmp_path, uninterrupted, capsys):
+    task = submit_long(tmp_path)
+    wait_until(lambda: list(tmp_path.rglob("last.pt")))
+    output("scancel", task)
+    assert ended(task)[0] == "CANCELLED"
+    assert job(task)["Restarts"] == "0"
+    stopped_at = checkpoint(tmp_path)["step"]
+    assert 0 < stopped_at < STEPS
+    assert main([*LONG, "--results", str(tmp_path), "--status"]) == 0
+    assert re.search(rf"adversarial seed 0 +interrupted +{stopped_at}/{STEPS}", capsys.readouterr().out)
+    assert ended(submit_long(tmp_path)) == ("COMPLETED", "0:0")
+    assert_same_weights(uninterrupted["model"], checkpoint(tmp_path)["model"])
+
+
+def test_an_array_finishes_and_is_collected(small_jobs):
+    results, array, shown = small_jobs["array"]
+    collect = re.search(r"reported: by job (\d+)", shown).group(1)
+    assert f"tail -F slurm/logs/ired-array-{array}_*.out" in shown
+    assert [ended(f"{array}_{i}") for i in (0, 1)] == [("COMPLETED", "0:0")] * 2
+    assert ended(collect) == ("COMPLETED", "0:0")
+    assert "baseline seed 0: step 20/20" in log(f"array-{array}_0")
+    assert "random seed 0: step 20/20" in log(f"array-{array}_1")
+    assert "val_mse" not in log(f"array-{array}_1")
+    assert "val_mse" in log(f"collect-{collect}")
+    with open(results / "small.runs.csv", newline="") as file:
+        assert {(row["strategy"], row["seed"]) for row in csv.DictReader(file)} == {("baseline", "0"), ("random", "0")}
+
+
+def test_a_failing_run_fails_the_job_and_leaves_the_others(small_jobs, capsys):
+    results, identity, shown = small_jobs["failing"]
+    assert ended(identity) == ("FAILED", "2:0")
+    assert "failed: baseline seed 0:" in log(f"pilot-{identity}")
+    runs = results / "small" / "runs"
+    assert (runs / "baseline" / "seed-0" / "last.pt").read_bytes() == b"damaged"
+    assert (runs / "random" / "seed-0" / "result.json").exists()
+    command = re.search(r"its runs: (.*)", shown).group(1).split()
+    assert command[:2] == [sys.executable, SCRIPT]
+    assert main(command[2:]) == 0
+    assert "2 runs: 1 error, 1 finished" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("slurm")
+def test_two_jobs_on_one_study_share_its_runs(tmp_path):
+    runs = [*SMALL, "--train-steps", "40", "--seeds", "0-1", "--strategies", "baseline", "random", "--name", "shared"]
+    jobs = [submit("compare", tmp_path, *runs)[0] for _ in "ab"]
+    assert [ended(identity) for identity in jobs] == [("COMPLETED", "0:0")] * 2
+    trained = [re.findall(r"^(\w+ seed \d): step 40/40", log(f"compare-{identity}"), re.MULTILINE) for identity in jobs]
+    assert all(trained)
+    assert sorted(trained[0] + trained[1]) == ["baseline seed 0", "baseline seed 1", "random seed 0", "random seed 1"]
+    logs = log(f"compare-{jobs[0]}") + log(f"compare-{jobs[1]}")
+    assert any(f", job {identity}; going on" in logs for identity in jobs)
+    assert len((tmp_path / "shared.runs.csv").read_text().splitlines()) == 1 + 2 * 4
+
+
+@pytest.fixture
+def tools(tmp_path):
+    """A PATH with the usual programs, but none of Slurm's."""
+    for name in ("bash", "dirname", "sed", "sort", "paste", "grep", "mktemp", "mkdir", "rm"):
+        (tmp_path / name).symlink_to(shutil.which(name))
+    return tmp_path
+
+
+def refusal(*arguments, **environment) -> str:
+    done = call("slurm/submit", *arguments, **environment)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert len(done.stderr.splitlines()) == 1
+    return done.stderr
+
+
+def make_program(folder, name, text):
+    (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+    (folder / name).chmod(0o755)
+
+
+def test_submit_says_what_is_missing(tools):
+    path = {"PATH": str(tools)}
+    assert "unknown job 'train'; allowed: pilot, compare, array, ablations" in refusal("train", **path)
+    assert "which ablation?" in refusal("ablations", **path)
+    assert "no sbatch here" in refusal("pilot", **path)
+    make_program(tools, "sbatch", "exit 1")
+    assert "no Python at /nowhere/python: run 'make setup'" in refusal("pilot", IRED_PYTHON="/nowhere/python", **path)
+    make_program(tools, "bare-python", "exit 1")
+    assert "bare-python lacks packages" in refusal("pilot", IRED_PYTHON="bare-python", **path)
+    assert "sinfo gets no answer" in refusal("pilot", **path)
+    make_program(tools, "sinfo", "echo long; echo gpu_test; echo short")
+    assert "no partition 'gpu' here, but: gpu_test long short" in refusal("pilot", SBATCH_PARTITION="gpu", **path)
+    assert "folder /proc/none cannot be written" in refusal("pilot", "--results", "/proc/none", **path)
+    assert "sbatch refused the job" in refusal("pilot", "--results", tools / "results", **path)
+
+
+def test_the_job_files_say_what_slurm_needs():
+    for path in (ROOT / "slurm").glob("*.sbatch"):
+        name, text = path.stem, path.read_text()
+        lines = dict(re.findall(r"^#SBATCH --([\w-]+)(?:=(.*))?$", text, re.MULTILINE))
+        assert lines["job-name"] == f"ired-{name}"  # Slurm expands nothing in a job's name
+        assert lines["output"] == ("slurm/logs/%x-%A_%a.out" if name == "array" else "slurm/logs/%x-%j.out")
+        assert (lines["signal"], lines["open-mode"], lines["requeue"]) == ("B:USR1@120", "append", "")
+        assert {"partition", "time", "mem", "cpus-per-task"} <= lines.keys()
+        assert ("gres" in lines) == (name != "collect")
+        assert "set -euo pipefail\nsource slurm/common.sh\nrun_python experiments/" in text
+    assert (ROOT / "slurm" / "logs").is_dir()  # Slurm does not make it, and a job without its log just vanishes
