@@ -10,7 +10,6 @@ comparison takes (--preset, --seeds, --model, …) can follow.
 
 import sys
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -18,16 +17,12 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
 
-from diffusion_lib.errors import EXIT_BAD_INPUT, ConfigError, exit_status  # noqa: E402
+from diffusion_lib.errors import ConfigError, exit_status  # noqa: E402
 from experiments import matrix_inversion_mining_comparison as comparison  # noqa: E402
 from experiments.config import ExperimentConfig  # noqa: E402
 from experiments.paired_stats import mean_interval  # noqa: E402
 from experiments.plots import plt, points_and_interval, save_figure  # noqa: E402
-from experiments.report import write_report  # noqa: E402
-from experiments.run import run_experiment  # noqa: E402
-from experiments.run_folder import prepare_folder  # noqa: E402
-from experiments.run_list import run_all  # noqa: E402
-from experiments.tables import Study, run_rows  # noqa: E402
+from experiments.tables import run_rows  # noqa: E402
 
 # What can be varied, and the values where --values does not say otherwise.
 ABLATIONS = {
@@ -68,38 +63,29 @@ def mining_arms(key: str, values, config: ExperimentConfig) -> dict[str, dict]:
 
 
 def run_mining(key, values, options) -> int:
-    """One study, an arm per value; returns the number of failed runs."""
+    """One study, an arm per value; returns the exit status."""
     config, seeds, name = comparison.resolve(options)
-    arms = mining_arms(key, values, config)
     study = options.results / f"ablation-{key}-{name}"
-    prepare_folder(study, config.to_dict())
-    runs = {}
-    for seed in seeds:
-        for arm, mining in arms.items():
-            folder = comparison.run_folder(study, arm, seed)
-            runs[f"{arm} seed {seed}"] = partial(run_experiment, arm, seed, config, mining, folder, options.device)
-    outcome = run_all(runs)
-    write_report(study, config, list(arms))
-    draw_curve(key, {value: (study, f"{key}={value}") for value in values}, study / "ablation.png", study)
-    return len(outcome.failures)
+    status = comparison.run_study(options, config, study, mining_arms(key, values, config), seeds)
+    if not options.status:
+        draw_curve(key, {value: (study, f"{key}={value}") for value in values}, study / "ablation.png", study)
+    return status
 
 
 def run_ranks(values, options) -> int:
-    """A study per rank, with all strategies; returns the number of failed runs."""
-    failures, studies = 0, {}
+    """A study per rank, with all strategies; returns the exit status."""
+    statuses, studies = [], {}
     base = options.name
     for rank in values:
         options.rank = rank
         options.name = f"{base or 'ablation'}-rank-{rank}"
         config, seeds, name = comparison.resolve(options)
-        study = options.results / name
-        outcome = comparison.train(options, config, comparison.run_names(options, seeds), study)
-        write_report(study, config, list(comparison.STRATEGIES))
-        failures += len(outcome.failures)
-        studies[rank] = (study, "adversarial")
-    first = studies[values[0]][0]
-    draw_curve("rank", studies, first / "ablation.png", None)
-    return failures
+        studies[rank] = (options.results / name, "adversarial")
+        arms = {strategy: comparison.get_mining_config(strategy, config) for strategy in options.strategies}
+        statuses.append(comparison.run_study(options, config, options.results / name, arms, seeds))
+    if not options.status:
+        draw_curve("rank", studies, studies[values[0]][0] / "ablation.png", None)
+    return max(statuses)
 
 
 def draw_curve(key, places: dict, path: Path, baseline_of: Path | None):
@@ -118,16 +104,15 @@ def draw_curve(key, places: dict, path: Path, baseline_of: Path | None):
 
 
 def arm_values(study: Path, arm: str, metric: str) -> np.ndarray:
-    """The finished runs' values of a metric, under the plain sampler."""
-    table = Study(run_rows(study), [arm])
-    values = table.values(metric, "plain")[table.strategies.index(arm)]
+    """The finished runs' values of a metric, under the plain sampler; none where no run of the arm has ended."""
+    rows = [row for row in run_rows(study) if (row["strategy"], row["sampler"]) == (arm, "plain")]
+    values = np.array([row[metric] for row in rows], dtype=float)
     return values[np.isfinite(values)]
 
 
 def main(arguments=None) -> int:
     key, values, options = parse_arguments(arguments)
-    failed = run_ranks(values, options) if key == "rank" else run_mining(key, values, options)
-    return EXIT_BAD_INPUT if failed else 0
+    return run_ranks(values, options) if key == "rank" else run_mining(key, values, options)
 
 
 if __name__ == "__main__":

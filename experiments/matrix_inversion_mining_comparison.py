@@ -77,31 +77,6 @@ def resolve(options: argparse.Namespace) -> tuple[ExperimentConfig, list[int], s
     return config, seeds, check_name(options.name or f"{options.preset or 'custom'}-{config.model}")
 
 
-def run_names(options, seeds: list[int]) -> list[tuple[str, int]]:
-    """The runs (strategy, seed) in order: seed by seed, so that pairs complete early. Raises ConfigError."""
-    runs = [(strategy, seed) for seed in seeds for strategy in options.strategies]
-    if options.task is None:
-        return runs
-    if not 0 <= options.task < len(runs):
-        raise ConfigError(f"task is {options.task}; allowed: 0 to {len(runs) - 1}, one for each strategy and seed")
-    return [runs[options.task]]
-
-
-def train(options, config: ExperimentConfig, runs: list[tuple[str, int]], study: Path) -> Outcome:
-    """Train what has not ended of `runs` (strategy, seed). Raises ConfigError where no run could start."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError("a run is trained by one process; start this script once for each GPU, they share the runs")
-    check_device(options.device)
-    if options.fresh and os.environ.get("SLURM_RESTART_COUNT", "0") == "0":  # a requeued job continues its own work
-        delete_study(study)
-    prepare_folder(study, config.to_dict())
-    return run_all({
-        f"{strategy} seed {seed}": partial(run_experiment, strategy, seed, config, get_mining_config(strategy, config),
-                                           run_folder(study, strategy, seed), options.device)
-        for strategy, seed in runs
-    })  # fmt: skip
-
-
 def run_folder(study: Path, strategy: str, seed: int) -> Path:
     return study / "runs" / strategy / f"seed-{seed}"
 
@@ -109,15 +84,26 @@ def run_folder(study: Path, strategy: str, seed: int) -> Path:
 def main(arguments=None) -> int:
     options = parse_arguments(arguments)
     config, seeds, name = resolve(options)
-    study = options.results / name
-    runs = run_names(options, seeds)
-    folders = [run_folder(study, *run) for run in runs]
+    arms = {strategy: get_mining_config(strategy, config) for strategy in options.strategies}
+    return run_study(options, config, options.results / name, arms, seeds)
+
+
+def run_study(options, config: ExperimentConfig, study: Path, arms: dict[str, dict], seeds: list[int]) -> int:
+    """Train, report, or show the status of one study, as `options` say, and return the exit status.
+
+    arms: name -> mining_config. The runs go seed by seed, so that pairs complete early. Raises ConfigError.
+    """
+    runs = {run_folder(study, arm, seed): (arm, seed) for seed in seeds for arm in arms}
+    if options.task is not None:
+        if not 0 <= options.task < len(runs):
+            raise ConfigError(f"task is {options.task}; allowed: 0 to {len(runs) - 1}, one for each strategy and seed")
+        runs = dict([list(runs.items())[options.task]])
     if options.status:
-        print(status_table(study, folders))
+        print(status_table(study, list(runs)))
         return 0
-    outcome = Outcome([], []) if options.report_only else train(options, config, runs, study)
+    outcome = Outcome([], []) if options.report_only else train(options, config, study, runs, arms)
     if options.report_only or (options.task is None and ended_runs(study)):
-        report(study, folders)
+        report(study, list(runs), list(dict.fromkeys([*STRATEGIES, *arms])))
     for failure in outcome.failures:
         print(f"failed: {failure}", file=sys.stderr)
     for held in outcome.held:
@@ -125,11 +111,27 @@ def main(arguments=None) -> int:
     return EXIT_BAD_INPUT if outcome.failures else 0
 
 
-def report(study: Path, asked: list[Path]):
+def train(options, config: ExperimentConfig, study: Path, runs: dict[Path, tuple[str, int]], arms) -> Outcome:
+    """Train what has not ended of `runs`, folder -> (arm, seed). Raises ConfigError where no run could start."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("a run is trained by one process; start this script once for each GPU, they share the runs")
+    check_device(options.device)
+    if options.fresh and options.task is not None:
+        raise ConfigError("--fresh would delete the runs of the other tasks; choose another --name")
+    if options.fresh and os.environ.get("SLURM_RESTART_COUNT", "0") == "0":  # a requeued job continues its own work
+        delete_study(study)
+    prepare_folder(study, config.to_dict())
+    return run_all({
+        f"{arm} seed {seed}": partial(run_experiment, arm, seed, config, arms[arm], folder, options.device)
+        for folder, (arm, seed) in runs.items()
+    })  # fmt: skip
+
+
+def report(study: Path, asked: list[Path], order: list[str]):
     """Report all runs that ended, and say if those asked for are not among them. Raises ConfigError if none ended."""
     config, reported, ended = ExperimentConfig(**read_json(study / "config.json")["config"]), None, ended_runs(study)
     while ended != reported:  # again if a run ended meanwhile: of two reports made at a time the last must have all
-        write_report(study, config, list(STRATEGIES))
+        write_report(study, config, order)
         reported, ended = ended, ended_runs(study)
     missing = len(set(asked) - ended)
     if missing:
