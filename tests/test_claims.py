@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from diffusion_lib.errors import CheckpointError, ConfigError, Interrupted
-from experiments import claims
+from experiments import claims, run
 from experiments import matrix_inversion_mining_comparison as comparison
 from experiments.claims import Claim, RunHeld, read_claim, this_process
+from experiments.config import ExperimentConfig
 from experiments.matrix_inversion_mining_comparison import main
 from experiments.run_list import Outcome, delete_study, run_all
 from experiments.status import duration, status_table
@@ -174,12 +175,12 @@ def raising(*errors):
     """A run that raises these, one a call, and then finishes."""
     waiting = list(errors)
 
-    def run():
+    def call():
         if waiting:
             raise waiting.pop(0)
         return {"status": "finished"}
 
-    return run
+    return call
 
 
 def test_errors_of_one_run_leave_the_others():
@@ -219,6 +220,19 @@ def test_two_processes_share_a_study(tmp_path):
     assert sorted(trained[0] + trained[1]) == ["baseline seed 0", "baseline seed 1", "random seed 0", "random seed 1"]
     assert any(f"held by process {process.pid} on" in errors[0] + errors[1] for process in processes)
     assert len((tmp_path / "shared.runs.csv").read_text().splitlines()) == 1 + 2 * 4
+
+
+def test_a_result_that_came_before_the_claim_is_kept(tmp_path, monkeypatch):
+    class LateClaim(Claim):
+        def __init__(self, folder):
+            (folder / "result.json").write_text('{"status": "finished", "by": "another process"}')
+            super().__init__(folder)
+
+    monkeypatch.setattr(run, "Claim", LateClaim)
+    config = ExperimentConfig(rank=3, train_steps=2)
+    result = run.run_experiment("baseline", 0, config, config.mining_config("none"), tmp_path, "cpu")
+    assert result == {"status": "finished", "by": "another process"}
+    assert not (tmp_path / "last.pt").exists()
 
 
 @pytest.fixture
