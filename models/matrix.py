@@ -10,7 +10,7 @@ from diffusion_lib.errors import ConfigError
 from diffusion_lib.schedule import cosine_beta_schedule, schedule_buffers
 from models.energy import EnergyModel
 
-CHANNELS, PRODUCTS, LAYERS = 8, 4, 8
+CHANNELS, PRODUCTS, LAYERS, FREE_LAYERS = 8, 4, 8, 6
 SPREAD = 3.0  # of A's eigenvalues over their root mean square: at most 2.83 for large n (Marchenko-Pastur)
 
 
@@ -117,9 +117,9 @@ class FreeCondition(NamedTuple):
 
 
 class MatrixEBMFree(EnergyModel):
-    """The same products without the residual built in: E = w_t / 2 || W_last Z_8 ||_F^2, Z_0 = W_in [I; A^; x].
+    """The same products without the residual built in: E = w_t / 2 || s W_last Z_6 ||_F^2, Z_0 = W_in [I; A^; x / s].
 
-    Layers as in MatrixEBM, each product scaled by a learned gain of its layer and level: what the energy should
+    s = 2 sqrt(n). Layers as in MatrixEBM, but six (eight diverge at the learning rate they need), each product scaled by a learned gain of its layer and level: what the energy should
     vanish at has to be learned. The gradient comes from autograd.
     """
 
@@ -127,15 +127,15 @@ class MatrixEBMFree(EnergyModel):
         super().__init__(inp_dim, out_dim)
         self.n = side(inp_dim, out_dim)
         self.w_in = nn.Parameter(0.5 * torch.randn(CHANNELS, 3))
-        self.w_pq = nn.Parameter(0.3 * torch.randn(LAYERS, 2 * PRODUCTS, CHANNELS))
-        self.w_out = nn.Parameter(0.15 * torch.randn(LAYERS, CHANNELS, PRODUCTS))
+        self.w_pq = nn.Parameter(0.3 * torch.randn(FREE_LAYERS, 2 * PRODUCTS, CHANNELS))
+        self.w_out = nn.Parameter(0.05 * torch.randn(FREE_LAYERS, CHANNELS, PRODUCTS))
         self.w_last = nn.Parameter(0.3 * torch.randn(CHANNELS))
         self.set_timesteps(self.num_timesteps)
 
     def set_timesteps(self, num_timesteps: int):
         """Start the gains of the levels anew, for T levels."""
         super().set_timesteps(num_timesteps)
-        self.gain = nn.Parameter(torch.ones(LAYERS, PRODUCTS, num_timesteps))
+        self.gain = nn.Parameter(torch.ones(FREE_LAYERS, PRODUCTS, num_timesteps))
         self.log_weight = nn.Parameter(torch.zeros(num_timesteps))
 
     def condition(self, inp, t):
@@ -151,9 +151,10 @@ class MatrixEBMFree(EnergyModel):
     def energy(self, cond, x):
         a, n = cond.a, self.n
         identity = torch.eye(n, device=a.device, dtype=a.dtype).expand_as(a)
-        z = self.w_in @ torch.stack((identity, a, x.view_as(a))).view(3, -1)
+        spread = 2 * math.sqrt(n)  # the largest singular value of an n x n matrix of unit noise
+        z = self.w_in @ torch.stack((identity, a, x.view_as(a) / spread)).view(3, -1)
         for w_pq, w_out, gain in zip(self.w_pq, self.w_out, cond.gain, strict=True):
             left, right = (w_pq @ z).view(2, -1, n, n)
             product = (left @ right).view(PRODUCTS, -1, n, n) * gain[:, :, None, None]
             z = torch.addmm(z, w_out, product.view(PRODUCTS, -1))
-        return 0.5 * cond.weight * (self.w_last @ z).view_as(a).square().sum((1, 2))
+        return 0.5 * cond.weight * (spread * (self.w_last @ z)).view_as(a).square().sum((1, 2))
