@@ -119,8 +119,9 @@ class FreeCondition(NamedTuple):
 class MatrixEBMFree(EnergyModel):
     """The same products without the residual built in: E = w_t / 2 || s W_last Z_6 ||_F^2, Z_0 = W_in [I; A^; x / s].
 
-    s = 2 sqrt(n). Layers as in MatrixEBM, but six (eight diverge at the learning rate they need), each product scaled by a learned gain of its layer and level: what the energy should
-    vanish at has to be learned. The gradient comes from autograd.
+    s = 2 sqrt(n). Layers as in MatrixEBM, but six (eight diverge at the learning rate they need), each product
+    scaled by a learned gain of its layer and level: what the energy should vanish at has to be learned. The
+    gradient comes from autograd.
     """
 
     def __init__(self, inp_dim: int, out_dim: int):
