@@ -1,0 +1,170 @@
+"""How far the trained runs of a study carry: other sizes of the matrix, other ridges, and at what cost.
+
+    python experiments/matrix_generalisation.py --study custom-matrix
+
+Reads the averaged weights of the finished runs in results/STUDY and writes there: sizes.csv (errors at other n, for a
+model whose weights do not depend on n), ridge.csv and ridge.png (error as the ridge of A = 2 R R^T + ridge I falls,
+beside linear regression and Newton-Schulz), and timing.csv. Exit status: 0 done, 2 bad input.
+"""
+
+import argparse
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+
+from dataset import Inverse  # noqa: E402
+from diffusion_lib.errors import ConfigError, exit_status  # noqa: E402
+from diffusion_lib.files import write_csv  # noqa: E402
+from diffusion_lib.metrics import SAMPLERS, EvaluationSet, named_errors, sampler_metrics, solution_errors  # noqa: E402
+from experiments.benchmark import alternate  # noqa: E402
+from experiments.config import ExperimentConfig, check_name  # noqa: E402
+from experiments.landscape_plots import draw  # noqa: E402
+from experiments.plots import plt, save_figure  # noqa: E402
+from experiments.reference_solvers import Fitted, exact_inverse, newton_schulz  # noqa: E402
+from experiments.report import load_run  # noqa: E402
+from experiments.run import build_diffusion  # noqa: E402
+from experiments.run_folder import read_json, read_result  # noqa: E402
+
+SIZES = (10, 20, 30, 40)
+RIDGES = (0.5, 0.3, 0.2, 0.1, 0.05, 0.02)  # 0.5 is the training task's, 0.1 the harder one's
+BATCH = 512  # matrices at a time: a polynomial's features of large matrices fill the memory soon
+TIMED = 1000  # matrices behind a time
+
+
+def parse_arguments(arguments=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--study", required=True, metavar="NAME", help="a folder of results/")
+    parser.add_argument("--results", type=Path, default=ROOT / "results", help="default: results/ of this project")
+    parser.add_argument("--evaluation-size", type=int, default=2048, help="matrices of each kind (default 2048)")
+    parser.add_argument("--repeats", type=int, default=7, help="measurements behind each time (default 7)")
+    options = parser.parse_args(arguments)
+    for name in ("evaluation_size", "repeats"):
+        if getattr(options, name) < 1:
+            raise ConfigError(f"{name} is {getattr(options, name)}; allowed: a whole number from 1")
+    return options
+
+
+def finished_runs(study: Path) -> dict[tuple[str, int], Path]:
+    """(strategy, seed) -> folder of every finished run. Raises ConfigError where there is none."""
+    runs = {}
+    for folder in study.glob("runs/*/seed-*"):
+        if (read_result(folder) or {}).get("status") == "finished" and (folder / "last.pt").exists():
+            runs[folder.parent.name, int(folder.name.removeprefix("seed-"))] = folder
+    if not runs or not (study / "config.json").exists():
+        raise ConfigError(f"{study} has no finished run with its last.pt; train first, or name another --study")
+    return dict(sorted(runs.items()))
+
+
+def at_size(diffusion, config: ExperimentConfig, n: int):
+    """The same weights for n x n matrices, or None where they depend on n."""
+    other = build_diffusion(replace(config, rank=n), diffusion.mining.to_dict(), seed=0).eval()
+    weights = diffusion.state_dict()
+    if {k: v.shape for k, v in other.state_dict().items()} != {k: v.shape for k, v in weights.items()}:
+        return None
+    other.load_state_dict(weights)
+    return other
+
+
+def inverse_task(config: ExperimentConfig, n: int, ridge: float | None = None) -> Inverse:
+    """The validation task; the sampler keeps the bound that the study's `clamp` says."""
+    task = Inverse("val", n, ridge=ridge)
+    if config.clamp == "training":
+        task.bound = Inverse("val", n).bound
+    return task
+
+
+def sampler_rows(models: dict, chosen: EvaluationSet, **columns) -> list[dict]:
+    """A row of errors per run and sampler on one set."""
+    return [
+        {"strategy": strategy, "seed": seed, "sampler": sampler, **columns,
+         **sampler_metrics(diffusion, chosen, inner_steps, BATCH)}
+        for (strategy, seed), diffusion in models.items() for sampler, inner_steps in SAMPLERS.items()
+    ]  # fmt: skip
+
+
+def size_rows(models: dict, config: ExperimentConfig, count: int) -> list[dict]:
+    """A row per n, run and sampler at the training ridge; none where the weights depend on n."""
+    rows = []
+    for n in SIZES:
+        resized = {key: at_size(diffusion, config, n) for key, diffusion in models.items()}
+        if any(diffusion is None for diffusion in resized.values()):
+            return []
+        rows += sampler_rows(resized, EvaluationSet(inverse_task(config, n), count, "cpu"), n=n)
+    return rows
+
+
+def ridge_rows(models: dict, config: ExperimentConfig, count: int) -> list[dict]:
+    """A row per ridge, run and sampler, and per ridge and reference, at the rank of the study."""
+    rank, rows = config.rank, []
+    references = {
+        "linear regression": Fitted(rank).linear_regression,
+        "Newton-Schulz 12": lambda inp: newton_schulz(inp, rank, 12),
+    }
+    for ridge in RIDGES:
+        chosen = EvaluationSet(inverse_task(config, rank, ridge), count, "cpu")
+        rows += sampler_rows(models, chosen, ridge=ridge)
+        for name, solve in references.items():
+            errors = solution_errors(chosen.task, chosen.inp, chosen.target, solve(chosen.inp.double()))
+            rows.append({"strategy": name, "sampler": "reference", "ridge": ridge, **named_errors(errors)})
+    return rows
+
+
+def ridge_figure(rows: list[dict], path: Path):
+    """Error against the ridge, a panel per sampler: mean over seeds, their range, and the references dashed."""
+    figure, axes = plt.subplots(1, len(SAMPLERS), figsize=(9, 3.4), sharey=True)
+    strategies = list(dict.fromkeys(row["strategy"] for row in rows if row["sampler"] in SAMPLERS))
+    references = list(dict.fromkeys(row["strategy"] for row in rows if row["sampler"] == "reference"))
+    for axis, sampler in zip(axes, SAMPLERS, strict=True):
+        draw(axis, [row for row in rows if row["sampler"] == sampler], strategies, "ridge", "mse")
+        for name, style in zip(references, ("--", ":"), strict=True):
+            line = [(row["ridge"], row["mse"]) for row in rows if row["strategy"] == name]
+            axis.plot(*zip(*line, strict=True), color="black", ls=style, lw=0.9, label=name)
+        axis.set(xlabel="ridge (training: 0.5)", title=f"{sampler} sampler", xscale="log", yscale="log")
+    axes[0].set_ylabel("mean squared error")
+    axes[0].legend(frameon=False, fontsize=7)
+    save_figure(figure, path)
+
+
+def timing_rows(diffusion, config: ExperimentConfig, repeats: int) -> list[dict]:
+    """Milliseconds per 1000 float32 matrices of the model's samplers and of two solvers, measured in turn."""
+    chosen = EvaluationSet(inverse_task(config, config.rank), TIMED, "cpu")
+    functions = {
+        f"{config.model}, {sampler}": lambda steps=steps: diffusion.p_sample_loop(
+            chosen.inp, start=chosen.start, inner_steps=steps, bound=chosen.task.bound)
+        for sampler, steps in SAMPLERS.items()
+    }  # fmt: skip
+    functions["Newton-Schulz 12"] = lambda: newton_schulz(chosen.inp, config.rank, 12)
+    functions["torch.linalg.inv"] = lambda: exact_inverse(chosen.inp, config.rank)
+    seconds = alternate(functions, repeats, "cpu")
+    return [
+        {"solver": name, "n": config.rank, "ms_per_1000": value * 1e6 / TIMED, "threads": torch.get_num_threads()}
+        for name, value in seconds.items()
+    ]
+
+
+def main(arguments=None):
+    options = parse_arguments(arguments)
+    study = options.results / check_name(options.study)
+    runs = finished_runs(study)
+    config = ExperimentConfig(**read_json(study / "config.json")["config"])
+    models = {key: load_run(folder, config) for key, folder in runs.items()}
+    sizes = size_rows(models, config, options.evaluation_size)
+    if sizes:
+        write_csv(study / "sizes.csv", sizes)
+    else:
+        print(f"sizes left out: the weights of {config.model} depend on n")
+    ridges = ridge_rows(models, config, options.evaluation_size)
+    write_csv(study / "ridge.csv", ridges)
+    ridge_figure(ridges, study / "ridge.png")
+    write_csv(study / "timing.csv", timing_rows(next(iter(models.values())), config, options.repeats))
+    print(f"{len(models)} runs; written to {study}: {'sizes.csv, ' if sizes else ''}ridge.csv, ridge.png, timing.csv")
+
+
+if __name__ == "__main__":
+    with exit_status():
+        main()
