@@ -125,6 +125,8 @@ def ridge_figure(rows: list[dict], path: Path):
             line = [(row["ridge"], row["mse"]) for row in rows if row["strategy"] == name]
             axis.plot(*zip(*line, strict=True), color="black", ls=style, lw=0.9, label=name)
         axis.set(xlabel="ridge (training: 0.5)", title=f"{sampler} sampler", xscale="log", yscale="log")
+        axis.set_xticks(RIDGES, [f"{ridge:g}" for ridge in RIDGES])
+        axis.minorticks_off()
     axes[0].set_ylabel("mean squared error")
     axes[0].legend(frameon=False, fontsize=7)
     save_figure(figure, path)
