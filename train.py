@@ -41,6 +41,7 @@ def main(arguments=None) -> int:
         else:
             train(trainer, options, config, mining_mode)
         print_errors(trainer, config)
+        trainer.accelerator.wait_for_everyone()  # nobody leaves while another still talks to it
     finally:
         trainer.accelerator.end_training()
     return 0

@@ -18,7 +18,7 @@ from experiments import matrix_inversion_mining_comparison as comparison
 from experiments.claims import Claim, RunHeld, read_claim, this_process
 from experiments.config import ExperimentConfig
 from experiments.matrix_inversion_mining_comparison import main
-from experiments.run_list import Outcome, delete_study, run_all
+from experiments.run_list import Outcome, delete_study, ended_runs, run_all
 from experiments.status import duration, status_table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -101,6 +101,16 @@ JOB = {**OTHER, "job": "17", "cluster": "c1", "job_restarts": "0"}
 def test_who_counts_as_alive(tmp_path, content, age, alive):
     write_claim(tmp_path, age=age, **content)
     assert read_claim(tmp_path).alive == alive
+
+
+def test_a_killed_process_holds_nothing_even_before_its_parent_notices(tmp_path):
+    process = subprocess.Popen(["sleep", "100"])
+    write_claim(tmp_path, pid=process.pid, process_started=claims.process_started(process.pid))
+    assert read_claim(tmp_path).alive
+    process.kill()
+    wait_until(lambda: not read_claim(tmp_path).alive)
+    process.wait()
+    assert not read_claim(tmp_path).alive
 
 
 @pytest.mark.parametrize(("squeue", "alive"), [
@@ -297,6 +307,27 @@ def test_a_requeued_job_keeps_what_it_made_fresh(tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     assert main(arguments) == 0
     assert result.stat().st_mtime_ns == before
+
+
+def test_a_run_that_ends_during_the_report_is_in_the_next_one(tmp_path, monkeypatch):
+    """Of two processes that finish together, the one that reports last must have all runs."""
+    last, seen = tmp_path / "shared" / "runs" / "baseline" / "seed-1" / "result.json", []
+
+    def write_report(study, *_):
+        seen.append(len(ended_runs(study)))
+        last.write_text("{}")
+
+    monkeypatch.setattr(comparison, "write_report", write_report)
+
+    def run_experiment(arm, seed, config, mining_config, folder, device):
+        if seed == 0:
+            return run.run_experiment(arm, seed, config, mining_config, folder, device)
+        folder.mkdir(parents=True, exist_ok=True)
+        raise RunHeld("held by another process")
+
+    monkeypatch.setattr(comparison, "run_experiment", run_experiment)
+    assert main(small(tmp_path, "--strategies", "baseline", "--seeds", "0-1")) == 0
+    assert seen == [1, 2]
 
 
 @pytest.mark.parametrize(("task", "message"), [("6", "task is 6; allowed: 0 to 5"), ("-1", "task is -1")])
