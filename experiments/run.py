@@ -18,7 +18,7 @@ from experiments.config import ExperimentConfig, log_interval
 from experiments.run_folder import prepare_folder, read_result
 from models import MODELS, DiffusionWrapper
 
-CURVE_SIZE = 2048  # examples behind a point of the learning curve
+CURVE_SIZE = 1024  # examples behind a point of the learning curve
 AUC_SIZE = 4096  # examples behind energy_auc, at every level
 
 
