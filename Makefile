@@ -5,7 +5,7 @@ ARGS ?=
 
 JOBS := submit-pilot submit-compare submit-array submit-ablations
 
-.PHONY: compare test lint report benchmark setup clean-env $(JOBS)
+.PHONY: compare test lint benchmark setup clean-env $(JOBS)
 
 compare: .venv/.runtime  ## the main job: three strategies, two seeds, minutes on a laptop
 	$(BIN)/python experiments/matrix_inversion_mining_comparison.py --preset demo $(ARGS)
