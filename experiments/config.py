@@ -12,7 +12,7 @@ from models import MODELS
 # What each energy model is trained with, unless a preset or a flag says otherwise.
 RECIPES = {
     "mlp": {},  # IRED's own: the defaults below
-    "matrix": {"learning_rate": 3e-3, "schedule": "cosine", "batch_size": 256, "train_steps": 1500,
+    "matrix": {"learning_rate": 6e-3, "schedule": "cosine", "batch_size": 128, "train_steps": 1500,
                "ema_update_every": 1, "clamp": "task"},
     "matrix-free": {"learning_rate": 3e-3, "schedule": "cosine", "batch_size": 256, "train_steps": 1500,
                "ema_update_every": 1, "clamp": "task"},
