@@ -24,9 +24,10 @@ from diffusion_lib.environment import environment  # noqa: E402
 from diffusion_lib.errors import exit_status  # noqa: E402
 from diffusion_lib.files import write_csv  # noqa: E402
 from diffusion_lib.trainer import make_ema  # noqa: E402
+from experiments.config import RECIPES  # noqa: E402
 from experiments.plots import plt, save_figure  # noqa: E402
 from experiments.released_way import PlainTrainer, item_batches, plain_sample  # noqa: E402
-from models import EBM, DiffusionWrapper  # noqa: E402
+from models import EBM, MODELS, DiffusionWrapper  # noqa: E402
 from models.mlp import HIDDEN  # noqa: E402
 
 MODES = ("none", "random", "adversarial")
@@ -91,13 +92,13 @@ def step_flops(mode: str, rank: int, batch_size: int, opt_steps: int = 2) -> flo
     return 2.0 * macs * batch_size
 
 
-def make_pair(mode, options, folder):
+def make_pair(mode, options, folder, model="mlp"):
     """A step of this project's trainer and one of the released way, from the same weights."""
     def diffusion():
         torch.manual_seed(0)
         size = options.rank**2
-        model = GaussianDiffusion1D(DiffusionWrapper(EBM(size, size)), mining_config={"mode": mode})
-        return model.to(options.device)
+        ebm = MODELS[model](size, size)
+        return GaussianDiffusion1D(DiffusionWrapper(ebm), mining_config={"mode": mode}).to(options.device)
 
     trainer = Trainer1D(diffusion(), Inverse("train", options.rank), train_batch_size=options.batch_size,
                         results_folder=folder, device=options.device)  # fmt: skip
@@ -114,6 +115,17 @@ def measure_steps(options, peak) -> list[dict]:
         times = alternate({"ours": ours, "released": released}, options.repeats, options.device, warm_up=4)
         flops = step_flops(mode, options.rank, options.batch_size)
         rows.append(row(f"step, {mode}", times, gflop=flops / 1e9, share_of_peak=flops / times["ours"] / peak))
+    return rows
+
+
+def measure_matrix_steps(options) -> list[dict]:
+    """Steps of MatrixEBM at the batch size that it is trained with."""
+    batch_size, rows = RECIPES["matrix"]["batch_size"], []
+    changed = argparse.Namespace(**{**vars(options), "batch_size": batch_size})
+    for mode in MODES:
+        ours, released = make_pair(mode, changed, options.results, "matrix")
+        times = alternate({"ours": ours, "released": released}, options.repeats, options.device, warm_up=4)
+        rows.append(row(f"matrix step, {mode}, batch {batch_size}", times) | {"batch_size": batch_size})
     return rows
 
 
@@ -164,7 +176,7 @@ def measure_scaling(options) -> list[dict]:
 def scaling_figure(rows, path):
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.2))
     for axis, name in zip(axes, ("batch_size", "rank"), strict=True):
-        chosen = [r for r in rows if name in r]
+        chosen = [r for r in rows if r["measured"].startswith(f"scaling, {name}")]
         axis.plot([r[name] for r in chosen], [r["released_ms"] for r in chosen], "o-", label="released way")
         axis.plot([r[name] for r in chosen], [r["ours_ms"] for r in chosen], "o-", label="this project")
         axis.set(xlabel=name, ylabel="ms a step, adversarial", xscale="log", yscale="log")
@@ -175,7 +187,8 @@ def scaling_figure(rows, path):
 def main(arguments=None):
     options = parse_arguments(arguments)
     peak = matmul_peak(options.batch_size, options.device, options.repeats)
-    rows = [*measure_steps(options, peak), measure_data(options), *measure_sampling(options)]
+    rows = [*measure_steps(options, peak), *measure_matrix_steps(options)]
+    rows += [measure_data(options), *measure_sampling(options)]
     if not options.no_scaling:
         rows += measure_scaling(options)
         scaling_figure(rows, options.results / "benchmark.png")

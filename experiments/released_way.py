@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from models import EBM
+from models.matrix import START, MatrixEBM, eigenvalue_scale
 
 
 class ItemwiseInverse(Dataset):
@@ -36,8 +37,26 @@ def item_batches(rank: int, batch_size: int, workers: int):
         yield inp.float(), target.float()
 
 
-def plain_energy(ebm: EBM, inp, x, t):
+def plain_energy(ebm: EBM | MatrixEBM, inp, x, t):
     """E (B,), every part computed for this call."""
+    return (plain_matrix_energy if isinstance(ebm, MatrixEBM) else plain_mlp_energy)(ebm, inp, x, t)
+
+
+def plain_matrix_energy(ebm, inp, x, t):
+    """E (B,) of the matrix energy, in the order of its equation."""
+    a, x = (part.view(-1, ebm.n, ebm.n) for part in (inp, x))
+    scale, identity = eigenvalue_scale(a), torch.eye(ebm.n, dtype=a.dtype, device=a.device)
+    z = torch.einsum("ci,ibjk->bcjk", ebm.w_in, torch.stack((identity.expand_as(a), a / scale)))
+    for mix, out in zip(ebm.w_mix, ebm.w_out, strict=True):
+        h = torch.einsum("kc,bcij->bkij", mix, z)
+        z = z + torch.einsum("ck,bkij->bcij", out, h @ h)
+    p = START / scale * torch.einsum("c,bcij->bij", ebm.w_last, z)
+    residual = ebm.g[t][:, None, None] * (a @ x) - ebm.c[t][:, None, None] * identity
+    return 0.5 * (p @ residual).square().sum((1, 2))
+
+
+def plain_mlp_energy(ebm, inp, x, t):
+    """E (B,) of IRED's own energy."""
     time = ebm.time_mlp(t.to(x.dtype))
     gain2, bias2 = ebm.t_map_fc2(time).chunk(2, -1)
     gain3, bias3 = ebm.t_map_fc3(time).chunk(2, -1)

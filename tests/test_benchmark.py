@@ -8,17 +8,25 @@ from conftest import make_diffusion
 from torch.utils.flop_counter import FlopCounterMode
 
 from dataset import Inverse, seeded_generator
+from diffusion_lib.denoising_diffusion_pytorch_1d import GaussianDiffusion1D
 from experiments.benchmark import main, step_flops
 from experiments.released_way import item_batches, plain_loss, plain_sample
+from models import MODELS, DiffusionWrapper
 from models.mlp import HIDDEN
 
 
+@pytest.mark.parametrize("model", ["mlp", "matrix"])
 @pytest.mark.parametrize("mode", ["none", "random", "adversarial"])
-def test_the_plain_path_computes_the_same_step(mode):
+def test_the_plain_path_computes_the_same_step(mode, model):
     inp, target = Inverse("train", 3).sample(32, seeded_generator(0))
     t = torch.arange(32) % 10
     noise, nce_noise = torch.randn(2, 32, 9, generator=seeded_generator(1))
-    ours, plain = (make_diffusion(mining_config={"mode": mode}).double() for _ in range(2))
+    torch.manual_seed(0)
+    ours, plain = (
+        GaussianDiffusion1D(DiffusionWrapper(MODELS[model](9, 9)), mining_config={"mode": mode}).double()
+        for _ in range(2)
+    )
+    plain.load_state_dict(ours.state_dict())
     arguments = [part.double() for part in (inp, target)]
     loss, _ = ours.p_losses(arguments[0], arguments[1], None, t, noise.double(), nce_noise.double())
     expected = plain_loss(plain, *arguments, t, noise.double(), nce_noise.double())
@@ -66,7 +74,9 @@ def test_the_command_writes_its_table(tmp_path, capsys):
     with open(tmp_path / "benchmark.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["measured"] for row in rows] == [
-        "step, none", "step, random", "step, adversarial", "data, one batch", "sampling, plain", "sampling, innerloop",
+        "step, none", "step, random", "step, adversarial", "matrix step, none, batch 128",
+        "matrix step, random, batch 128", "matrix step, adversarial, batch 128", "data, one batch", "sampling, plain",
+        "sampling, innerloop",
     ]  # fmt: skip
     for row in rows:
         assert float(row["ratio"]) == pytest.approx(float(row["released_ms"]) / float(row["ours_ms"]))
