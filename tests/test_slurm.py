@@ -127,7 +127,7 @@ def test_usr1_requeues_and_the_job_continues_to_the_same_weights(tmp_path, unint
     stopped_at = checkpoint(tmp_path)["step"]
     assert 0 < stopped_at < STEPS
     output("scontrol", "update", f"JobId={task}", "StartTime=now")  # else Slurm waits two minutes
-    assert ended(task) == ("COMPLETED", "0:0")
+    assert ended(task) == ("COMPLETED", "0:0"), log(f"array-{task}")
     text = log(f"array-{task}")
     assert f"stopped: SIGUSR1 at step {stopped_at}" in text
     assert text.count("back into the queue, to continue") == 1
