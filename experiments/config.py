@@ -14,7 +14,7 @@ RECIPES = {
     "mlp": {},  # IRED's own: the defaults below
     "matrix": {"learning_rate": 6e-3, "schedule": "cosine", "batch_size": 128, "train_steps": 1500,
                "ema_update_every": 1, "clamp": "task"},
-    "matrix-free": {"learning_rate": 3e-3, "schedule": "cosine", "batch_size": 256, "train_steps": 1500,
+    "matrix-free": {"learning_rate": 1e-2, "schedule": "cosine", "batch_size": 128, "train_steps": 1500,
                "ema_update_every": 1, "clamp": "task"},
 }
 WARM_UP_STEPS = 50
