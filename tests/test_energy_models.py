@@ -45,6 +45,35 @@ def test_parameter_gradients_equal_autograd_through_the_gradient(t, seed):
         assert torch.allclose(left, right, rtol=1e-9, atol=1e-11)
 
 
+@given(t=st.one_of(st.integers(0, 9), st.just("mixed")), seed=st.integers(0, 1000))
+def test_energy_without_its_gradient_equals_autograd(t, seed):
+    """The contrastive loss's path, in values and in parameters' gradients, and the descent's last look."""
+    model, inp, x, mixed = model_and_inputs(seed=seed)
+    levels, rows = mixed if t == "mixed" else t, torch.linspace(-1, 1, len(x)).double()
+    found = []
+    for candidate in (x, x.clone().requires_grad_()):  # who differentiates in x gets autograd
+        model.zero_grad()
+        energy = model.energy(model.condition(inp, levels), candidate)
+        (rows * energy).sum().backward()
+        found.append([energy.detach(), *(parameter.grad.clone() for parameter in model.parameters())])
+    with torch.no_grad():
+        assert torch.allclose(model.energy(model.condition(inp, levels), x), found[1][0], rtol=1e-12)
+    for left, right in zip(*found, strict=True):
+        assert torch.allclose(left, right, rtol=1e-9, atol=1e-11)
+
+
+def test_evaluation_without_gradients_equals_that_with_them():
+    model, inp, x, t = model_and_inputs()
+    before = x.clone()
+    kept = model.energy_and_gradient(model.condition(inp, t), x)
+    with torch.no_grad():
+        cond = model.condition(inp, t)
+        overwritten = [model.energy_and_gradient(cond, x) for _ in range(2)]
+    for values in overwritten:  # the second one would see what the first one overwrote
+        assert all(torch.allclose(left, right, rtol=1e-12) for left, right in zip(values, kept, strict=True))
+    assert torch.equal(x, before)
+
+
 def test_gradient_against_finite_differences():
     model, inp, x, t = model_and_inputs()
     cond = model.condition(inp, t)
