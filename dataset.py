@@ -77,7 +77,7 @@ class Inverse(Task):
         a = torch.bmm(r, r.mT).mul_(2)
         a.diagonal(dim1=1, dim2=2).add_(self.ridge)
         inverse = spd_inverse(a.double())
-        return a.flatten(1).to(dtype), inverse.flatten(1).to(dtype)
+        return a.flatten(1).to(dtype), inverse.to(dtype).flatten(1).contiguous()
 
 
 class Addition(Task):
@@ -125,18 +125,18 @@ TASKS = {"inverse": Inverse, "addition": Addition, "lowrank": LowRankDataset}
 
 
 def spd_inverse(a: torch.Tensor) -> torch.Tensor:
-    """Inverses of symmetric positive definite matrices (B, n, n), by Gauss-Jordan sweeps without pivoting.
+    """Inverses of symmetric positive definite matrices (B, n, n), by n symmetric sweeps (Goodnight 1979).
 
-    The batch is the innermost axis, so each of the n sweeps is one vectorised update over all matrices;
-    LAPACK, called once per small matrix, takes over twice as long. Positive pivots need no exchanges
-    (Golub and Van Loan, section 4.2).
+    The batch is the innermost axis, so each sweep is one vectorised update over all matrices; LAPACK, called once
+    per small matrix, takes over twice as long. Positive pivots need no exchanges. A sweep at pivot d turns row and
+    column k into themselves over d, the pivot into -1/d, and takes row x column / d from the rest: with u = row/sqrt(d)
+    and u_k = sqrt(d) - 1/sqrt(d) that is x - u u^T everywhere, but for 2 left over on the diagonal.
     """
     x = a.permute(1, 2, 0).clone(memory_format=torch.contiguous_format)  # (n, n, B)
     for k in range(x.shape[0]):
-        pivot = x[k, k].reciprocal()
-        row, column = x[k] * pivot, x[:, k].clone()
-        x.addcmul_(column[:, None, :], row[None, :, :], value=-1)
-        x[k] = row
-        torch.mul(column, -pivot, out=x[:, k])
-        x[k, k] = pivot
-    return x.permute(2, 0, 1)
+        root = x[k, k].rsqrt()
+        u = x[k] * root
+        u[k] -= root
+        x.addcmul_(u[:, None], u, value=-1)
+    x.diagonal().sub_(2)
+    return x.neg_().permute(2, 0, 1)

@@ -21,7 +21,9 @@ from diffusion_lib.denoising_diffusion_pytorch_1d import GaussianDiffusion1D, Tr
 from diffusion_lib.errors import ConfigError, exit_status
 from diffusion_lib.metrics import SAMPLERS, EvaluationSet, sampler_metrics
 from diffusion_lib.mining import MODES
+from diffusion_lib.precision import PRECISIONS, set_precision
 from diffusion_lib.stream import INITIAL_WEIGHTS
+from diffusion_lib.trainer import chosen_device
 from experiments.claims import Claim, RunHeld
 from experiments.config import RECIPES, ExperimentConfig, log_interval
 from experiments.run_folder import prepare_folder
@@ -71,6 +73,7 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     add("--evaluation-size", type=int, default=20_480, help="examples in each evaluation set")
     add("--save-every", type=int, default=1000, help="steps between two checkpoints, with an evaluation each")
     add("--data-workers", type=int, default=0, help="threads that make batches ahead")
+    add("--precision", choices=PRECISIONS, help="of matrix products; default auto: see diffusion_lib/precision.py")
     add("--seed", type=int, default=0)
     add("--device", help="cpu or cuda; default: cuda where there is one")
     add("--results-folder", type=Path, help="default: results/ds_<dataset>/model_<model>_diffsteps_<T>")
@@ -116,6 +119,7 @@ def build_trainer(options, config: ExperimentConfig, mining_mode: str) -> Traine
         baseline=options.baseline,
         match_release=config.match_release,
     )
+    set_precision(config.precision, diffusion.model.ebm, chosen_device(options.device))
     return Trainer1D(
         diffusion,
         task,

@@ -80,9 +80,8 @@ class GaussianDiffusion1D(nn.Module):
 
     def q_sample(self, x_start, t, noise):
         """x_t = sqrt(alphas_cumprod_t) x_start + sqrt(1 - alphas_cumprod_t) noise, all (B, out_dim)."""
-        return (
-            self._at(self.sqrt_alphas_cumprod, t) * x_start + self._at(self.sqrt_one_minus_alphas_cumprod, t) * noise
-        )
+        scaled = self._at(self.sqrt_alphas_cumprod, t) * x_start
+        return torch.addcmul(scaled, self._at(self.sqrt_one_minus_alphas_cumprod, t), noise)
 
     def predict_start(self, x_t, t, noise=0.0):
         """x_0 (B, out_dim) from x_t and the noise in it (equation 2 of IRED, solved for y)."""

@@ -25,6 +25,7 @@ def environment() -> dict:
         "cpu": cpu_name(),
         "cpu_cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "float32_products": torch.get_float32_matmul_precision(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "command": shlex.join([Path(sys.executable).name, *sys.argv]),
     }

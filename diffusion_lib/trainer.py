@@ -12,6 +12,7 @@ from torch.optim import Adam
 from diffusion_lib.errors import CheckpointError, ConfigError, Interrupted, NonFiniteLossError
 from diffusion_lib.files import load_checkpoint, save_checkpoint, write_csv
 from diffusion_lib.interrupt import stop_requests
+from diffusion_lib.memory import keep_freed_memory
 from diffusion_lib.metrics import EvaluationSet, Share, sampler_metrics
 from diffusion_lib.progress import Progress
 from diffusion_lib.released import require_defaults
@@ -35,17 +36,18 @@ RELEASED_DEFAULTS = {
 }
 
 
-def check_device(device: str | None):
-    """Raises ConfigError for a device that is unknown or not there."""
+def chosen_device(device: str | None) -> torch.device:
+    """The device of that name; for None, the one that is there. Raises ConfigError for one that is not."""
     if device not in (None, "cpu", "cuda"):
         raise ConfigError(f"device is {device!r}; allowed: cpu, cuda")
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device is 'cuda', but this machine has no usable CUDA device; allowed here: cpu")
+    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def make_accelerator(device: str | None = None, log_with: str | None = None, folder="results") -> Accelerator:
     """An Accelerator on `device` ('cpu', 'cuda', or None for what is there). Raises ConfigError without CUDA."""
-    check_device(device)
+    chosen_device(device)
     if log_with not in (None, "tensorboard"):
         raise ConfigError(f"log_with is {log_with!r}; allowed: tensorboard")
     return Accelerator(cpu=device == "cpu", log_with=log_with, project_dir=str(folder))
@@ -87,6 +89,7 @@ class Trainer1D:
         self.on_log, self.label = on_log, label
         self.step, self.history, self.train_seconds = 0, [], 0.0
 
+        keep_freed_memory()
         diffusion_model.to(accelerator.device)
         self.ema = make_ema(diffusion_model, ema_decay, ema_update_every)
         on_gpu = accelerator.device.type == "cuda"

@@ -62,7 +62,7 @@ class ExperimentConfig:
     noise_scale: float = 3.0
     weight: float = 0.5
     evaluation_size: int = 20_480
-    precision: str = "float32"
+    precision: str = "auto"
     match_release: bool = False
 
     def __post_init__(self):

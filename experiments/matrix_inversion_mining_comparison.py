@@ -18,7 +18,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from diffusion_lib.errors import EXIT_BAD_INPUT, ConfigError, exit_status  # noqa: E402
-from diffusion_lib.trainer import check_device  # noqa: E402
+from diffusion_lib.precision import choose_products  # noqa: E402
+from diffusion_lib.trainer import chosen_device  # noqa: E402
 from experiments.config import PRESETS, RECIPES, ExperimentConfig, check_name, parse_seeds  # noqa: E402
 from experiments.report import write_report  # noqa: E402
 from experiments.run import run_experiment  # noqa: E402
@@ -115,7 +116,7 @@ def train(options, config: ExperimentConfig, study: Path, runs: dict[Path, tuple
     """Train what has not ended of `runs`, folder -> (arm, seed). Raises ConfigError where no run could start."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("a run is trained by one process; start this script once for each GPU, they share the runs")
-    check_device(options.device)
+    choose_products(config.precision, chosen_device(options.device))
     if options.fresh and options.task is not None:
         raise ConfigError("--fresh would delete the runs of the other tasks; choose another --name")
     if options.fresh and os.environ.get("SLURM_RESTART_COUNT", "0") == "0":  # a requeued job continues its own work

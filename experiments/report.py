@@ -116,7 +116,8 @@ def report_text(folder, config, study, summary, verdict, landscape: bool) -> str
     parts += [
         "## The rule", RULE, "## Configuration and command",
         f"`{about['command']}`, commit {about['commit']}, {about['gpu'] or about['cpu']} "
-        f"({about['cpu_cores']} cores, {about['threads']} threads), Python {about['python']}, torch {about['torch']}.",
+        f"({about['cpu_cores']} cores, {about['threads']} threads), Python {about['python']}, torch {about['torch']} "
+        f"(float32 products: {about.get('float32_products', 'highest')}).",
         "```json\n" + json.dumps(config.to_dict(), indent=2) + "\n```",
     ]  # fmt: skip
     return "\n\n".join(parts) + "\n"

@@ -10,9 +10,9 @@ from diffusion_lib.errors import NonFiniteLossError
 from diffusion_lib.files import write_json
 from diffusion_lib.memory import peak_memory_bytes, reset_peak_memory
 from diffusion_lib.metrics import SAMPLERS, EvaluationSet, energy_auc, sampler_metrics
-from diffusion_lib.precision import set_precision
+from diffusion_lib.precision import choose_products, set_precision
 from diffusion_lib.stream import INITIAL_WEIGHTS
-from diffusion_lib.trainer import check_device
+from diffusion_lib.trainer import chosen_device
 from experiments.claims import Claim
 from experiments.config import ExperimentConfig, log_interval
 from experiments.run_folder import prepare_folder, read_result
@@ -38,9 +38,7 @@ def build_diffusion(config: ExperimentConfig, mining_config: dict, seed: int) ->
 
 def build_trainer(config, diffusion, seed, folder, device=None, **options) -> Trainer1D:
     """The trainer of a run, its products set to the configured precision. Raises ConfigError."""
-    check_device(device)
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    set_precision(config.precision, diffusion.model.ebm, place)
+    set_precision(config.precision, diffusion.model.ebm, chosen_device(device))
     val, ood = evaluation_tasks(config)
     return Trainer1D(
         diffusion,
@@ -74,6 +72,7 @@ def run_experiment(strategy: str, seed: int, config: ExperimentConfig, mining_co
     a signal.
     """
     folder = Path(folder)
+    choose_products(config.precision, chosen_device(device))  # first, for config.json to record them
     prepare_folder(folder, {**config.to_dict(), "strategy": strategy, "seed": seed, "mining_config": mining_config})
     done = read_result(folder)
     if done:

@@ -1,11 +1,14 @@
+import copy
+
 import pytest
 import torch
 from conftest import make_diffusion
 
-from dataset import Inverse
+from dataset import Inverse, seeded_generator
 from diffusion_lib.errors import ConfigError
-from diffusion_lib.precision import bf16_product, product_error, set_precision
+from diffusion_lib.precision import bf16_product, medium_error, product_error, set_precision
 from experiments.config import ExperimentConfig
+from experiments.released_way import plain_loss
 from models import EnergyModel
 
 CPU = torch.device("cpu")
@@ -51,23 +54,53 @@ def test_bf16_reaches_every_product_of_the_step():
         assert gradient.abs().max() > 0
     assert losses[0] != losses[1]
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
-    # input once; E and dE/dx three times 8 (denoising, two opt_steps); its backward 15; three energies of 4
-    assert len(calls) == 1 + 3 * 8 + 15 + 3 * 4
+    # input once; E and dE/dx three times 8 (denoising, two opt_steps), backward 15; three energies of 4, two of them
+    # (real and fake) with a backward of 7
+    assert len(calls) == 1 + 3 * 8 + 15 + 3 * 4 + 2 * 7
 
 
-def test_fast_is_refused_where_it_is_not_accurate(monkeypatch):
-    assert product_error(CPU) < 1e-6
-    monkeypatch.setattr("diffusion_lib.precision.product_error", lambda _: 1e-3)
-    with pytest.raises(ConfigError, match=r"products err by 0.001 \(over 1e-06\); allowed: float32, bf16"):
-        set_precision("fast", make_diffusion().model.ebm, CPU)
-    assert torch.get_float32_matmul_precision() == "highest"
+def test_auto_takes_the_faster_products_only_where_they_are_accurate(monkeypatch):
+    model = make_diffusion().model.ebm
+    for error, chosen in ((4e-7, "medium"), (1e-3, "highest")):
+        monkeypatch.setattr("diffusion_lib.precision.medium_error", lambda _, error=error: error)
+        set_precision("auto", model, CPU)
+        assert torch.get_float32_matmul_precision() == chosen
+        set_precision("float32", model, CPU)
+        assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_the_error_is_that_of_the_products():
+    left, right = torch.randn(30, 40), torch.randn(40, 20)
+    assert product_error(left.double(), right.double()) < 1e-15
+    assert 1e-8 < product_error(left, right) < 1e-6
+    assert 1e-3 < product_error(left.bfloat16(), right.bfloat16()) < 1e-1
+    before = torch.get_float32_matmul_precision()
+    assert 1e-8 < medium_error("cpu") < 1e-2
+    assert torch.get_float32_matmul_precision() == before
+
+
+@pytest.mark.parametrize("mode", ["none", "random", "adversarial"])
+def test_auto_keeps_float32s_accuracy_in_a_whole_step(mode):
+    """Loss and gradients at full size against the plain path in float64, whatever products are chosen here."""
+    diffusion = make_diffusion(20, mining_config={"mode": mode})
+    inp, target = Inverse("train", 20).sample(64, seeded_generator(0))
+    t, noise = torch.arange(64) % 10, torch.randn(2, 64, 400, generator=seeded_generator(1))
+    exact = copy.deepcopy(diffusion).double()
+    expected = plain_loss(exact, inp.double(), target.double(), t, *noise.double())
+    expected.backward()
+    set_precision("auto", diffusion.model.ebm, CPU)
+    loss, _ = diffusion.p_losses(inp, target, None, t, *noise)
+    loss.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    for parameter, truth in zip(diffusion.parameters(), exact.parameters(), strict=True):
+        assert (parameter.grad - truth.grad).norm() < 1e-5 * truth.grad.norm()
 
 
 def test_bf16_needs_a_model_that_has_it():
-    with pytest.raises(ConfigError, match="which EnergyModel has not; allowed: float32, fast"):
+    with pytest.raises(ConfigError, match="which EnergyModel has not; allowed: auto, float32"):
         set_precision("bf16", EnergyModel(1, 1), CPU)
 
 
 def test_unknown_precision_is_named():
-    with pytest.raises(ConfigError, match="precision is 'half'; allowed: float32, fast, bf16"):
+    with pytest.raises(ConfigError, match="precision is 'half'; allowed: auto, float32, bf16"):
         ExperimentConfig(precision="half")
