@@ -2,14 +2,16 @@
 
     python experiments/benchmark.py                 # on an idle machine; writes results/benchmark.csv and a figure
 
-Every pair is measured in turn, again and again, and medians are compared, so that a machine that slows down
-slows both. FLOP counts are multiply-adds times two; the peak is this machine's own best float32 product.
+Every set is measured in turn, again and again, and medians are compared, so that a machine that slows down slows
+all. The released way runs in a process of its own, as torch is by default; `released, same products` is the same
+with the products that this project has chosen, so that their share in a ratio shows. FLOP counts are multiply-adds
+times two; the peak is this machine's own best float32 product.
 """
 
 import argparse
 import statistics
 import sys
-import time
+from contextlib import ExitStack
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,14 +25,18 @@ from diffusion_lib.denoising_diffusion_pytorch_1d import GaussianDiffusion1D, Tr
 from diffusion_lib.environment import environment  # noqa: E402
 from diffusion_lib.errors import exit_status  # noqa: E402
 from diffusion_lib.files import write_csv  # noqa: E402
-from diffusion_lib.trainer import make_ema  # noqa: E402
+from diffusion_lib.precision import bf16_product, choose_products  # noqa: E402
+from diffusion_lib.trainer import chosen_device, make_ema  # noqa: E402
 from experiments.config import RECIPES  # noqa: E402
 from experiments.plots import plt, save_figure  # noqa: E402
-from experiments.released_way import PlainTrainer, item_batches, plain_sample  # noqa: E402
-from models import EBM, MODELS, DiffusionWrapper  # noqa: E402
+from experiments.released_way import PlainTrainer, item_batches, plain_loss, plain_sample  # noqa: E402
+from experiments.timing import OtherProcess, PreparedCall, alternate  # noqa: E402
+from models import MODELS, DiffusionWrapper  # noqa: E402
 from models.mlp import HIDDEN  # noqa: E402
 
 MODES = ("none", "random", "adversarial")
+CHECKED = 256  # rows of the step whose numbers are compared with the plain path's
+CALLS = 5  # steps of each run between two looks at the clock, where several share the machine
 
 
 def parse_arguments(arguments=None):
@@ -38,37 +44,16 @@ def parse_arguments(arguments=None):
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rank", type=int, default=20)
     parser.add_argument("--batch-size", type=int, default=2048)
-    parser.add_argument("--repeats", type=int, default=9, help="measurements of each of a pair")
+    parser.add_argument("--repeats", type=int, default=9, help="measurements of each of a set")
     parser.add_argument("--workers", type=int, default=0, help="loader processes of the released way")
+    parser.add_argument("--at-once", type=int, default=torch.get_num_threads(), help="runs that share the machine")
     parser.add_argument("--no-scaling", action="store_true", help="leave out the sweeps of batch size and rank")
     parser.add_argument("--results", type=Path, default=ROOT / "results")
     return parser.parse_args(arguments)
 
 
-def timed(function, device) -> float:
-    """Seconds of one call, the device's work included."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    function()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
-
-
-def alternate(functions: dict, repeats: int, device: str, warm_up: int = 2) -> dict[str, float]:
-    """Median seconds of each function, all measured in turn."""
-    times = {name: [] for name in functions}
-    for i in range(warm_up + repeats):
-        for name, function in functions.items():
-            seconds = timed(function, device)
-            if i >= warm_up:
-                times[name].append(seconds)
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
 def matmul_peak(batch_size, device, repeats) -> float:
-    """FLOP/s of the best of the float32 products that a step consists of."""
+    """FLOP/s of the best of the float32 products that a step consists of, as torch is set."""
     best = 0.0
     for rows, inner, columns in ((batch_size, HIDDEN, HIDDEN), (HIDDEN, batch_size, HIDDEN), (4096, 1024, 1024)):
         left, right = torch.randn(rows, inner, device=device), torch.randn(inner, columns, device=device)
@@ -92,84 +77,164 @@ def step_flops(mode: str, rank: int, batch_size: int, opt_steps: int = 2) -> flo
     return 2.0 * macs * batch_size
 
 
-def make_pair(mode, options, folder, model="mlp"):
-    """A step of this project's trainer and one of the released way, from the same weights."""
-    def diffusion():
-        torch.manual_seed(0)
-        size = options.rank**2
-        ebm = MODELS[model](size, size)
-        return GaussianDiffusion1D(DiffusionWrapper(ebm), mining_config={"mode": mode}).to(options.device)
-
-    trainer = Trainer1D(diffusion(), Inverse("train", options.rank), train_batch_size=options.batch_size,
-                        results_folder=folder, device=options.device)  # fmt: skip
-    plain = diffusion()
-    batches = item_batches(options.rank, options.batch_size, options.workers)
-    released = PlainTrainer(plain, make_ema(plain, 0.995, 10), batches, options.device)
-    return trainer.run_one_step, released
+def initial_diffusion(mode, model, rank, device) -> GaussianDiffusion1D:
+    torch.manual_seed(0)
+    ebm = MODELS[model](rank**2, rank**2)
+    return GaussianDiffusion1D(DiffusionWrapper(ebm), mining_config={"mode": mode}).to(device)
 
 
-def measure_steps(options, peak) -> list[dict]:
-    rows = []
-    for mode in MODES:
-        ours, released = make_pair(mode, options, options.results)
-        times = alternate({"ours": ours, "released": released}, options.repeats, options.device, warm_up=4)
-        flops = step_flops(mode, options.rank, options.batch_size)
-        rows.append(row(f"step, {mode}", times, gflop=flops / 1e9, share_of_peak=flops / times["ours"] / peak))
-    return rows
+def our_step(mode, model, rank, batch_size, device, bf16=False):
+    """A step of this project's trainer. Saves nothing."""
+    diffusion = initial_diffusion(mode, model, rank, device)
+    if bf16:
+        diffusion.model.ebm.product = bf16_product
+    return Trainer1D(diffusion, Inverse("train", rank), train_batch_size=batch_size, device=device).run_one_step
 
 
-def measure_matrix_steps(options) -> list[dict]:
-    """Steps of MatrixEBM at the batch size that it is trained with."""
-    batch_size, rows = RECIPES["matrix"]["batch_size"], []
-    changed = argparse.Namespace(**{**vars(options), "batch_size": batch_size})
-    for mode in MODES:
-        ours, released = make_pair(mode, changed, options.results, "matrix")
-        times = alternate({"ours": ours, "released": released}, options.repeats, options.device, warm_up=4)
-        rows.append(row(f"matrix step, {mode}, batch {batch_size}", times) | {"batch_size": batch_size})
-    return rows
+def released_step(mode, model, rank, batch_size, device, workers):
+    """The same step in the released way, from the same weights."""
+    diffusion = initial_diffusion(mode, model, rank, device)
+    return PlainTrainer(diffusion, make_ema(diffusion, 0.995, 10), item_batches(rank, batch_size, workers), device)
+
+
+def released_data(rank, batch_size, device, workers):
+    batches = item_batches(rank, batch_size, workers)
+    return lambda: [part.to(device) for part in next(batches)]
+
+
+def sampling_problem(rank, batch_size, device):
+    """An untrained model, inputs, and the noise to start from."""
+    inp, _ = Inverse("val", rank).sample(batch_size, device=device)
+    start = torch.randn(batch_size, rank**2, device=device)
+    return initial_diffusion("none", "mlp", rank, device), inp, start
+
+
+def released_sampling(inner_steps, rank, batch_size, device):
+    diffusion, inp, start = sampling_problem(rank, batch_size, device)
+    return lambda: plain_sample(diffusion, inp, start, inner_steps)
+
+
+def compare(name, ours: dict, released: OtherProcess, options, repeats=None, warm_up=4, **more) -> dict:
+    """A row of the table: `ours` and what is prepared in `released`, as torch is by default and with our products."""
+    products = torch.get_float32_matmul_precision()
+    functions = {**ours, "released": PreparedCall(released)}
+    if products != "highest":
+        functions["released_same_products"] = PreparedCall(released, products)
+    times = alternate(functions, repeats or options.repeats, options.device, warm_up)
+    times.setdefault("released_same_products", times["released"])
+    return row(name, times, **more)
 
 
 def row(name, times, **more) -> dict:
-    return {"measured": name, "released_ms": 1e3 * times["released"], "ours_ms": 1e3 * times["ours"],
-            "ratio": times["released"] / times["ours"], **more}  # fmt: skip
+    return {"measured": name, **{f"{key}_ms": 1e3 * value for key, value in times.items()},
+            "ratio": times["released"] / times["ours"],
+            "ratio_same_products": times["released_same_products"] / times["ours"], **more}  # fmt: skip
 
 
-def measure_data(options) -> dict:
-    task, generator = Inverse("train", options.rank), seeded_generator(1, device=options.device)
-    batches = item_batches(options.rank, options.batch_size, options.workers)
-    chunk = 16 if options.device == "cuda" else 1
-    times = alternate({
-        "ours": lambda: task.sample(chunk * options.batch_size, generator, options.device),
-        "released": lambda: [part.to(options.device) for part in next(batches)],
-    }, options.repeats, options.device)  # fmt: skip
-    return row("data, one batch", times | {"ours": times["ours"] / chunk})
-
-
-def measure_sampling(options) -> list[dict]:
-    size, rows = options.rank**2, []
-    torch.manual_seed(0)
-    diffusion = GaussianDiffusion1D(DiffusionWrapper(EBM(size, size))).to(options.device)
-    inp, _ = Inverse("val", options.rank).sample(options.batch_size, device=options.device)
-    start = torch.randn(options.batch_size, size, device=options.device)
-    for name, inner in (("plain", 0), ("innerloop", 5)):
-        times = alternate({
-            "ours": lambda inner=inner: diffusion.p_sample_loop(inp, start=start, inner_steps=inner),
-            "released": lambda inner=inner: plain_sample(diffusion, inp, start, inner),
-        }, max(3, options.repeats // 3), options.device, warm_up=1)  # fmt: skip
-        rows.append(row(f"sampling, {name}", times))
+def measure_steps(options, peak, released) -> list[dict]:
+    rows = []
+    for mode in MODES:
+        setting = (mode, "mlp", options.rank, options.batch_size, options.device)
+        released.prepare(released_step, *setting, options.workers)
+        ours = {"ours": our_step(*setting), "bf16": our_step(*setting, bf16=True)}
+        measured = compare(f"step, {mode}", ours, released, options)
+        flops = step_flops(mode, options.rank, options.batch_size)
+        share = flops / (measured["ours_ms"] / 1e3) / peak
+        rows.append(measured | {"gflop": flops / 1e9, "share_of_peak": share} | step_errors(mode, options))
     return rows
 
 
-def measure_scaling(options) -> list[dict]:
+def step_errors(mode, options) -> dict:
+    """Relative errors of a step's loss and gradients, against the plain path in float64."""
+    size = options.rank**2
+    inp, target = Inverse("train", options.rank).sample(CHECKED, seeded_generator(0), "cpu")
+    t, noise = torch.arange(CHECKED) % 10, torch.randn(2, CHECKED, size, generator=seeded_generator(1))
+    plain, ours = (initial_diffusion(mode, "mlp", options.rank, device) for device in ("cpu", options.device))
+    expected = plain_loss(plain.double(), inp.double(), target.double(), t, *noise.double())
+    loss, _ = ours.p_losses(*(part.to(options.device) for part in (inp, target)), None, t.to(options.device),
+                            *noise.to(options.device))  # fmt: skip
+    expected.backward()
+    loss.backward()
+    found, exact = (torch.cat([p.grad.flatten().double().cpu() for p in d.parameters()]) for d in (ours, plain))
+    return {"loss_error": abs(loss.item() / expected.item() - 1),
+            "gradient_error": ((found - exact).norm() / exact.norm()).item()}  # fmt: skip
+
+
+def measure_matrix_steps(options, released) -> list[dict]:
+    """Steps of MatrixEBM at the batch size that it is trained with."""
+    batch_size, rows = RECIPES["matrix"]["batch_size"], []
+    for mode in MODES:
+        setting = (mode, "matrix", options.rank, batch_size, options.device)
+        released.prepare(released_step, *setting, options.workers)
+        measured = compare(f"matrix step, {mode}, batch {batch_size}", {"ours": our_step(*setting)}, released, options)
+        rows.append(measured | {"batch_size": batch_size})
+    return rows
+
+
+def measure_data(options, released) -> dict:
+    task, generator = Inverse("train", options.rank), seeded_generator(1, device=options.device)
+    released.prepare(released_data, options.rank, options.batch_size, options.device, options.workers)
+    chunk = 16 if options.device == "cuda" else 1
+    times = alternate({
+        "ours": lambda: task.sample(chunk * options.batch_size, generator, options.device),
+        "released": PreparedCall(released),
+    }, options.repeats, options.device)  # fmt: skip
+    times["ours"] /= chunk
+    return row("data, one batch", times | {"released_same_products": times["released"]})
+
+
+def measure_sampling(options, released) -> list[dict]:
+    rows = []
+    setting = (options.rank, options.batch_size, options.device)
+    diffusion, inp, start = sampling_problem(*setting)
+    for name, inner in (("plain", 0), ("innerloop", 5)):
+        released.prepare(released_sampling, inner, *setting)
+        ours = {"ours": lambda inner=inner: diffusion.p_sample_loop(inp, start=start, inner_steps=inner)}
+        repeats = max(1, options.repeats // 3)
+        rows.append(compare(f"sampling, {name}", ours, released, options, repeats, warm_up=1))
+    return rows
+
+
+def measure_runs_at_once(options) -> list[dict]:
+    """A step of one run that has the machine to itself, and of several that share it, over their number."""
+    rows, products = [], torch.get_float32_matmul_precision()
+    threads = max(1, torch.get_num_threads() // options.at_once)
+    with ExitStack() as stack:
+        processes = [stack.enter_context(OtherProcess(options.device, threads)) for _ in range(options.at_once)]
+        for model, batch_size in (("mlp", options.batch_size), ("mlp", 128), ("matrix", 128)):
+            for mode in MODES:
+                setting = (mode, model, options.rank, batch_size, options.device)
+                for process in processes:
+                    process.prepare(our_step, *setting)
+                alone = alternate({"alone": our_step(*setting)}, options.repeats, options.device, warm_up=4)["alone"]
+                shared = shared_seconds(processes, products, options.repeats)
+                rows.append({"measured": f"{model} step, {mode}, batch {batch_size}", "batch_size": batch_size,
+                             "alone_ms": 1e3 * alone, "shared_ms": 1e3 * shared,
+                             "ratio_alone": alone / shared})  # fmt: skip
+    return rows
+
+
+def shared_seconds(processes, products, repeats) -> float:
+    """Median seconds of a step, over the number of processes that work at the same time."""
+    times = []
+    for _ in range(1 + repeats):
+        for process in processes:
+            process.start(products, CALLS)
+        times.append(max(process.seconds() for process in processes) / (CALLS * len(processes)))
+    return statistics.median(times[1:])
+
+
+def measure_scaling(options, released) -> list[dict]:
     """Steps of both ways over batch sizes at this rank, and over ranks at this batch size (adversarial)."""
     sweeps = [("batch_size", size) for size in (256, 512, 1024, 2048, 4096, 8192)]
     sweeps += [("rank", rank) for rank in (5, 10, 20, 30, 40)]
     rows = []
     for name, value in sweeps:
-        changed = argparse.Namespace(**{**vars(options), name: value})
-        ours, released = make_pair("adversarial", changed, options.results)
-        times = alternate({"ours": ours, "released": released}, 3, options.device, warm_up=1)
-        rows.append(row(f"scaling, {name} {value}", times) | {name: value})
+        changed = {"rank": options.rank, "batch_size": options.batch_size, name: value}
+        setting = ("adversarial", "mlp", changed["rank"], changed["batch_size"], options.device)
+        released.prepare(released_step, *setting, options.workers)
+        measured = compare(f"scaling, {name} {value}", {"ours": our_step(*setting)}, released, options, 3, warm_up=1)
+        rows.append(measured | {name: value})
     return rows
 
 
@@ -184,23 +249,37 @@ def scaling_figure(rows, path):
     save_figure(figure, path)
 
 
+def print_table(rows, columns):
+    print(tabulate([[r.get(column) for column in columns] for r in rows], columns, floatfmt=".3g"))
+
+
 def main(arguments=None):
     options = parse_arguments(arguments)
+    plain_peak = matmul_peak(options.batch_size, options.device, options.repeats)
+    choose_products("auto", chosen_device(options.device))
     peak = matmul_peak(options.batch_size, options.device, options.repeats)
-    rows = [*measure_steps(options, peak), *measure_matrix_steps(options)]
-    rows += [measure_data(options), *measure_sampling(options)]
-    if not options.no_scaling:
-        rows += measure_scaling(options)
-        scaling_figure(rows, options.results / "benchmark.png")
+    with OtherProcess(options.device) as released:
+        rows = [*measure_steps(options, peak, released), *measure_matrix_steps(options, released)]
+        rows += [measure_data(options, released), *measure_sampling(options, released)]
+        if not options.no_scaling:
+            rows += measure_scaling(options, released)
+            scaling_figure(rows, options.results / "benchmark.png")
+    shared = measure_runs_at_once(options)
     about = environment()
-    machine = f"{about['gpu'] or about['cpu']}, {about['threads']} threads"
-    print(f"{machine}, torch {about['torch']}, commit {about['commit']}; "
-          f"float32 product peak {peak / 1e9:.0f} GFLOP/s")  # fmt: skip
-    columns = ("measured", "released_ms", "ours_ms", "ratio", "share_of_peak")
-    print(tabulate([[r.get(column) for column in columns] for r in rows], columns, floatfmt=".3g"))
-    fixed = {key: about[key] for key in ("cpu", "gpu", "threads", "torch", "python", "commit", "command")}
-    settings = {"rank": options.rank, "batch_size": options.batch_size, "peak_gflops": peak / 1e9}
+    print(f"{about['gpu'] or about['cpu']}, {about['threads']} threads, torch {about['torch']}, commit "
+          f"{about['commit']}; float32 product peak {peak / 1e9:.0f} GFLOP/s (products: {about['float32_products']}), "
+          f"{plain_peak / 1e9:.0f} by torch's default")  # fmt: skip
+    print_table(rows, ("measured", "released_ms", "released_same_products_ms", "ours_ms", "ratio",
+                       "ratio_same_products", "share_of_peak", "bf16_ms", "loss_error", "gradient_error"))  # fmt: skip
+    print(f"\n{options.at_once} runs at once, {max(1, about['threads'] // options.at_once)} threads each:")
+    print_table(shared, ("measured", "alone_ms", "shared_ms", "ratio_alone"))
+    fixed = {key: about[key] for key in ("cpu", "gpu", "threads", "float32_products", "torch", "python", "commit",
+                                         "command")}  # fmt: skip
+    settings = {"rank": options.rank, "batch_size": options.batch_size, "peak_gflops": peak / 1e9,
+                "default_peak_gflops": plain_peak / 1e9}  # fmt: skip
     write_csv(options.results / "benchmark.csv", [{**settings, **r, **fixed} for r in rows])
+    write_csv(options.results / "benchmark-at-once.csv", [{**settings, **r, "at_once": options.at_once, **fixed}
+                                                          for r in shared])  # fmt: skip
 
 
 if __name__ == "__main__":

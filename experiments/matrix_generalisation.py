@@ -21,7 +21,7 @@ from dataset import Inverse  # noqa: E402
 from diffusion_lib.errors import ConfigError, exit_status  # noqa: E402
 from diffusion_lib.files import write_csv  # noqa: E402
 from diffusion_lib.metrics import SAMPLERS, EvaluationSet, named_errors, sampler_metrics, solution_errors  # noqa: E402
-from experiments.benchmark import alternate  # noqa: E402
+from diffusion_lib.precision import choose_products  # noqa: E402
 from experiments.config import ExperimentConfig, check_name  # noqa: E402
 from experiments.landscape_plots import draw  # noqa: E402
 from experiments.plots import plt, save_figure  # noqa: E402
@@ -29,6 +29,7 @@ from experiments.reference_solvers import Fitted, exact_inverse, newton_schulz  
 from experiments.report import load_run  # noqa: E402
 from experiments.run import build_diffusion  # noqa: E402
 from experiments.run_folder import read_json, read_result  # noqa: E402
+from experiments.timing import alternate  # noqa: E402
 
 SIZES = (10, 20, 30, 40)
 RIDGES = (0.5, 0.3, 0.2, 0.1, 0.05, 0.02)  # 0.5 is the training task's, 0.1 the harder one's
@@ -154,6 +155,7 @@ def main(arguments=None):
     study = options.results / check_name(options.study)
     runs = finished_runs(study)
     config = ExperimentConfig(**read_json(study / "config.json")["config"])
+    choose_products(config.precision, torch.device("cpu"))
     models = {key: load_run(folder, config) for key, folder in runs.items()}
     sizes = size_rows(models, config, options.evaluation_size)
     if sizes:
