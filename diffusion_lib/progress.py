@@ -1,7 +1,8 @@
-"""Progress of a long loop: a bar on a terminal, plain lines elsewhere."""
+"""Progress of a long loop: a bar on a terminal, plain lines elsewhere, and where several run at once."""
 
 import sys
 import time
+from multiprocessing import parent_process
 
 from tqdm.auto import tqdm
 
@@ -14,7 +15,7 @@ class Progress:
     def __init__(self, label: str, start: int, total: int, shown: bool = True):
         self.label, self.total, self.shown = label, total, shown
         self.started, self.first, self.last_line = time.monotonic(), start, time.monotonic()
-        terminal = sys.stderr.isatty()
+        terminal = sys.stderr.isatty() and parent_process() is None  # bars of several processes would overlap
         self.bar = tqdm(desc=label, initial=start, total=total, unit="step") if terminal and shown else None
 
     def update(self, step: int, loss: float):

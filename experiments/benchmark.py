@@ -28,9 +28,10 @@ from diffusion_lib.files import write_csv  # noqa: E402
 from diffusion_lib.precision import bf16_product, choose_products  # noqa: E402
 from diffusion_lib.trainer import chosen_device, make_ema  # noqa: E402
 from experiments.config import RECIPES  # noqa: E402
+from experiments.other_process import OtherProcess  # noqa: E402
 from experiments.plots import plt, save_figure  # noqa: E402
 from experiments.released_way import PlainTrainer, item_batches, plain_loss, plain_sample  # noqa: E402
-from experiments.timing import OtherProcess, PreparedCall, alternate  # noqa: E402
+from experiments.timing import RemoteTimer, alternate  # noqa: E402
 from models import MODELS, DiffusionWrapper  # noqa: E402
 from models.mlp import HIDDEN  # noqa: E402
 
@@ -114,12 +115,12 @@ def released_sampling(inner_steps, rank, batch_size, device):
     return lambda: plain_sample(diffusion, inp, start, inner_steps)
 
 
-def compare(name, ours: dict, released: OtherProcess, options, repeats=None, warm_up=4, **more) -> dict:
-    """A row of the table: `ours` and what is prepared in `released`, as torch is by default and with our products."""
+def compare(name, ours: dict, released: RemoteTimer, options, repeats=None, warm_up=4, **more) -> dict:
+    """A row of the table: `ours`, and what `released` has prepared, as torch is by default and with our products."""
     products = torch.get_float32_matmul_precision()
-    functions = {**ours, "released": PreparedCall(released)}
-    if products != "highest":
-        functions["released_same_products"] = PreparedCall(released, products)
+    functions = {**ours, "released": released}
+    if products != released.products:
+        functions["released_same_products"] = RemoteTimer(released.process, options.device, products)
     times = alternate(functions, repeats or options.repeats, options.device, warm_up)
     times.setdefault("released_same_products", times["released"])
     return row(name, times, **more)
@@ -177,7 +178,7 @@ def measure_data(options, released) -> dict:
     chunk = 16 if options.device == "cuda" else 1
     times = alternate({
         "ours": lambda: task.sample(chunk * options.batch_size, generator, options.device),
-        "released": PreparedCall(released),
+        "released": released,
     }, options.repeats, options.device)  # fmt: skip
     times["ours"] /= chunk
     return row("data, one batch", times | {"released_same_products": times["released"]})
@@ -200,27 +201,28 @@ def measure_runs_at_once(options) -> list[dict]:
     rows, products = [], torch.get_float32_matmul_precision()
     threads = max(1, torch.get_num_threads() // options.at_once)
     with ExitStack() as stack:
-        processes = [stack.enter_context(OtherProcess(options.device, threads)) for _ in range(options.at_once)]
+        processes = [stack.enter_context(OtherProcess(threads)) for _ in range(options.at_once)]
+        timers = [RemoteTimer(process, options.device, products) for process in processes]
         for model, batch_size in (("mlp", options.batch_size), ("mlp", 128), ("matrix", 128)):
             for mode in MODES:
                 setting = (mode, model, options.rank, batch_size, options.device)
-                for process in processes:
-                    process.prepare(our_step, *setting)
+                for timer in timers:
+                    timer.prepare(our_step, *setting)
                 alone = alternate({"alone": our_step(*setting)}, options.repeats, options.device, warm_up=4)["alone"]
-                shared = shared_seconds(processes, products, options.repeats)
+                shared = shared_seconds(timers, options.repeats)
                 rows.append({"measured": f"{model} step, {mode}, batch {batch_size}", "batch_size": batch_size,
                              "alone_ms": 1e3 * alone, "shared_ms": 1e3 * shared,
                              "ratio_alone": alone / shared})  # fmt: skip
     return rows
 
 
-def shared_seconds(processes, products, repeats) -> float:
+def shared_seconds(timers, repeats) -> float:
     """Median seconds of a step, over the number of processes that work at the same time."""
     times = []
     for _ in range(1 + repeats):
-        for process in processes:
-            process.start(products, CALLS)
-        times.append(max(process.seconds() for process in processes) / (CALLS * len(processes)))
+        for timer in timers:
+            timer.start(CALLS)
+        times.append(max(timer.process.receive() for timer in timers) / (CALLS * len(timers)))
     return statistics.median(times[1:])
 
 
@@ -258,7 +260,8 @@ def main(arguments=None):
     plain_peak = matmul_peak(options.batch_size, options.device, options.repeats)
     choose_products("auto", chosen_device(options.device))
     peak = matmul_peak(options.batch_size, options.device, options.repeats)
-    with OtherProcess(options.device) as released:
+    with OtherProcess() as process:
+        released = RemoteTimer(process, options.device)
         rows = [*measure_steps(options, peak, released), *measure_matrix_steps(options, released)]
         rows += [measure_data(options, released), *measure_sampling(options, released)]
         if not options.no_scaling:

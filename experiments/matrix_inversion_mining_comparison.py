@@ -17,6 +17,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import torch  # noqa: E402
+
 from diffusion_lib.errors import EXIT_BAD_INPUT, ConfigError, exit_status  # noqa: E402
 from diffusion_lib.precision import choose_products  # noqa: E402
 from diffusion_lib.trainer import chosen_device  # noqa: E402
@@ -55,6 +57,8 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
         else:
             parser.add_argument(flag, type=type(field.default), help=f"default {field.default}")
     parser.add_argument("--device", help="cpu or cuda; default: cuda where there is one")
+    parser.add_argument("--at-once", type=int, metavar="N", help="runs trained at the same time, each in a process of "
+                        "its own; default: on a CPU as many as torch has threads, which they share, on a GPU 1")
     parser.add_argument("--name", help="name of the study, default: the preset's and the model's")
     parser.add_argument("--results", type=Path, default=ROOT / "results", help="default: results/ of this project")
     parser.add_argument("--fresh", action="store_true", help="delete what an earlier study of this name left")
@@ -122,10 +126,24 @@ def train(options, config: ExperimentConfig, study: Path, runs: dict[Path, tuple
     if options.fresh and os.environ.get("SLURM_RESTART_COUNT", "0") == "0":  # a requeued job continues its own work
         delete_study(study)
     prepare_folder(study, config.to_dict())
+    at_once, threads = shares(options, len(runs))
     return run_all({
         f"{arm} seed {seed}": partial(run_experiment, arm, seed, config, arms[arm], folder, options.device)
         for folder, (arm, seed) in runs.items()
-    })  # fmt: skip
+    }, at_once, threads)  # fmt: skip
+
+
+def shares(options, runs: int) -> tuple[int, int]:
+    """How many runs are trained at once, and torch's threads for each. Raises ConfigError.
+
+    A function of the command and the machine, not of what is left to do: the number of threads may decide a last bit.
+    """
+    threads, given = torch.get_num_threads(), options.at_once
+    if given is not None and given < 1:
+        raise ConfigError(f"at_once is {given}; allowed: a whole number from 1")
+    on_cpu = chosen_device(options.device).type == "cpu"
+    at_once = min(runs, given or (threads if on_cpu else 1))
+    return at_once, max(1, threads // at_once)
 
 
 def report(study: Path, asked: list[Path], order: list[str]):

@@ -1,13 +1,18 @@
-"""Working through the runs of a study beside other processes that do the same."""
+"""Working through the runs of a study, several at once and beside other processes that do the same."""
 
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import NamedTuple
 
 from diffusion_lib.errors import USER_ERRORS, ConfigError
 from experiments.claims import RunHeld, read_claim
+from experiments.other_process import OtherProcess
+
+ENDED, FAILED, HELD = "ended", "failed", "held"
 
 
 class Outcome(NamedTuple):
@@ -17,31 +22,58 @@ class Outcome(NamedTuple):
     held: list[str]
 
 
-def run_all(runs: dict[str, Callable[[], dict]]) -> Outcome:
+def run_all(runs: dict[str, Callable[[], dict]], at_once: int = 1, threads: int | None = None) -> Outcome:
     """Call each run, by its name, until all have ended or are held by other processes.
 
     A call returns the content of result.json. An error of one run (diffusion_lib.errors.USER_ERRORS) does not
-    stop the others. Raises Interrupted after a signal.
+    stop the others. With `at_once` above 1 the runs, which must be picklable, are called in that many processes of
+    `threads` threads each. Raises Interrupted after a signal, when all have saved their work, and ChildProcessError
+    where a process died.
     """
-    failures, held, waiting = {}, {}, dict(runs)
-    while waiting:
-        held = {}
-        for name, run in waiting.items():
-            try:
-                result = run()
-            except RunHeld as error:
-                held[name] = str(error)
-                print(f"{name}: {error}; going on with the next run", file=sys.stderr, flush=True)
-            except USER_ERRORS as error:
-                failures[name] = str(error)
-                print(f"{name}: {error}", file=sys.stderr, flush=True)
-            else:
-                if result["status"] == "failed":
-                    failures[name] = result["reason"]
-        if len(held) == len(waiting):  # nothing to do meanwhile: their holders finish them
-            break
-        waiting = {name: runs[name] for name in held}
+    failures, held, waiting = {}, {}, list(runs)
+    with ExitStack() as stack:
+        processes = [stack.enter_context(OtherProcess(threads)) for _ in range(at_once)] if at_once > 1 else []
+        while waiting:
+            held = {}
+            for name, (state, reason) in _attempts({name: runs[name] for name in waiting}, processes):
+                if state != ENDED:
+                    {FAILED: failures, HELD: held}[state][name] = reason
+                    more = "; going on with the next run" if state == HELD else ""
+                    print(f"{name}: {reason}{more}", file=sys.stderr, flush=True)
+            if len(held) == len(waiting):  # nothing to do meanwhile: their holders finish them
+                break
+            waiting = list(held)
     return Outcome(_lines(failures), _lines(held))
+
+
+def _attempts(runs, processes) -> Iterator[tuple[str, tuple[str, str]]]:
+    """Name and (state, reason) of each run, as they end."""
+    if not processes:
+        yield from ((name, attempt(run)) for name, run in runs.items())
+        return
+    todo, free, busy = iter(runs.items()), list(processes), {}
+    while True:
+        for process, (name, run) in zip(free, todo, strict=False):
+            process.send(attempt, run)
+            busy[process.connection] = (process, name)
+        if not busy:
+            return
+        free = []
+        for connection in wait(list(busy)):
+            process, name = busy.pop(connection)
+            free.append(process)
+            yield name, process.receive()
+
+
+def attempt(run: Callable[[], dict]) -> tuple[str, str]:
+    """Call a run: its state, and the reason where it has not ended well."""
+    try:
+        result = run()
+    except RunHeld as error:
+        return HELD, str(error)
+    except USER_ERRORS as error:
+        return FAILED, str(error)
+    return (FAILED, result["reason"]) if result["status"] == "failed" else (ENDED, "")
 
 
 def _lines(reasons: dict[str, str]) -> list[str]:

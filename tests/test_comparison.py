@@ -15,6 +15,7 @@ import torch
 from conftest import assert_same_weights
 
 from diffusion_lib.errors import ConfigError, exit_status
+from experiments.claims import process_started
 from experiments.config import ExperimentConfig, parse_seeds
 from experiments.matrix_inversion_mining_comparison import STRATEGIES, get_mining_config, main
 from experiments.tables import HEADLINE_SAMPLER
@@ -155,6 +156,81 @@ def test_kill_9_and_again_equals_an_uninterrupted_run(tmp_path):
     assert_same_weights(killed["ema"], whole["ema"])
 
 
+def test_runs_at_once_are_the_same_runs(finished, tmp_path):
+    results, _ = finished
+    done = run(tmp_path, "--train-steps", 40, "--seeds", "0-2", "--name", "small", "--at-once", 3)
+    assert done.returncode == 0, done.stderr
+    for strategy in STRATEGIES:
+        for seed in range(3):
+            one, other = (torch.load(folder / f"small/runs/{strategy}/seed-{seed}/last.pt", weights_only=True)
+                          for folder in (results, tmp_path))  # fmt: skip
+            assert_same_weights(one["ema"], other["ema"])
+    assert len(read_csv(tmp_path / "small.runs.csv")) == len(read_csv(results / "small.runs.csv"))
+
+
+def last_steps(study):
+    return [torch.load(path, weights_only=True)["step"] for path in study.glob("runs/*/*/last.pt")]
+
+
+@pytest.fixture
+def two_at_once(tmp_path):
+    """A command that trains two long runs at the same time, when both have saved something, and their study."""
+    arguments = ["--train-steps", 6000, "--strategies", "adversarial", "--seeds", "0-1", "--name", "two"]
+    process = subprocess.Popen(command(tmp_path, *arguments, "--at-once", 2), stdout=subprocess.DEVNULL,
+                               stderr=subprocess.PIPE, text=True)  # fmt: skip
+    deadline = time.monotonic() + 120
+    while len(last_steps(tmp_path / "two")) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    yield process, tmp_path / "two"
+    process.kill()
+    process.communicate()
+
+
+def workers(pid):
+    """The processes that a command has started to train its runs."""
+    started = " ".join(path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")).split()
+    return [int(child) for child in started if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
+def all_gone(processes) -> bool:
+    deadline = time.monotonic() + 60
+    while any(process_started(pid) for pid in processes) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not any(process_started(pid) for pid in processes)
+
+
+def test_a_signal_to_runs_at_once_saves_all_of_them(two_at_once):
+    process, study = two_at_once
+    started, before = workers(process.pid), last_steps(study)
+    process.send_signal(signal.SIGUSR1)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 75, errors
+    assert len(started) == 2
+    assert all_gone(started)
+    assert sum(last_steps(study)) > sum(before)
+    assert all(0 < step < 6000 for step in last_steps(study))
+
+
+def test_the_death_of_one_of_several_is_one_line_and_saves_the_others(two_at_once):
+    process, study = two_at_once
+    first, second = workers(process.pid)
+    before = sum(last_steps(study))
+    os.kill(first, signal.SIGKILL)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "error: a process ended before its work, with status -9 (out of memory?)" in errors
+    assert all_gone([second])
+    assert sum(last_steps(study)) > before
+
+
+def test_no_run_goes_on_without_the_command(two_at_once):
+    process, _ = two_at_once
+    started = workers(process.pid)
+    process.kill()
+    assert len(started) == 2
+    assert all_gone(started)
+
+
 BAD = [
     (["--strategies", "hard"], "unknown strategy 'hard'; allowed: baseline, random, adversarial"),
     (["--rank", "0"], "rank is 0; allowed: a whole number from 1"),
@@ -167,6 +243,7 @@ BAD = [
     (["--model", "cnn"], "model is 'cnn'; allowed: mlp"),
     (["--name", "../elsewhere"], "name is '../elsewhere'; allowed: letters"),
     (["--device", "tpu"], "device is 'tpu'; allowed: cpu, cuda"),
+    (["--at-once", "0"], "at_once is 0; allowed: a whole number from 1"),
     (["--results", "/proc/nowhere"], "/proc/nowhere"),
     (["--report-only", "--name", "absent"], "absent"),
 ]
