@@ -109,7 +109,7 @@ class GaussianDiffusion1D(nn.Module):
         noise = torch.randn_like(x_start) if noise is None else noise
         ebm = self.model.ebm
         cond = ebm.condition(inp, t)
-        _, noise_prediction = ebm.energy_and_gradient(cond, self.q_sample(x_start, t, noise))
+        noise_prediction = ebm.gradient(cond, self.q_sample(x_start, t, noise))
         denoising = F.mse_loss(noise_prediction, noise)
         if self.mining.mode == "none":
             return denoising, (denoising, None)
@@ -217,7 +217,7 @@ class GaussianDiffusion1D(nn.Module):
 
     def _p_sample(self, cond, x, t, bound, generator):
         """One denoising step at level t, still at the scale of that level."""
-        _, noise_prediction = self.model.ebm.energy_and_gradient(cond, x)
+        noise_prediction = self.model.ebm.gradient(cond, x)
         x_start = self.predict_start(x, t, noise_prediction).clamp(-bound, bound)
         x = self._at(self.sqrt_alphas_cumprod, t) * x_start
         if self.baseline and t > 0:

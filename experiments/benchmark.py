@@ -65,17 +65,17 @@ def matmul_peak(batch_size, device, repeats) -> float:
 
 
 def step_flops(mode: str, rank: int, batch_size: int, opt_steps: int = 2) -> float:
-    """Multiply-adds times two that one step cannot do without, by matrix products alone."""
-    size = rank * rank
-    project, middle = size * HIDDEN, 2 * HIDDEN * HIDDEN
-    path, inner = middle + 2 * size * HIDDEN, middle + size * HIDDEN  # forward; cotangents without d/dx of fc1
-    denoise = 2 * path + path + inner + 2 * path  # E and dE/dx; tangent; cotangent; weights
-    macs = 2 * project + denoise  # the input's share of fc1, forward and its weight gradient
+    """Multiply-adds times two of the matrix products in one step of this project."""
+    size, square = rank * rank, HIDDEN**2
+    last, hidden = size * HIDDEN, 2 * square + size * HIDDEN  # fc4; the hidden layers from x, the input's share aside
+    macs = 2 * last  # the input's share of fc1, forward and its weight gradient
+    macs += 2 * hidden + square + hidden + square  # dE/dx, of which the square is fc4 both ways; tangent and the square
+    macs += 2 * square + 2 * hidden + square  # cotangent down to fc1; weights, each from two pairs
     if mode != "none":
-        macs += 2 * (path + inner + path)  # two energies: forward, cotangent, weights
+        macs += 2 * (hidden + last + last + 2 * square + hidden + last)  # two energies: forward, cotangent, weights
     if mode == "adversarial":
-        macs += opt_steps * 2 * path + path
-    return 2.0 * macs * batch_size
+        macs += opt_steps * 2 * (hidden + last) + hidden + last
+    return 2.0 * (macs * batch_size + 2 * size * square)  # G = W4^T W4, and fc4's weight gradient by it
 
 
 def initial_diffusion(mode, model, rank, device) -> GaussianDiffusion1D:

@@ -50,6 +50,10 @@ class EnergyModel(nn.Module):
             (gradient,) = torch.autograd.grad(energy.sum(), x, create_graph=differentiable)
         return (energy, gradient) if differentiable else (energy.detach(), gradient)
 
+    def gradient(self, cond, x: torch.Tensor) -> torch.Tensor:
+        """dE/dx alone, as of `energy_and_gradient`; overridden where it costs less without E."""
+        return self.energy_and_gradient(cond, x)[1]
+
 
 class DiffusionWrapper(nn.Module):
     """What a diffusion calls: the noise prediction dE/dx, the energy, or both, of an energy model.
@@ -70,5 +74,7 @@ class DiffusionWrapper(nn.Module):
         cond = self.ebm.condition(inp, t)
         if return_energy:
             return self.ebm.energy(cond, opt_out)[:, None]
+        if not return_both:
+            return self.ebm.gradient(cond, opt_out)
         energy, gradient = self.ebm.energy_and_gradient(cond, opt_out)
-        return (energy[:, None], gradient) if return_both else gradient
+        return energy[:, None], gradient

@@ -8,18 +8,20 @@ import torch.nn.functional as F
 from torch import nn
 
 from models.energy import EnergyModel
-from models.mlp_sweep import EnergyAlone, EnergyAndGradient, Levels, Sweep
+from models.mlp_sweep import Energy, Gradient, Gram, Levels, Sweep
 
 HIDDEN = 512
 TIME_DIM = 128
 
 
 class Condition(NamedTuple):
-    """`projected`: the input's share of fc1, bias included, (B, H). `w1`: fc1's columns for the candidate. `tables`:
-    gain2, shift2, gain3, shift3 of each level in use, (L, H); `levels`: which of them each sample has."""
+    """projected: the input's share of fc1, bias included, (B, H). w1: fc1's columns for the candidate. gram: fc4's.
+    tables: gain2, shift2, gain3, shift3 of each level in use, (L, H). levels: each sample's rows of them.
+    """
 
     projected: torch.Tensor
     w1: torch.Tensor
+    gram: Gram
     tables: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
     levels: Levels
 
@@ -66,10 +68,11 @@ class EBM(EnergyModel):
 
     def condition(self, inp, t):
         projected = self.product(inp, self.fc1.weight[:, : self.inp_dim].t()).add_(self.fc1.bias)
-        return Condition(projected, self.fc1.weight[:, self.inp_dim :], *self._time_features(t, len(inp)))
+        gram = Gram.of(self.fc4.weight.detach(), self.fc4.bias.detach())
+        return Condition(projected, self.fc1.weight[:, self.inp_dim :], gram, *self._time_features(t, len(inp)))
 
     def retime(self, cond, t):
-        return Condition(cond.projected, cond.w1, *self._time_features(t, len(cond.projected)))
+        return Condition(*cond[:3], *self._time_features(t, len(cond.projected)))
 
     def _time_features(self, t, batch_size):
         """`tables` and `levels` of a Condition. fc2's and fc3's biases are in the shifts: (W h + b) gain + bias_t."""
@@ -89,7 +92,7 @@ class EBM(EnergyModel):
         if x.requires_grad:
             return self._traced_energy(cond, x)
         if torch.is_grad_enabled():
-            return EnergyAlone.apply(*self._arguments(cond, x))
+            return Energy.apply(*self._arguments(cond, x))
         return self._sweep(cond, x).energy()
 
     def _traced_energy(self, cond, x):
@@ -103,14 +106,20 @@ class EBM(EnergyModel):
     def energy_and_gradient(self, cond, x):
         x = x.detach()
         if torch.is_grad_enabled():
-            return EnergyAndGradient.apply(*self._arguments(cond, x))
+            return self.energy(cond, x), self.gradient(cond, x)
         return self._sweep(cond, x).energy_and_gradient()
 
+    def gradient(self, cond, x):
+        x = x.detach()
+        if torch.is_grad_enabled():
+            return Gradient.apply(*self._arguments(cond, x))
+        return self._sweep(cond, x).gradient()
+
     def _sweep(self, cond, x):
-        return Sweep(self.product, x, cond.levels, cond.projected, *self._weights(cond))
+        return Sweep(self.product, x, cond.levels, cond.gram, cond.projected, *self._weights(cond))
 
     def _arguments(self, cond, x):
-        return self.product, x, cond.levels, cond.projected, *cond.tables, *self._weights(cond)
+        return self.product, x, cond.levels, cond.gram, cond.projected, *cond.tables, *self._weights(cond)
 
     def _weights(self, cond):
         return cond.w1, self.fc2.weight, self.fc3.weight, self.fc4.weight, self.fc4.bias

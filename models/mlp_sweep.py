@@ -2,6 +2,8 @@
 
 In each of three hidden layers m = W h_below, a = gain m + shift, h = swish(a); E = ||W4 h3 + b4||^2. The first layer
 has no gain, and its shift is the input's share of it; those of the other two depend on the noise level.
+Where only dE/dx is wanted, the output is never formed: dE/dh3 = 2 (G h3 + W4^T b4) with G = W4^T W4 is one product of
+hidden size instead of two of out_dim, in both directions.
 d_y is dE/dy, y_dot the derivative of y along v, y_bar the gradient of the loss in y. Arrays are (B, hidden size).
 """
 
@@ -48,16 +50,27 @@ class Tangent(NamedTuple):
     h_dot: torch.Tensor
 
 
-class Sweep:
-    """One evaluation at x (B, out_dim). `energy` and `energy_and_gradient` keep nothing and overwrite what they can.
+class Gram(NamedTuple):
+    """G = W4^T W4 (H, H) and W4^T b4 (H,)."""
 
-    For gradients in the weights, in this order: `down`; `up` and `push`, where dE/dx is wanted; `pull`.
-    product: multiplies all large matrices. projected: the input's share of the first layer (B, H).
-    weights: W1 (its columns for x), W2, W3, W4, b4.
+    matrix: torch.Tensor
+    shift: torch.Tensor
+
+    @classmethod
+    def of(cls, w4, b4):
+        return cls(w4.t() @ w4, w4.t() @ b4)
+
+
+class Sweep:
+    """One evaluation at x (B, out_dim). `energy`, `energy_and_gradient` and `gradient` keep nothing and overwrite what
+    they can. For gradients in the weights: `down` and `pull_energy`, or `up`, `push` and `pull_gradient`.
+
+    product: multiplies all large matrices. gram: that of W4 and b4. projected: the input's share of the first layer
+    (B, H). weights: W1 (its columns for x), W2, W3, W4, b4.
     """
 
-    def __init__(self, product, x, levels: Levels, projected, w1, w2, w3, w4, b4):
-        self.product, self.x, self.choice = product, x, levels.choice
+    def __init__(self, product, x, levels: Levels, gram: Gram, projected, w1, w2, w3, w4, b4):
+        self.product, self.x, self.choice, self.gram = product, x, levels.choice, gram
         gain2, shift2, gain3, shift3 = levels.rows
         self.hidden = ((w1, None, projected), (w2, gain2, shift2), (w3, gain3, shift3))
         self.w4, self.b4 = w4, b4
@@ -73,6 +86,18 @@ class Sweep:
 
     def energy_and_gradient(self):
         """E (B,) and dE/dx (B, out_dim)."""
+        h, slopes = self._slopes()
+        out = self._output(h)
+        energy = out.square().sum(1)
+        return energy, self._gradient(self.product(out.mul_(2), self.w4), slopes)
+
+    def gradient(self):
+        """dE/dx (B, out_dim)."""
+        h, slopes = self._slopes()
+        return self._gradient(self._d_h3(h), slopes)
+
+    def _slopes(self):
+        """The last layer's h, and swish'(a) of each."""
         slopes, h = [], self.x
         for weight, gain, shift in self.hidden:
             m = self.product(h, weight.t())
@@ -80,34 +105,43 @@ class Sweep:
             sigmoid = torch.sigmoid(a)
             h = a.mul_(sigmoid)
             slopes.append(_slope(h, sigmoid, out=sigmoid))
-        out = self._output(h)
-        energy = out.square().sum(1)
-        d = self.product(out.mul_(2), self.w4)
+        return h, slopes
+
+    def _gradient(self, d, slopes):
+        """dE/dx, from dE/dh3."""
         for (weight, gain, _), slope in zip(reversed(self.hidden), reversed(slopes), strict=True):
             d.mul_(slope)
             d = self.product(d if gain is None else d.mul_(gain), weight)
-        return energy, d
+        return d
 
     def _output(self, h):
         return self.product(h, self.w4.t()).add_(self.b4)
 
-    def down(self):
-        """E (B,)."""
-        self.layers, h = [], self.x
+    def _d_h3(self, h):
+        return self.product(h, self.gram.matrix).add_(self.gram.shift).mul_(2)
+
+    def _layers(self):
+        layers, h = [], self.x
         for weight, gain, shift in self.hidden:
             m = self.product(h, weight.t())
             a = m.add_(shift) if gain is None else torch.addcmul(shift, m, gain)
             sigmoid = torch.sigmoid(a)
             h = a.mul_(sigmoid)
-            self.layers.append(Layer(None if gain is None else m, sigmoid, h))
-        out = self._output(h)
+            layers.append(Layer(None if gain is None else m, sigmoid, h))
+        return layers
+
+    def down(self):
+        """E (B,)."""
+        self.layers = self._layers()
+        out = self._output(self.layers[-1].h)
         energy = out.square().sum(1)
         self.d_out = out.mul_(2)
         return energy
 
     def up(self):
         """dE/dx (B, out_dim)."""
-        self.ascents, d_h = [], self.product(self.d_out, self.w4)
+        self.layers, self.ascents = self._layers(), []
+        d_h = self._d_h3(self.layers[-1].h)
         for (weight, gain, _), layer in zip(reversed(self.hidden), reversed(self.layers), strict=True):
             slope = _slope(layer.h, layer.sigmoid)
             d_a = d_h * slope
@@ -125,26 +159,30 @@ class Sweep:
             h_dot = ascent.slope * a_dot
             self.tangents.append(Tangent(m_dot, a_dot, h_dot))
 
-    def pull(self, e_bar):
-        """Gradients of <e_bar, E> + <v, dE/dx>: in projected (B, H), in gain2, shift2, gain3, shift3 of each level
-        (L, H), and in the weights. e_bar (B,) or None; without `push` there is no second term.
+    def pull_energy(self, e_bar):
+        """Gradients of <e_bar, E>, e_bar (B,): in projected (B, H), in gain2, shift2, gain3, shift3 of each level
+        (L, H), and in the weights."""
+        out_bar = self.d_out * e_bar[:, None]
+        w4_bar = self.product(out_bar.t(), self.layers[-1].h)
+        return *self._pull_hidden(self.product(out_bar, self.w4)), w4_bar, out_bar.sum(0)
 
-        That term is the derivative of E along v: what it needs of dE/dx is what `up` has left.
+    def pull_gradient(self):
+        """Gradients of <v, dE/dx>, as those of pull_energy.
+
+        It is the derivative of E along v: what they need of dE/dx is what `up` has left.
         """
-        h, dots = self.layers[-1].h, self.tangents
-        if dots is None:
-            out_bar = self.d_out * e_bar[:, None]
-        else:
-            out_bar = self.product(dots[-1].h_dot, self.w4.t()).mul_(2)
-            if e_bar is not None:
-                out_bar.addcmul_(self.d_out, e_bar[:, None])
-        w4_bar = self.product(out_bar.t(), h)
-        if dots is not None:
-            w4_bar.add_(self.product(self.d_out.t(), dots[-1].h_dot))
-        gain3, shift3, w3_bar, h_bar = self._pull_layer(2, self.product(out_bar, self.w4))
+        h, h_dot = self.layers[-1].h, self.tangents[-1].h_dot
+        pairs, total = self.product(h_dot.t(), h), h_dot.sum(0)
+        w4_bar = torch.addmm(torch.outer(self.b4, total), self.w4, pairs + pairs.t()).mul_(2)
+        b4_bar = 2 * (self.w4 @ total)
+        return *self._pull_hidden(self.product(h_dot, self.gram.matrix).mul_(2)), w4_bar, b4_bar
+
+    def _pull_hidden(self, h_bar):
+        """The part of the gradients that belongs to the hidden layers, from that in h3."""
+        gain3, shift3, w3_bar, h_bar = self._pull_layer(2, h_bar)
         gain2, shift2, w2_bar, h_bar = self._pull_layer(1, h_bar)
         _, projected, w1_bar, _ = self._pull_layer(0, h_bar)
-        return projected, gain2, shift2, gain3, shift3, w1_bar, w2_bar, w3_bar, w4_bar, out_bar.sum(0)
+        return projected, gain2, shift2, gain3, shift3, w1_bar, w2_bar, w3_bar
 
     def _pull_layer(self, i, h_bar):
         """Gradients in a hidden layer's gain and shift, in its weights, and in what lies below it."""
@@ -180,36 +218,34 @@ def _curvature(layer, slope):
     return factor.addcmul_(factor, layer.sigmoid, value=-1)
 
 
-class EnergyAlone(torch.autograd.Function):
-    """E (B,), differentiable in everything but x.
+class Energy(torch.autograd.Function):
+    """E (B,), differentiable once, in everything but x.
 
-    After a Sweep's first three arguments come `projected`; gain2, shift2, gain3, shift3 of each level (L, H), which
-    are there for their gradients alone; and the weights.
+    After a Sweep's first four arguments come `projected`; gain2, shift2, gain3, shift3 of each level (L, H), which are
+    there for their gradients alone; and the weights.
     """
 
     @staticmethod
-    def forward(ctx, product, x, levels, projected, _gain2, _shift2, _gain3, _shift3, *weights):
-        ctx.sweep = Sweep(product, x, levels, projected, *weights)
+    def forward(ctx, product, x, levels, gram, projected, _gain2, _shift2, _gain3, _shift3, *weights):
+        ctx.sweep = Sweep(product, x, levels, gram, projected, *weights)
         return ctx.sweep.down()
 
     @staticmethod
     @once_differentiable
     def backward(ctx, e_bar):
-        return None, None, None, *ctx.sweep.pull(e_bar)
+        return None, None, None, None, *ctx.sweep.pull_energy(e_bar)
 
 
-class EnergyAndGradient(torch.autograd.Function):
-    """(E, dE/dx), differentiable once in everything but x; arguments as of EnergyAlone."""
+class Gradient(torch.autograd.Function):
+    """dE/dx (B, out_dim), differentiable once, in everything but x; arguments as of Energy."""
 
     @staticmethod
-    def forward(ctx, product, x, levels, projected, _gain2, _shift2, _gain3, _shift3, *weights):
-        ctx.set_materialize_grads(False)  # the denoising loss leaves E unused
-        ctx.sweep = Sweep(product, x, levels, projected, *weights)
-        return ctx.sweep.down(), ctx.sweep.up()
+    def forward(ctx, product, x, levels, gram, projected, _gain2, _shift2, _gain3, _shift3, *weights):
+        ctx.sweep = Sweep(product, x, levels, gram, projected, *weights)
+        return ctx.sweep.up()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, e_bar, v):
-        if v is not None:
-            ctx.sweep.push(v)
-        return None, None, None, *ctx.sweep.pull(e_bar)
+    def backward(ctx, v):
+        ctx.sweep.push(v)
+        return None, None, None, None, *ctx.sweep.pull_gradient()

@@ -69,8 +69,10 @@ def test_evaluation_without_gradients_equals_that_with_them():
     with torch.no_grad():
         cond = model.condition(inp, t)
         overwritten = [model.energy_and_gradient(cond, x) for _ in range(2)]
+        alone = [model.gradient(cond, x) for _ in range(2)]
     for values in overwritten:  # the second one would see what the first one overwrote
         assert all(torch.allclose(left, right, rtol=1e-12) for left, right in zip(values, kept, strict=True))
+    assert all(torch.allclose(values, kept[1], rtol=1e-11) for values in alone)
     assert torch.equal(x, before)
 
 

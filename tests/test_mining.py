@@ -63,10 +63,10 @@ class CountingModel(torch.nn.Module):
     def __init__(self, wrapped):
         super().__init__()
         self.wrapped, self.inp_dim, self.out_dim = wrapped, wrapped.inp_dim, wrapped.out_dim
-        self.calls = {"condition": 0, "energy": 0, "energy_and_gradient": 0}
+        self.calls = {"condition": 0, "energy": 0, "gradient": 0, "energy_and_gradient": 0}
 
     def __getattr__(self, name):
-        if name in ("condition", "energy", "energy_and_gradient"):
+        if name in ("condition", "energy", "gradient", "energy_and_gradient"):
             def counted(*arguments):
                 self.calls[name] += 1
                 return getattr(self.wrapped, name)(*arguments)
@@ -74,14 +74,15 @@ class CountingModel(torch.nn.Module):
         return super().__getattr__(name)  # fmt: skip
 
 
-@pytest.mark.parametrize(("mode", "energies", "gradients"), [("none", 0, 1), ("random", 2, 1), ("adversarial", 3, 3)])
-def test_work_of_each_mode(mode, energies, gradients):
+@pytest.mark.parametrize(("mode", "energies", "descents"), [("none", 0, 0), ("random", 2, 0), ("adversarial", 3, 2)])
+def test_work_of_each_mode(mode, energies, descents):
     """none does no contrastive work; two opt_steps cost two gradients and one more energy."""
     diffusion = make_diffusion(mining_config={"mode": mode})
     diffusion.model.ebm = CountingModel(diffusion.model.ebm)
     inp, target, t, noise = example(diffusion)
     diffusion.p_losses(inp, target, None, t, noise, noise)
-    assert diffusion.model.ebm.calls == {"condition": 1, "energy": energies, "energy_and_gradient": gradients}
+    expected = {"condition": 1, "energy": energies, "gradient": 1, "energy_and_gradient": descents}
+    assert diffusion.model.ebm.calls == expected
 
 
 def test_contrastive_loss_is_the_mean_softplus_of_each_pair():

@@ -54,9 +54,9 @@ def test_bf16_reaches_every_product_of_the_step():
         assert gradient.abs().max() > 0
     assert losses[0] != losses[1]
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
-    # input once; E and dE/dx three times 8 (denoising, two opt_steps), backward 15; three energies of 4, two of them
-    # (real and fake) with a backward of 7
-    assert len(calls) == 1 + 3 * 8 + 15 + 3 * 4 + 2 * 7
+    # input once; dE/dx for denoising 7, backward 13; E and dE/dx of two opt_steps 8 each; three energies of 4, two of
+    # them (real and fake) with a backward of 7
+    assert len(calls) == 1 + 7 + 13 + 2 * 8 + 3 * 4 + 2 * 7
 
 
 def test_auto_takes_the_faster_products_only_where_they_are_accurate(monkeypatch):
