@@ -11,6 +11,7 @@ times two; the peak is this machine's own best float32 product.
 import argparse
 import statistics
 import sys
+import time
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from diffusion_lib.errors import exit_status  # noqa: E402
 from diffusion_lib.files import write_csv  # noqa: E402
 from diffusion_lib.precision import bf16_product, choose_products  # noqa: E402
 from diffusion_lib.trainer import chosen_device, make_ema  # noqa: E402
+from experiments import timing  # noqa: E402
 from experiments.config import RECIPES  # noqa: E402
 from experiments.other_process import OtherProcess  # noqa: E402
 from experiments.plots import plt, save_figure  # noqa: E402
@@ -58,9 +60,10 @@ def matmul_peak(batch_size, device, repeats) -> float:
     best = 0.0
     for rows, inner, columns in ((batch_size, HIDDEN, HIDDEN), (HIDDEN, batch_size, HIDDEN), (4096, 1024, 1024)):
         left, right = torch.randn(rows, inner, device=device), torch.randn(inner, columns, device=device)
-        for a, b in ((left, right), (left.t().contiguous().t(), right), (left, right.t().contiguous().t())):
-            seconds = alternate({"product": lambda a=a, b=b: a @ b}, max(repeats, 9), device)["product"]
-            best = max(best, 2 * rows * inner * columns / seconds)
+        pairs = ((left, right), (left.t().contiguous().t(), right), (left, right.t().contiguous().t()))
+        layouts = {i: lambda a=a, b=b: a @ b for i, (a, b) in enumerate(pairs)}
+        seconds = min(alternate(layouts, max(repeats, 9), device).values())
+        best = max(best, 2 * rows * inner * columns / seconds)
     return best
 
 
@@ -115,13 +118,13 @@ def released_sampling(inner_steps, rank, batch_size, device):
     return lambda: plain_sample(diffusion, inp, start, inner_steps)
 
 
-def compare(name, ours: dict, released: RemoteTimer, options, repeats=None, warm_up=4, **more) -> dict:
+def compare(name, ours: dict, released: RemoteTimer, options, repeats=None, **more) -> dict:
     """A row of the table: `ours`, and what `released` has prepared, as torch is by default and with our products."""
     products = torch.get_float32_matmul_precision()
     functions = {**ours, "released": released}
     if products != released.products:
         functions["released_same_products"] = RemoteTimer(released.process, options.device, products)
-    times = alternate(functions, repeats or options.repeats, options.device, warm_up)
+    times = alternate(functions, repeats or options.repeats, options.device)
     times.setdefault("released_same_products", times["released"])
     return row(name, times, **more)
 
@@ -192,7 +195,7 @@ def measure_sampling(options, released) -> list[dict]:
         released.prepare(released_sampling, inner, *setting)
         ours = {"ours": lambda inner=inner: diffusion.p_sample_loop(inp, start=start, inner_steps=inner)}
         repeats = max(1, options.repeats // 3)
-        rows.append(compare(f"sampling, {name}", ours, released, options, repeats, warm_up=1))
+        rows.append(compare(f"sampling, {name}", ours, released, options, repeats))
     return rows
 
 
@@ -208,7 +211,7 @@ def measure_runs_at_once(options) -> list[dict]:
                 setting = (mode, model, options.rank, batch_size, options.device)
                 for timer in timers:
                     timer.prepare(our_step, *setting)
-                alone = alternate({"alone": our_step(*setting)}, options.repeats, options.device, warm_up=4)["alone"]
+                alone = alternate({"alone": our_step(*setting)}, options.repeats, options.device)["alone"]
                 shared = shared_seconds(timers, options.repeats)
                 rows.append({"measured": f"{model} step, {mode}, batch {batch_size}", "batch_size": batch_size,
                              "alone_ms": 1e3 * alone, "shared_ms": 1e3 * shared,
@@ -218,12 +221,14 @@ def measure_runs_at_once(options) -> list[dict]:
 
 def shared_seconds(timers, repeats) -> float:
     """Median seconds of a step, over the number of processes that work at the same time."""
-    times = []
-    for _ in range(1 + repeats):
+    times, started = [], time.perf_counter()
+    while len(times) < repeats:
+        counts = time.perf_counter() - started >= timing.WARM_UP
         for timer in timers:
             timer.start(CALLS)
-        times.append(max(timer.process.receive() for timer in timers) / (CALLS * len(timers)))
-    return statistics.median(times[1:])
+        seconds = max(timer.process.receive() for timer in timers) / (CALLS * len(timers))
+        times += [seconds] if counts else []
+    return statistics.median(times)
 
 
 def measure_scaling(options, released) -> list[dict]:
@@ -235,7 +240,7 @@ def measure_scaling(options, released) -> list[dict]:
         changed = {"rank": options.rank, "batch_size": options.batch_size, name: value}
         setting = ("adversarial", "mlp", changed["rank"], changed["batch_size"], options.device)
         released.prepare(released_step, *setting, options.workers)
-        measured = compare(f"scaling, {name} {value}", {"ours": our_step(*setting)}, released, options, 3, warm_up=1)
+        measured = compare(f"scaling, {name} {value}", {"ours": our_step(*setting)}, released, options, 3)
         rows.append(measured | {name: value})
     return rows
 
@@ -256,7 +261,7 @@ def print_table(rows, columns):
 
 
 def main(arguments=None):
-    options = parse_arguments(arguments)
+    options, about = parse_arguments(arguments), environment()
     plain_peak = matmul_peak(options.batch_size, options.device, options.repeats)
     choose_products("auto", chosen_device(options.device))
     peak = matmul_peak(options.batch_size, options.device, options.repeats)
@@ -268,7 +273,7 @@ def main(arguments=None):
             rows += measure_scaling(options, released)
             scaling_figure(rows, options.results / "benchmark.png")
     shared = measure_runs_at_once(options)
-    about = environment()
+    about["float32_products"] = torch.get_float32_matmul_precision()
     print(f"{about['gpu'] or about['cpu']}, {about['threads']} threads, torch {about['torch']}, commit "
           f"{about['commit']}; float32 product peak {peak / 1e9:.0f} GFLOP/s (products: {about['float32_products']}), "
           f"{plain_peak / 1e9:.0f} by torch's default")  # fmt: skip

@@ -3,38 +3,47 @@
 import statistics
 import time
 from collections.abc import Callable
-from functools import partial
 
 import torch
 
 from experiments.other_process import OtherProcess
 
+WARM_UP = 5.0  # seconds; on a virtual machine memory is fast only some seconds after its first use
+SETTLE = 0.05  # seconds; OpenBLAS's threads, for one, spin for about 20 ms after their work
 
-def timed(function: Callable, device: str) -> float:
-    """Seconds of one call, the device's work included."""
+
+def timed(function: Callable, device: str, calls: int = 1) -> float:
+    """Seconds of `calls` calls, the device's work included."""
     if device == "cuda":
         torch.cuda.synchronize()
     started = time.perf_counter()
-    function()
+    for _ in range(calls):
+        function()
     if device == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - started
 
 
-def alternate(functions: dict, repeats: int, device: str, warm_up: int = 2) -> dict[str, float]:
-    """Median seconds of each function, all measured in turn; a RemoteTimer's is measured in its own process.
+def settled(function: Callable, device: str) -> float:
+    """Seconds of one call, after others that do not count: the first find the caches full of somebody's data, the
+    processor's clock low, and another process's threads still waiting for more to do."""
+    settling = 0.0
+    while settling < SETTLE:
+        settling += timed(function, device)
+    return timed(function, device)
 
-    In its turn a function is called twice, of which the second counts: the first finds the caches full of another
-    one's data, and the threads of another process still waiting for more to do.
-    """
-    times = {name: [] for name in functions}
-    for i in range(warm_up + repeats):
+
+def alternate(functions: dict, repeats: int, device: str) -> dict[str, float]:
+    """Median seconds of each function, all measured in turn after turns of WARM_UP seconds in all; a RemoteTimer's is
+    measured in its own process."""
+    times, started, turns = {name: [] for name in functions}, time.perf_counter(), 0
+    while turns < repeats:
+        counts = time.perf_counter() - started >= WARM_UP
         for name, function in functions.items():
-            measure = function.seconds if isinstance(function, RemoteTimer) else partial(timed, function, device)
-            measure()
-            seconds = measure()
-            if i >= warm_up:
+            seconds = function.seconds() if isinstance(function, RemoteTimer) else settled(function, device)
+            if counts:
                 times[name].append(seconds)
+        turns += counts
     return {name: statistics.median(values) for name, values in times.items()}
 
 
@@ -48,24 +57,19 @@ class RemoteTimer:
         """Call `make(*arguments)` there, which returns the function to time."""
         self.process.call(_prepare, make, arguments)
 
-    def start(self, calls: int = 1):
-        """Begin `calls` calls; `process.receive` waits for their seconds."""
-        self.process.send(_time_prepared, calls, self.device, self.products)
-
     def seconds(self) -> float:
-        self.start()
-        return self.process.receive()
+        """As of `settled`."""
+        return self.process.call(_measure_prepared, settled, self.products, self.device)
+
+    def start(self, calls: int):
+        """Begin `calls` calls; `process.receive` waits for their seconds."""
+        self.process.send(_measure_prepared, timed, self.products, self.device, calls)
 
 
 def _prepare(make, arguments):
     _prepare.function = make(*arguments)
 
 
-def _time_prepared(calls, device, products):
+def _measure_prepared(measure, products, *arguments):
     torch.set_float32_matmul_precision(products)
-    return timed(partial(_repeat, _prepare.function, calls), device)
-
-
-def _repeat(function, calls):
-    for _ in range(calls):
-        function()
+    return measure(_prepare.function, *arguments)

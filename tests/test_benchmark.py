@@ -1,6 +1,7 @@
 """The benchmark compares like with like, and its command runs. Its timings are nobody's assertion."""
 
 import csv
+import os
 
 import pytest
 import torch
@@ -9,7 +10,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dataset import Inverse, seeded_generator
 from diffusion_lib.denoising_diffusion_pytorch_1d import GaussianDiffusion1D
+from diffusion_lib.errors import ConfigError
 from experiments.benchmark import main, step_flops
+from experiments.other_process import OtherProcess
 from experiments.released_way import item_batches, plain_loss, plain_sample
 from models import MODELS, DiffusionWrapper
 from models.mlp import HIDDEN
@@ -68,8 +71,9 @@ def test_flop_count_is_that_of_the_step(mode):
     assert counter.get_total_flops() == pytest.approx(step_flops(mode, rank, batch), rel=0.05)
 
 
-def test_the_command_writes_its_table(tmp_path, capsys):
-    main(["--rank", "3", "--batch-size", "16", "--repeats", "1", "--no-scaling", "--device", "cpu",
+def test_the_command_writes_its_table(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("experiments.timing.WARM_UP", 0.0)
+    main(["--rank", "3", "--batch-size", "16", "--repeats", "1", "--no-scaling", "--device", "cpu", "--at-once", "2",
           "--results", str(tmp_path)])  # fmt: skip
     with open(tmp_path / "benchmark.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -80,4 +84,36 @@ def test_the_command_writes_its_table(tmp_path, capsys):
     ]  # fmt: skip
     for row in rows:
         assert float(row["ratio"]) == pytest.approx(float(row["released_ms"]) / float(row["ours_ms"]))
+        assert float(row["ratio_same_products"]) == pytest.approx(
+            float(row["released_same_products_ms"]) / float(row["ours_ms"])
+        )
+    for row in rows[:3]:
+        assert float(row["loss_error"]) < 1e-5 > float(row["gradient_error"])
+    with open(tmp_path / "benchmark-at-once.csv", newline="") as file:
+        shared = list(csv.DictReader(file))
+    assert len(shared) == 9
+    assert all(float(row["shared_ms"]) > 0 and row["at_once"] == "2" for row in shared)
     assert "float32 product peak" in capsys.readouterr().out
+
+
+def double(number):
+    return 2 * number
+
+
+def fail(reason):
+    raise ConfigError(reason)
+
+
+def test_another_process_answers_raises_and_goes():
+    with OtherProcess(threads=1) as process:
+        assert process.call(double, 21) == 42
+        assert process.call(torch.get_num_threads) == 1
+        with pytest.raises(ConfigError, match="not here"):
+            process.call(fail, "not here")
+        assert process.call(double, 1) == 2  # it goes on after an error
+    assert process.process.exitcode == 0
+
+
+def test_the_death_of_another_process_is_said():
+    with OtherProcess() as process, pytest.raises(ChildProcessError, match="ended before its work, with status 3"):
+        process.call(os._exit, 3)
