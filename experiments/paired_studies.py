@@ -1,0 +1,91 @@
+"""Two studies of the same arms and seeds that differ in a setting (the precision, say), compared seed by seed.
+
+    python experiments/paired_studies.py mlp-cpu-5k mlp-bf16-5k
+
+Reads results/<study>.runs.csv of both; prints a row per arm and sampler, and writes it to
+results/<second>/against-<first>.csv. `inside_spread`: whether the mean difference is smaller than the standard
+deviation over the first study's seeds.
+"""
+
+import argparse
+import csv
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from tabulate import tabulate  # noqa: E402
+
+from diffusion_lib.errors import ConfigError, exit_status  # noqa: E402
+from diffusion_lib.files import write_csv  # noqa: E402
+from experiments.config import check_name  # noqa: E402
+from experiments.paired_stats import mean_interval, paired_difference  # noqa: E402
+from experiments.run_folder import read_json  # noqa: E402
+
+SHOWN = ("strategy", "sampler", "n", "first_mean", "first_std", "second_mean", "second_std", "difference", "low",
+         "high", "p", "inside_spread")  # fmt: skip
+
+
+def parse_arguments(arguments=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("first", help="the study to compare with")
+    parser.add_argument("second")
+    parser.add_argument("--metric", default="val_mse", help="a column of runs.csv, default val_mse")
+    parser.add_argument("--results", type=Path, default=ROOT / "results")
+    return parser.parse_args(arguments)
+
+
+def read_runs(results: Path, name: str, metric: str) -> dict[tuple[str, str], dict[str, float]]:
+    """(strategy, sampler) -> seed -> metric. Raises ConfigError for a study or a column that is not there."""
+    path = results / f"{check_name(name)}.runs.csv"
+    if not path.exists():
+        raise ConfigError(f"there is no {path}; allowed: the name of a study that has a report")
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    if rows and metric not in rows[0]:
+        raise ConfigError(f"metric is {metric!r}; allowed: a column of {path}")
+    runs = {}
+    for row in rows:
+        runs.setdefault((row["strategy"], row["sampler"]), {})[row["seed"]] = float(row[metric])
+    return runs
+
+
+def paired_rows(first: dict, second: dict) -> list[dict]:
+    """A row per arm and sampler that both have, over the seeds that both have. Raises ConfigError if there is none."""
+    rows = []
+    for strategy, sampler in (key for key in first if key in second):
+        one, two = first[strategy, sampler], second[strategy, sampler]
+        seeds = sorted(one.keys() & two.keys(), key=int)
+        pair = [[values[seed] for seed in seeds] for values in (one, two)]
+        before, after = (mean_interval(values) for values in pair)
+        found = paired_difference(pair[1], pair[0])
+        rows.append({
+            "strategy": strategy, "sampler": sampler, "n": found.n, "first_mean": before.mean, "first_std": before.std,
+            "second_mean": after.mean, "second_std": after.std, "difference": found.difference, "low": found.low,
+            "high": found.high, "p": found.p, "smallest_detectable": found.smallest_detectable,
+            "inside_spread": abs(found.difference) < before.std,
+        })  # fmt: skip
+    if not any(row["n"] for row in rows):
+        raise ConfigError("the two studies have no arm and seed in common")
+    return rows
+
+
+def differing_settings(results: Path, first: str, second: str) -> str:
+    """'precision: float32, bf16' for each setting that is not the same."""
+    one, two = (read_json(results / name / "config.json")["config"] for name in (first, second))
+    return "; ".join(f"{key}: {one.get(key)}, {two.get(key)}" for key in one | two if one.get(key) != two.get(key))
+
+
+def main(arguments=None):
+    options = parse_arguments(arguments)
+    rows = paired_rows(*(read_runs(options.results, name, options.metric) for name in (options.first, options.second)))
+    settings = differing_settings(options.results, options.first, options.second)
+    write_csv(options.results / options.second / f"against-{options.first}.csv", rows)
+    print(f"{options.metric}; {settings or 'no setting differs'}")
+    print(tabulate([[row[key] for key in SHOWN] for row in rows], SHOWN, floatfmt=".3g"))
+
+
+if __name__ == "__main__":
+    with exit_status():
+        main()

@@ -1,0 +1,58 @@
+import csv
+import json
+
+import pytest
+from scipy import stats
+
+from diffusion_lib.errors import ConfigError
+from diffusion_lib.files import write_csv
+from experiments.paired_studies import main
+
+FLOAT32 = {0: 0.010, 1: 0.012, 2: 0.014}
+BF16 = {0: 0.011, 2: 0.0145, 3: 0.2}  # another set of seeds: 0 and 2 are in both
+
+
+def write_study(results, name, values, **config):
+    rows = [{"strategy": "baseline", "seed": seed, "sampler": sampler, "val_mse": value + offset}
+            for seed, value in values.items() for sampler, offset in (("plain", 0), ("innerloop", 1))]  # fmt: skip
+    write_csv(results / f"{name}.runs.csv", rows)
+    (results / name).mkdir()
+    (results / name / "config.json").write_text(json.dumps({"config": {"rank": 20, **config}}))
+
+
+def test_shared_seeds_are_compared(tmp_path, capsys):
+    write_study(tmp_path, "one", FLOAT32, precision="float32")
+    write_study(tmp_path, "two", BF16, precision="bf16")
+    main(["one", "two", "--results", str(tmp_path)])
+    with open(tmp_path / "two" / "against-one.csv", newline="") as file:
+        rows = {row["sampler"]: row for row in csv.DictReader(file)}
+    row = rows["plain"]
+    assert int(row["n"]) == 2
+    assert float(row["first_mean"]) == pytest.approx(0.012)
+    assert float(row["second_mean"]) == pytest.approx(0.01275)
+    assert float(row["difference"]) == pytest.approx(0.00075)
+    assert float(row["p"]) == pytest.approx(stats.ttest_rel([0.011, 0.0145], [0.010, 0.014]).pvalue)
+    assert row["inside_spread"] == "True"
+    assert float(rows["innerloop"]["first_mean"]) == pytest.approx(1.012)
+    assert "val_mse; precision: float32, bf16" in capsys.readouterr().out
+
+
+def test_a_difference_beyond_the_spread_is_said(tmp_path):
+    write_study(tmp_path, "one", FLOAT32)
+    write_study(tmp_path, "two", {seed: value + 0.01 for seed, value in FLOAT32.items()})
+    main(["one", "two", "--results", str(tmp_path)])
+    with open(tmp_path / "two" / "against-one.csv", newline="") as file:
+        assert {row["inside_spread"] for row in csv.DictReader(file)} == {"False"}
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["one", "absent"], "there is no .*absent.runs.csv"),
+    (["one", "../one"], "name is '../one'"),
+    (["one", "one", "--metric", "mse"], "metric is 'mse'"),
+    (["one", "strange"], "no arm and seed in common"),
+])  # fmt: skip
+def test_bad_input(tmp_path, arguments, message):
+    write_study(tmp_path, "one", FLOAT32)
+    write_study(tmp_path, "strange", {7: 0.1})
+    with pytest.raises(ConfigError, match=message):
+        main([*arguments, "--results", str(tmp_path)])
