@@ -15,6 +15,7 @@ import torch
 from conftest import assert_same_weights
 
 from diffusion_lib.errors import ConfigError, exit_status
+from diffusion_lib.precision import choose_products
 from experiments.claims import process_started
 from experiments.config import ExperimentConfig, parse_seeds
 from experiments.matrix_inversion_mining_comparison import STRATEGIES, get_mining_config, main
@@ -50,6 +51,9 @@ def read_csv(path):
 
 def test_every_run_is_listed(finished):
     results, _ = finished
+    choose_products("auto", torch.device("cpu"))
+    chosen = torch.get_float32_matmul_precision()
+    choose_products("float32", torch.device("cpu"))
     rows = read_csv(results / "small.runs.csv")
     keys = {(row["strategy"], row["seed"], row["sampler"]) for row in rows}
     assert len(rows) == len(keys) == 3 * 3 * 2
@@ -59,6 +63,7 @@ def test_every_run_is_listed(finished):
         assert record["config"]["strategy"] == row["strategy"]
         assert record["config"]["mining_config"]["mode"] == STRATEGIES[row["strategy"]]["mode"]
         assert record["environment"]["torch"].startswith(torch.__version__.split("+")[0])
+        assert record["environment"]["float32_products"] == chosen
         assert "matrix_inversion_mining_comparison.py" in record["environment"]["command"]
 
 
@@ -165,6 +170,9 @@ def test_runs_at_once_are_the_same_runs(finished, tmp_path):
             one, other = (torch.load(folder / f"small/runs/{strategy}/seed-{seed}/last.pt", weights_only=True)
                           for folder in (results, tmp_path))  # fmt: skip
             assert_same_weights(one["ema"], other["ema"])
+            records = [json.loads((folder / f"small/runs/{strategy}/seed-{seed}/config.json").read_text())
+                       for folder in (results, tmp_path)]  # fmt: skip
+            assert len({record["environment"]["float32_products"] for record in records}) == 1
     assert len(read_csv(tmp_path / "small.runs.csv")) == len(read_csv(results / "small.runs.csv"))
 
 
