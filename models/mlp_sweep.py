@@ -62,8 +62,7 @@ class Gram(NamedTuple):
 
 
 class Sweep:
-    """One evaluation at x (B, out_dim). `energy`, `energy_and_gradient` and `gradient` keep nothing and overwrite what
-    they can. For gradients in the weights: `down` and `pull_energy`, or `up`, `push` and `pull_gradient`.
+    """An evaluation at x (B, out_dim) that keeps nothing and overwrites what it can.
 
     product: multiplies all large matrices. gram: that of W4 and b4. projected: the input's share of the first layer
     (B, H). weights: W1 (its columns for x), W2, W3, W4, b4.
@@ -74,7 +73,6 @@ class Sweep:
         gain2, shift2, gain3, shift3 = levels.rows
         self.hidden = ((w1, None, projected), (w2, gain2, shift2), (w3, gain3, shift3))
         self.w4, self.b4 = w4, b4
-        self.v = self.tangents = None
 
     def energy(self):
         """E (B,)."""
@@ -119,6 +117,13 @@ class Sweep:
 
     def _d_h3(self, h):
         return self.product(h, self.gram.matrix).add_(self.gram.shift).mul_(2)
+
+
+class KeptSweep(Sweep):
+    """An evaluation that keeps what gradients in the weights need: `down` and `pull_energy` for those of E, or `up`,
+    `push` and `pull_gradient` for those of dE/dx."""
+
+    tangents = None  # until `push`
 
     def _layers(self):
         layers, h = [], self.x
@@ -227,7 +232,7 @@ class Energy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, product, x, levels, gram, projected, _gain2, _shift2, _gain3, _shift3, *weights):
-        ctx.sweep = Sweep(product, x, levels, gram, projected, *weights)
+        ctx.sweep = KeptSweep(product, x, levels, gram, projected, *weights)
         return ctx.sweep.down()
 
     @staticmethod
@@ -241,7 +246,7 @@ class Gradient(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, product, x, levels, gram, projected, _gain2, _shift2, _gain3, _shift3, *weights):
-        ctx.sweep = Sweep(product, x, levels, gram, projected, *weights)
+        ctx.sweep = KeptSweep(product, x, levels, gram, projected, *weights)
         return ctx.sweep.up()
 
     @staticmethod
