@@ -15,6 +15,13 @@ settings.register_profile("project", deadline=None, max_examples=25, derandomize
 settings.load_profile("project")
 
 
+@pytest.fixture(autouse=True)
+def torchs_own_products():
+    """A command run inside a test chooses how the whole process multiplies: undone after it."""
+    yield
+    torch.set_float32_matmul_precision("highest")
+
+
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.skipif(
     not torch.cuda.is_available(), reason="no CUDA device here"))])  # fmt: skip
 def device(request):

@@ -14,12 +14,6 @@ from models import EnergyModel
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(autouse=True)
-def restored():
-    yield
-    torch.set_float32_matmul_precision("highest")
-
-
 def test_bf16_rounds_operands_and_sums_in_float32():
     torch.manual_seed(0)
     left, right = torch.randn(40, 600), torch.randn(600, 30)
