@@ -27,6 +27,8 @@ def reset_peak_memory(device: torch.device):
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
+    with suppress(OSError, AttributeError):  # what an earlier run freed is not this one's
+        ctypes.CDLL(None).malloc_trim(0)
     with suppress(OSError):  # where this fails the peak is that of the whole process
         Path("/proc/self/clear_refs").write_text("5")  # Linux: resets the resident set's high-water mark
 
