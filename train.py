@@ -9,6 +9,7 @@ Exit status: 0 done, 2 bad input or a failed run, 75 stopped by a signal with ev
 
 import argparse
 import math
+import os
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -44,6 +45,10 @@ def main(arguments=None) -> int:
             train(trainer, options, config, mining_mode)
         print_errors(trainer, config)
         trainer.accelerator.wait_for_everyone()  # nobody leaves while another still talks to it
+        if trainer.share.world > 1:  # taking the process group apart aborts one process of several now and then
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(0)
     finally:
         trainer.accelerator.end_training()
     return 0
