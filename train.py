@@ -45,10 +45,6 @@ def main(arguments=None) -> int:
             train(trainer, options, config, mining_mode)
         print_errors(trainer, config)
         trainer.accelerator.wait_for_everyone()  # nobody leaves while another still talks to it
-        if trainer.share.world > 1:  # taking the process group apart aborts one process of several now and then
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(0)
     finally:
         trainer.accelerator.end_training()
     return 0
@@ -182,6 +178,23 @@ def print_errors(trainer: Trainer1D, config: ExperimentConfig):
         print(tabulate(rows, headers="keys", floatfmt=".6g"))
 
 
+def leave(status: int):
+    """End this process; where it is one of several, without the end of its Python.
+
+    A thread of gloo may still hold tensors of the last exchange, and where Python is ending, dropping them aborts the
+    process (pytorch/pytorch#179291). DistributedDataParallel keeps these threads beyond destroy_process_group.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # as both launchers set it
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
 if __name__ == "__main__":
-    with exit_status():
-        sys.exit(main())
+    try:
+        with exit_status():
+            status = main()
+    except SystemExit as ended:
+        status = ended.code
+    leave(status)
