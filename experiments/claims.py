@@ -74,9 +74,15 @@ class Claim:
             if record:
                 self.content["step"] = record.content.get("step", 0)
             number += 1
+            path = claim_path(self.folder, number)
             try:
-                with open(claim_path(self.folder, number), "x") as file:
-                    json.dump(self.content, file)
+                with open(path, "x") as file:
+                    try:
+                        json.dump(self.content, file)
+                        file.flush()
+                    except OSError:  # a full disk, say: an empty claim would hold the run for nobody
+                        path.unlink()
+                        raise
                 return number
             except FileExistsError:  # another taker was faster: its claim is judged like the one before
                 record = _read(self.folder, number)

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import traceback
 from collections.abc import Callable
 
 import torch
@@ -29,9 +30,13 @@ class OtherProcess:
 
     def __exit__(self, kind, *_):
         if kind is not None:
-            self.process.terminate()
+            self.stop()
         self.connection.close()  # which ends its loop
         self.process.join()
+
+    def stop(self):
+        """Ask it to save its work and go, without waiting for it."""
+        self.process.terminate()
 
     def send(self, function: Callable, *arguments):
         """Have it call `function(*arguments)`, all of it picklable; `receive` gives the result."""
@@ -69,6 +74,7 @@ def _serve(connection, threads):
             try:
                 answer = (function(*arguments), None)
             except Exception as error:
+                error.add_note(traceback.format_exc())  # the caller's own shows where it waited
                 answer = (None, error)
             connection.send(answer)
 

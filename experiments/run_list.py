@@ -3,7 +3,7 @@
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import NamedTuple
@@ -33,6 +33,7 @@ def run_all(runs: dict[str, Callable[[], dict]], at_once: int = 1, threads: int 
     failures, held, waiting = {}, {}, list(runs)
     with ExitStack() as stack:
         processes = [stack.enter_context(OtherProcess(threads)) for _ in range(at_once)] if at_once > 1 else []
+        stack.enter_context(_stopping_together(processes))
         while waiting:
             held = {}
             for name, (state, reason) in _attempts({name: runs[name] for name in waiting}, processes):
@@ -44,6 +45,17 @@ def run_all(runs: dict[str, Callable[[], dict]], at_once: int = 1, threads: int 
                 break
             waiting = list(held)
     return Outcome(_lines(failures), _lines(held))
+
+
+@contextmanager
+def _stopping_together(processes):
+    """Left by an exception, ask all to stop before the first is waited for: the time to save may be short."""
+    try:
+        yield
+    except BaseException:
+        for process in processes:
+            process.stop()
+        raise
 
 
 def _attempts(runs, processes) -> Iterator[tuple[str, tuple[str, str]]]:
@@ -62,7 +74,11 @@ def _attempts(runs, processes) -> Iterator[tuple[str, tuple[str, str]]]:
         for connection in wait(list(busy)):
             process, name = busy.pop(connection)
             free.append(process)
-            yield name, process.receive()
+            try:
+                ended = process.receive()
+            except ChildProcessError as error:
+                raise ChildProcessError(f"{name}: {error}") from None
+            yield name, ended
 
 
 def attempt(run: Callable[[], dict]) -> tuple[str, str]:

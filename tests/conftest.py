@@ -1,4 +1,5 @@
 import os
+import signal
 
 # The tests' matrices are small: one thread is fastest, and two test processes do not fight over the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -9,6 +10,7 @@ from hypothesis import settings
 
 from dataset import Inverse
 from diffusion_lib.denoising_diffusion_pytorch_1d import GaussianDiffusion1D, Trainer1D
+from diffusion_lib.interrupt import SIGNALS
 from models import EBM, DiffusionWrapper
 
 settings.register_profile("project", deadline=None, max_examples=25, derandomize=True)
@@ -20,6 +22,15 @@ def torchs_own_products():
     """A command run inside a test chooses how the whole process multiplies: undone after it."""
     yield
     torch.set_float32_matmul_precision("highest")
+
+
+@pytest.fixture(autouse=True)
+def signal_handlers():
+    """A command that a signal stops inside a test leaves further ones ignored: undone after it."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.skipif(

@@ -100,6 +100,10 @@ def double(number):
     return 2 * number
 
 
+def divide(one, other):
+    return one / other
+
+
 def fail(reason):
     raise ConfigError(reason)
 
@@ -110,6 +114,9 @@ def test_another_process_answers_raises_and_goes():
         assert process.call(torch.get_num_threads) == 1
         with pytest.raises(ConfigError, match="not here"):
             process.call(fail, "not here")
+        with pytest.raises(ZeroDivisionError) as caught:
+            process.call(divide, 1, 0)
+        assert "in divide" in caught.value.__notes__[0]  # where it happened there
         assert process.call(double, 1) == 2  # it goes on after an error
     assert process.process.exitcode == 0
 

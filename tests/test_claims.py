@@ -1,18 +1,22 @@
 """Processes that share a study: no run is trained twice, and a dead process's run is continued."""
 
+import errno
 import json
 import multiprocessing
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from diffusion_lib.errors import CheckpointError, ConfigError, Interrupted
+from diffusion_lib.errors import CheckpointError, ConfigError, Interrupted, exit_status
 from experiments import claims, run
 from experiments import matrix_inversion_mining_comparison as comparison
 from experiments.claims import Claim, RunHeld, read_claim, this_process
@@ -191,6 +195,47 @@ def raising(*errors):
         return {"status": "finished"}
 
     return call
+
+
+def test_a_disk_too_full_for_a_claim_leaves_the_run_to_the_next(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(claims.json, "dump", full)
+    with pytest.raises(OSError, match="No space left"):
+        Claim(tmp_path)
+    monkeypatch.undo()
+    with Claim(tmp_path):
+        pass
+
+
+def save_after_all_were_asked(folder, number, count):
+    """A run that, asked to stop, leaves once all have been."""
+    (folder / f"started-{number}").touch()
+    try:
+        time.sleep(60)
+    except Interrupted:
+        (folder / f"asked-{number}").touch()
+        wait_until(lambda: len(list(folder.glob("asked-*"))) == count)
+        (folder / f"saved-{number}").touch()
+        raise
+
+
+def test_several_at_once_are_asked_to_stop_at_once(tmp_path):
+    """Slurm and containers give them all together some seconds to save."""
+    runs = {str(i): partial(save_after_all_were_asked, tmp_path, i, 2) for i in range(2)}
+
+    def stop_soon():
+        wait_until(lambda: len(list(tmp_path.glob("started-*"))) == 2, 60)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    stopper = threading.Thread(target=stop_soon)
+    stopper.start()
+    with pytest.raises(SystemExit) as stop, exit_status():
+        run_all(runs, at_once=2, threads=1)
+    stopper.join()
+    assert stop.value.code == 75
+    assert len(list(tmp_path.glob("saved-*"))) == 2
 
 
 def test_errors_of_one_run_leave_the_others():
