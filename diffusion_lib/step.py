@@ -19,7 +19,12 @@ class TrainStep:
         self.non_finite = torch.zeros((), device=accelerator.device)
         optimizer.optimizer.found_inf = self.non_finite  # torch's fused Adam skips its update where this is 1
         self.captures = accelerator.device.type == "cuda" and accelerator.num_processes == 1
+        self.restart()
+
+    def restart(self):
+        """To be called when the weights and the optimizer's state were replaced: a graph holds the earlier ones."""
         self.calls, self.graph = 0, None
+        self.non_finite.zero_()
 
     def __call__(self, batch):
         self.calls += 1
@@ -51,5 +56,6 @@ class TrainStep:
         self.inputs = type(batch)(*(value if value is None else value.clone() for value in batch))
         torch.cuda.synchronize()
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
+        # thread_local: threads that make batches may allocate meanwhile
+        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
             self.outputs = self._run(self.inputs)

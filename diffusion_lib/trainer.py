@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import GradientAccumulationPlugin
 from ema_pytorch import EMA
 from tabulate import tabulate
 from torch.optim import Adam
@@ -50,7 +51,10 @@ def make_accelerator(device: str | None = None, log_with: str | None = None, fol
     chosen_device(device)
     if log_with not in (None, "tensorboard"):
         raise ConfigError(f"log_with is {log_with!r}; allowed: tensorboard")
-    return Accelerator(cpu=device == "cpu", log_with=log_with, project_dir=str(folder))
+    # by name, since `accelerate launch` sets others through the environment: the gradients here are written for float32
+    return Accelerator(cpu=device == "cpu", mixed_precision="no", dynamo_backend="no", log_with=log_with,
+                       gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+                       project_dir=str(folder))  # fmt: skip
 
 
 class Trainer1D:
@@ -123,9 +127,10 @@ class Trainer1D:
 
     def checkpoint_path(self, milestone) -> Path:
         """Where a milestone lies: `last`, a number as in the released trainer, or the path of a file."""
-        if Path(str(milestone)).is_file():
-            return Path(str(milestone))
-        return self.results_folder / ("last.pt" if milestone == "last" else f"model-{milestone}.pt")
+        name = str(milestone)
+        if name == "last":
+            return self.results_folder / "last.pt"
+        return self.results_folder / f"model-{name}.pt" if name.isdigit() else Path(name)
 
     def save(self, milestone="last"):
         """Write the whole state, atomically, from the main process, and metrics.csv with it."""
@@ -166,6 +171,7 @@ class Trainer1D:
         self.train_seconds = state.get("train_seconds", 0.0)
         if "loss_sums" in state:
             self.loss_sums.copy_(state["loss_sums"])
+        self.train_step.restart()
 
     def _fix_optimizer(self, optimizer):
         """What a loaded checkpoint must not change: how the update is computed, and where it reads its rate."""
@@ -219,8 +225,8 @@ class Trainer1D:
         loss = self.run_one_step()
         last = self.step == self.train_num_steps
         save_due = self.step % self.save_and_sample_every == 0 and not last
-        log_due = self.step % self.log_every == 0 or last
-        check_due = save_due or log_due or self.step % self.check_every == 0
+        log_due = self.step % self.log_every == 0 or save_due or last
+        check_due = log_due or self.step % self.check_every == 0
         if check_due:
             self._require_finite()
         self.train_seconds += time.perf_counter() - started

@@ -109,6 +109,12 @@ def test_evaluation_leaves_training_alone(tmp_path):
     assert all("val_mse" in row for row in watched.history)
 
 
+def test_every_checkpoint_has_its_evaluation(tmp_path):
+    history = make_trainer(tmp_path, save_and_sample_every=4, log_every=3).train()
+    assert [row["step"] for row in history] == [3, 4, 6, 8, 9, 12]
+    assert [row["step"] for row in history if "val_mse" in row] == [4, 8, 12]
+
+
 def test_same_seed_same_initial_weights_whatever_the_strategy():
     assert_same_weights(weights(make_diffusion(mining_config={"mode": "none"})), weights(make_diffusion()))
 
@@ -129,6 +135,12 @@ def test_non_finite_loss_stops_before_the_update(tmp_path):
         trainer.train()
     assert_same_weights(weights(trainer.diffusion), before)
     assert trainer.checkpoint_path("last").read_bytes() == kept
+    trainer.stream.batch = make
+    trainer.load("last")  # from where it was finite, in the same process too
+    trainer.train()
+    undisturbed = make_trainer(tmp_path / "undisturbed")
+    undisturbed.train()
+    assert_same_weights(weights(trainer.diffusion), weights(undisturbed.diffusion))
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", "half"])
@@ -155,6 +167,8 @@ def test_foreign_checkpoints_are_refused(tmp_path):
         make_trainer(tmp_path).load("7")
     with pytest.raises(CheckpointError, match="no checkpoint at"):
         make_trainer(tmp_path).load("8")
+    with pytest.raises(CheckpointError, match=r"no checkpoint at runs/typo\.pt"):
+        make_trainer(tmp_path).load("runs/typo.pt")
 
 
 def test_a_checkpoint_in_the_released_format_loads_and_evaluates(tmp_path):
