@@ -37,7 +37,7 @@ class GaussianDiffusion1D(nn.Module):
     use_innerloop_opt: the sampler descends the energy at each level. show_inference_tqdm: a bar for its levels.
     supervise_energy_landscape: False switches the contrastive term off whatever `mining_config` says, as in
     the release. baseline: the sampler adds the posterior's noise, as a plain diffusion model does.
-    match_release: reproduce the four defects of the released code that the README lists.
+    match_release: reproduce defects 1 to 3 of the README's list of the released code's.
     Other keywords of the released constructor (seq_length, objective, sudoku, …) are accepted at the value
     that the continuous tasks use. Raises ConfigError for any other.
     """
@@ -170,7 +170,7 @@ class GaussianDiffusion1D(nn.Module):
     def _clamp_limit(self, t, bound):
         """Largest magnitude of z at level t: that of a solution, scaled as the noising scales it."""
         if self.match_release and not isinstance(t, int):
-            t = int(t[0])  # defect 2: the first sample's level for the whole batch
+            t = t[:1]  # defect 2: the first sample's level for the whole batch
         return self._at(self.sqrt_alphas_cumprod, t) * bound
 
     def sample(self, x, label=None, mask=None, batch_size=None, return_traj=False, **options):

@@ -85,6 +85,17 @@ def test_work_of_each_mode(mode, energies, descents):
     assert diffusion.model.ebm.calls == expected
 
 
+@pytest.mark.parametrize("match_release", [False, True])
+@pytest.mark.parametrize("mode", MODES)
+def test_a_step_asks_the_device_for_nothing(mode, match_release):
+    """So that a CUDA graph can hold it: a tensor on `meta` has no values that the host could read."""
+    diffusion = make_diffusion(mining_config={"mode": mode}, match_release=match_release).to("meta")
+    inp, target, t, noise = (part.to("meta") for part in example(diffusion))
+    loss, _ = diffusion.p_losses(inp, target, None, t, noise, noise)
+    loss.backward()
+    assert all(parameter.grad.device.type == "meta" for parameter in diffusion.parameters())
+
+
 def test_contrastive_loss_is_the_mean_softplus_of_each_pair():
     diffusion = make_diffusion(mining_config={"mode": "random", "weight": 0.7})
     inp, target, t, noise = example(diffusion)
@@ -137,7 +148,7 @@ def test_descent_never_raises_the_energy_and_stays_in_bounds():
     assert 0 < kept <= 1
 
 
-# The four defects of the released code: each test fails with match_release=True, which the last lines check.
+# The released code's defects in this class: each test fails with match_release=True, which the last lines check.
 
 
 def descent(match_release, scale):
