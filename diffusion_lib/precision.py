@@ -10,7 +10,8 @@ PRECISIONS = {
     "auto": "torch's 'medium' float32 products where a check at the start finds their relative error under 1e-6 (a "
     "faster library, on CPUs with AVX-512 but without matrix units), else as float32",
     "float32": "torch's 'highest' float32 products",
-    "bf16": "operands rounded to bfloat16, sums in float32; weights, energies and everything else in float32",
+    "bf16": "operands and results of products rounded to bfloat16, their sums in float32; weights, the sum of squares "
+    "that an energy is, and everything else in float32",
 }
 LARGEST_ERROR = 1e-6
 
@@ -49,10 +50,10 @@ def product_error(left: torch.Tensor, right: torch.Tensor) -> float:
 
 
 def bf16_product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """left @ right with operands rounded to bfloat16 and a float32 result.
+    """left @ right with operands and result rounded to bfloat16, as a float32 tensor.
 
-    Where the processor has no bfloat16 units the rounded operands are multiplied in float32: the same numbers,
-    at float32's speed, so that the accuracy can be studied anywhere.
+    Where the processor has no bfloat16 units the rounded operands are multiplied in float32: the same accuracy, at
+    float32's speed, so that it can be studied anywhere.
     """
     left, right = left.bfloat16(), right.bfloat16()
     if left.device.type == "cuda" or torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
