@@ -27,6 +27,7 @@ from diffusion_lib.stream import INITIAL_WEIGHTS
 from diffusion_lib.trainer import chosen_device
 from experiments.claims import Claim, RunHeld
 from experiments.config import RECIPES, ExperimentConfig, log_interval
+from experiments.run import evaluation_tasks
 from experiments.run_folder import prepare_folder
 from models import MODELS, DiffusionWrapper
 
@@ -45,6 +46,8 @@ def main(arguments=None) -> int:
             train(trainer, options, config, mining_mode)
         print_errors(trainer, config)
         trainer.accelerator.wait_for_everyone()  # nobody leaves while another still talks to it
+    except RunHeld as error:
+        raise ConfigError(f"{trainer.results_folder} is {error}") from None
     finally:
         trainer.accelerator.end_training()
     return 0
@@ -97,7 +100,7 @@ def resolve(options) -> tuple[ExperimentConfig, str]:
         raise ConfigError(f"supervise_energy_landscape is {supervise}, but mining_mode is {mode!r}; give one of them")
     given = {name: getattr(options, name) for name in ExperimentConfig.__dataclass_fields__
              if getattr(options, name, None) is not None}  # fmt: skip
-    config = ExperimentConfig(**{"train_steps": RELEASED_STEPS, **RECIPES[options.model], **given})
+    config = ExperimentConfig(**{"train_steps": RELEASED_STEPS, **RECIPES.get(options.model, {}), **given})
     return config, mode or ("adversarial" if supervise else "none")
 
 
@@ -126,6 +129,7 @@ def build_trainer(options, config: ExperimentConfig, mining_mode: str) -> Traine
         task,
         train_batch_size=config.batch_size,
         train_lr=config.learning_rate,
+        ema_update_every=config.ema_update_every,
         lr_schedule=config.learning_rate_factor,
         train_num_steps=config.train_steps,
         save_and_sample_every=options.save_every,
@@ -142,7 +146,7 @@ def build_trainer(options, config: ExperimentConfig, mining_mode: str) -> Traine
 
 
 def train(trainer: Trainer1D, options, config: ExperimentConfig, mining_mode: str):
-    """Train in the folder, from where it stands. Raises ConfigError where it is another run's or in use."""
+    """Train in the folder, from where it stands. Raises ConfigError where it is another run's, RunHeld where in use."""
     recorded = config.to_dict() | {"mining_mode": mining_mode, "dataset": options.dataset, "ood": options.ood,
                                    "seed": options.seed, "use_innerloop_opt": options.use_innerloop_opt,
                                    "baseline": options.baseline}  # fmt: skip
@@ -150,11 +154,8 @@ def train(trainer: Trainer1D, options, config: ExperimentConfig, mining_mode: st
         del recorded["train_steps"]
     folder, accelerator = trainer.results_folder, trainer.accelerator
     with accelerator.main_process_first():
-        prepare_folder(folder, recorded, "Choose another --results-folder or the earlier values")
-        try:
-            claim = Claim(folder) if accelerator.is_main_process else nullcontext()
-        except RunHeld as error:
-            raise ConfigError(f"{folder} is {error}") from None
+        prepare_folder(folder, recorded, trainer.device, "Choose another --results-folder or the earlier values")
+        claim = Claim(folder) if accelerator.is_main_process else nullcontext()
     with claim:
         trainer.on_log = claim.note if accelerator.is_main_process else None
         if trainer.checkpoint_path("last").exists():
@@ -167,8 +168,8 @@ def train(trainer: Trainer1D, options, config: ExperimentConfig, mining_mode: st
 def print_errors(trainer: Trainer1D, config: ExperimentConfig):
     """Errors of the averaged weights on both fixed sets, under both samplers: see diffusion_lib.metrics."""
     rows = []
-    for difficulty, ood in (("same", False), ("harder", True)):
-        chosen = EvaluationSet(type(trainer.dataset)("val", config.rank, ood), config.evaluation_size, trainer.device)
+    for difficulty, task in zip(("same", "harder"), evaluation_tasks(config, trainer.dataset), strict=True):
+        chosen = EvaluationSet(task, config.evaluation_size, trainer.device)
         for sampler, steps in SAMPLERS.items():
             errors = sampler_metrics(trainer.ema.ema_model, chosen, steps, share=trainer.share)
             defined = {name: value for name, value in errors.items() if not math.isnan(value)}

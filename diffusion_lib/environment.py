@@ -15,8 +15,11 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "numpy", "einops", "accelerate", "ema-pytorch", "tqdm", "tabulate", "scipy", "matplotlib")
 
 
-def environment() -> dict:
-    """Versions, commit (with '+' where files differ from it), hardware and command, for config.json."""
+def environment(device: torch.device) -> dict:
+    """Versions, commit (with '+' where files differ from it), hardware and command, for config.json.
+
+    `gpu` is None where `device` is the CPU, whatever the machine has.
+    """
     return {
         "python": platform.python_version(),
         **{package: version(package) for package in PACKAGES},
@@ -26,7 +29,7 @@ def environment() -> dict:
         "cpu_cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "float32_products": torch.get_float32_matmul_precision(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "command": shlex.join([Path(sys.executable).name, *sys.argv]),
     }
 

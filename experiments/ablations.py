@@ -37,6 +37,9 @@ ABLATIONS = {
 def parse_arguments(arguments):
     """The ablation and its values, and the options of the main comparison. Raises ConfigError."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments[:1] in (["-h"], ["--help"]):
+        print(__doc__.strip())
+        sys.exit(0)
     if not arguments or arguments[0] not in ABLATIONS:
         given = repr(arguments[0]) if arguments else "missing"
         raise ConfigError(f"the ablation is {given}; allowed: {', '.join(ABLATIONS)}")

@@ -261,9 +261,11 @@ def print_table(rows, columns):
 
 
 def main(arguments=None):
-    options, about = parse_arguments(arguments), environment()
+    options = parse_arguments(arguments)
+    device = chosen_device(options.device)
+    about = environment(device)
     plain_peak = matmul_peak(options.batch_size, options.device, options.repeats)
-    choose_products("auto", chosen_device(options.device))
+    choose_products("auto", device)
     peak = matmul_peak(options.batch_size, options.device, options.repeats)
     with OtherProcess() as process:
         released = RemoteTimer(process, options.device)

@@ -120,12 +120,14 @@ def train(options, config: ExperimentConfig, study: Path, runs: dict[Path, tuple
     """Train what has not ended of `runs`, folder -> (arm, seed). Raises ConfigError where no run could start."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("a run is trained by one process; start this script once for each GPU, they share the runs")
-    choose_products(config.precision, chosen_device(options.device))
+    device = chosen_device(options.device)
+    choose_products(config.precision, device)
     if options.fresh and options.task is not None:
         raise ConfigError("--fresh would delete the runs of the other tasks; choose another --name")
     if options.fresh and os.environ.get("SLURM_RESTART_COUNT", "0") == "0":  # a requeued job continues its own work
         delete_study(study)
-    prepare_folder(study, config.to_dict())
+    # a published study comes without its runs: those made now are of this machine and version
+    prepare_folder(study, config.to_dict(), device, renew=not (study / "runs").exists())
     at_once, threads = shares(options, len(runs))
     return run_all({
         f"{arm} seed {seed}": partial(run_experiment, arm, seed, config, arms[arm], folder, options.device)

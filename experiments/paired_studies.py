@@ -47,7 +47,10 @@ def read_runs(results: Path, name: str, metric: str) -> dict[tuple[str, str], di
         raise ConfigError(f"metric is {metric!r}; allowed: a column of {path}")
     runs = {}
     for row in rows:
-        runs.setdefault((row["strategy"], row["sampler"]), {})[row["seed"]] = float(row[metric])
+        try:
+            runs.setdefault((row["strategy"], row["sampler"]), {})[row["seed"]] = float(row[metric])
+        except ValueError:
+            raise ConfigError(f"metric is {metric!r}; allowed: a column of numbers, not of {row[metric]!r}") from None
     return runs
 
 

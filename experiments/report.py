@@ -30,6 +30,7 @@ def write_report(folder: Path, config: ExperimentConfig, strategies: list[str]):
     summary = summary_rows(study, references)
     write_csv(folder.with_name(f"{folder.name}.runs.csv"), rows)
     write_csv(folder.with_name(f"{folder.name}.summary.csv"), summary)
+    write_json(folder / "configs.json", {row["run"]: read_json(folder / row["run"] / "config.json") for row in rows})
     write_atomic(folder / "table.tex", format_table(summary, "latex_booktabs") + "\n")
     learning_curves(folder, study.strategies, references, folder / "learning_curves.png")
     interval_plot(study, references, folder / "intervals.png")
@@ -96,7 +97,8 @@ def report_text(folder, config, study, summary, verdict, landscape: bool) -> str
         f"Mean over seeds with 95% t-intervals; {config.evaluation_size:,} fixed matrices of each difficulty; the "
         "comparison with baseline is paired by seed, its p adjusted by Holm's method. All columns are in "
         f"[{folder.name}.summary.csv](../{folder.name}.summary.csv), all runs in "
-        f"[{folder.name}.runs.csv](../{folder.name}.runs.csv).",
+        f"[{folder.name}.runs.csv](../{folder.name}.runs.csv), each run's settings and machine in "
+        "[configs.json](configs.json).",
         format_table(summary, "github"), original_pairing(study) + ".",
         "## All runs and their intervals", "![all runs](intervals.png)",
         "## Learning curves", "![learning curves](learning_curves.png)", "## Cost", cost_table(summary),

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from dataset import Inverse, derive_seed
+from dataset import Inverse, Task, derive_seed
 from diffusion_lib.denoising_diffusion_pytorch_1d import GaussianDiffusion1D, Trainer1D
 from diffusion_lib.errors import NonFiniteLossError
 from diffusion_lib.files import write_json
@@ -39,10 +39,11 @@ def build_diffusion(config: ExperimentConfig, mining_config: dict, seed: int) ->
 def build_trainer(config, diffusion, seed, folder, device=None, **options) -> Trainer1D:
     """The trainer of a run, its products set to the configured precision. Raises ConfigError."""
     set_precision(config.precision, diffusion.model.ebm, chosen_device(device))
-    val, ood = evaluation_tasks(config)
+    task = Inverse("train", config.rank)
+    val, ood = evaluation_tasks(config, task)
     return Trainer1D(
         diffusion,
-        Inverse("train", config.rank),
+        task,
         train_batch_size=config.batch_size,
         train_lr=config.learning_rate,
         lr_schedule=config.learning_rate_factor,
@@ -73,7 +74,8 @@ def run_experiment(strategy: str, seed: int, config: ExperimentConfig, mining_co
     """
     folder = Path(folder)
     choose_products(config.precision, chosen_device(device))  # first, for config.json to record them
-    prepare_folder(folder, {**config.to_dict(), "strategy": strategy, "seed": seed, "mining_config": mining_config})
+    recorded = {**config.to_dict(), "strategy": strategy, "seed": seed, "mining_config": mining_config}
+    prepare_folder(folder, recorded, chosen_device(device))
     done = read_result(folder)
     if done:
         return done
@@ -111,22 +113,22 @@ def train_and_evaluate(trainer: Trainer1D, config: ExperimentConfig) -> dict:
     }
 
 
-def evaluation_tasks(config: ExperimentConfig) -> tuple[Inverse, Inverse]:
-    """The same and the harder difficulty, each with the bound that the sampler keeps on it."""
-    val, ood = Inverse("val", config.rank), Inverse("val", config.rank, ood=True)
+def evaluation_tasks(config: ExperimentConfig, trained_on: Task) -> tuple[Task, Task]:
+    """The training's usual and the harder difficulty, each with the bound that the sampler keeps on it."""
+    val, harder = (type(trained_on)("val", config.rank, ood) for ood in (False, True))
     if config.clamp == "training":
-        ood.bound = val.bound
-    return val, ood
+        harder.bound = trained_on.bound
+    return val, harder
 
 
 def evaluation_sets(config: ExperimentConfig, size: int, device) -> tuple[EvaluationSet, EvaluationSet]:
     """The first `size` of the fixed matrices of both difficulties."""
-    val, ood = evaluation_tasks(config)
+    val, ood = evaluation_tasks(config, Inverse("train", config.rank))
     return EvaluationSet(val, size, device), EvaluationSet(ood, size, device)
 
 
 def evaluate_run(diffusion, config: ExperimentConfig, share) -> dict[str, dict]:
-    """The metrics of the contract, by sampler, on the fixed sets."""
+    """The metrics that result.json holds, by sampler, on the fixed sets."""
     device = diffusion.betas.device
     val, ood = evaluation_sets(config, config.evaluation_size, device)
     small, _ = evaluation_sets(config, min(AUC_SIZE, config.evaluation_size), device)

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import torch
+
 from diffusion_lib.environment import environment
 from diffusion_lib.errors import ConfigError
 from diffusion_lib.files import write_json
@@ -10,17 +12,24 @@ from diffusion_lib.files import write_json
 REMEDY = "Choose another --name, the earlier values, or --fresh to delete it"
 
 
-def prepare_folder(folder: Path, config: dict, remedy=REMEDY):
+def prepare_folder(folder: Path, config: dict, device: torch.device, remedy=REMEDY, renew: bool = False):
     """Make `folder` for `config`, or check that it was made for it.
 
-    config.json records the configuration and the environment of the first command. Raises ConfigError that
-    names each differing key and the `remedy`, and OSError for a folder that cannot be written.
+    config.json records the configuration and the environment of the first command, or with `renew` of this one.
+    Raises ConfigError that names each differing key and the `remedy`, and OSError for a folder that cannot be written.
     """
     path = folder / "config.json"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"config": config, "environment": environment()})
-        return
+    if path.exists():
+        require_same(folder, config, remedy)
+        if not renew:
+            return
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"config": config, "environment": environment(device)})
+
+
+def require_same(folder: Path, config: dict, remedy: str):
+    """Raises ConfigError where the folder was made for another configuration."""
+    path = folder / "config.json"
     recorded = read_json(path).get("config", {})
     keys = sorted(set(recorded) | set(config))
     differing = [

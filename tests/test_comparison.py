@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -131,6 +132,26 @@ def test_another_configuration_is_refused_with_the_keys_named(finished):
     assert (results / "small.runs.csv").read_bytes() == before
 
 
+def test_a_published_study_that_is_run_again_says_by_what(tmp_path):
+    """Its runs were not published, so they are made anew, by this version on this machine."""
+    arguments = [str(x) for x in command(tmp_path, "--train-steps", 4, "--strategies", "baseline", "--name", "it")[2:]]
+    recorded = tmp_path / "it" / "config.json"
+    assert main(arguments) == 0
+    published = json.loads(recorded.read_text())
+    published["environment"]["commit"] = "000000000000"
+    recorded.write_text(json.dumps(published))
+    assert main(arguments) == 0
+    assert json.loads(recorded.read_text()) == published
+    shutil.rmtree(tmp_path / "it" / "runs")
+    with pytest.raises(ConfigError, match="made by another configuration: rank"):
+        main([*arguments, "--rank", "4"])
+    assert json.loads(recorded.read_text()) == published
+    assert main(arguments) == 0
+    assert "commit 000000000000" not in (tmp_path / "it" / "report.md").read_text()
+    runs = json.loads((tmp_path / "it" / "configs.json").read_text())
+    assert runs == {"runs/baseline/seed-0": json.loads((tmp_path / "it/runs/baseline/seed-0/config.json").read_text())}
+
+
 def test_report_only_needs_no_flags(finished):
     results, _ = finished
     before = (results / "small.runs.csv").read_bytes()
@@ -225,7 +246,7 @@ def test_the_death_of_one_of_several_is_one_line_and_saves_the_others(two_at_onc
     os.kill(first, signal.SIGKILL)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 2
-    assert "error: a process ended before its work, with status -9 (out of memory?)" in errors
+    assert re.search("error: adversarial seed [01]: a process ended before its work, with status -9", errors)
     assert all_gone([second])
     assert sum(last_steps(study)) > before
 

@@ -20,10 +20,12 @@ from diffusion_lib.files import save_checkpoint
 from experiments.claims import Claim
 
 ROOT = Path(__file__).resolve().parent.parent
+# The mixed precision and the accumulation are a user's saved settings for accelerate, which no run may follow.
+ACCUMULATION = {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "5"}
 # On GPUs accelerate finds out by itself; with its --cpu it would start one process, or need MPI.
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
-              "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
-              "--main_process_port", "0"]  # fmt: skip
+              "--num_machines", "1", "--dynamo_backend", "no", "--main_process_port", "0",
+              "--mixed_precision", "bf16"]  # fmt: skip
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 ONE = [sys.executable]
 SMALL = ["--rank", "3", "--batch_size", "16", "--evaluation-size", "65", "--device", "cpu", "--save-every", "8"]
@@ -34,8 +36,9 @@ def command(folder, *arguments, launcher=ONE):
     return [*launcher, str(ROOT / "train.py"), *SMALL, "--results-folder", str(folder), *map(str, arguments)]
 
 
-def run(folder, *arguments, launcher=ONE):
-    return subprocess.run(command(folder, *arguments, launcher=launcher), capture_output=True, text=True, timeout=200)
+def run(folder, *arguments, launcher=ONE, settings=None):
+    return subprocess.run(command(folder, *arguments, launcher=launcher), capture_output=True, text=True, timeout=200,
+                          env=os.environ | (settings or {}))  # fmt: skip
 
 
 TRAINING = ["--train-steps", STEPS, "--mining-mode", "adversarial"]
@@ -45,7 +48,7 @@ TRAINING = ["--train-steps", STEPS, "--mining-mode", "adversarial"]
 def one_and_two(tmp_path_factory):
     """The same run on one process and on two: folders, and what was printed."""
     folders = [tmp_path_factory.mktemp(name) / "run" for name in ("one", "two")]
-    done = [run(folder, *TRAINING, launcher=by) for folder, by in zip(folders, (ONE, ACCELERATE), strict=True)]
+    done = [run(folders[0], *TRAINING), run(folders[1], *TRAINING, launcher=ACCELERATE, settings=ACCUMULATION)]
     assert [process.returncode for process in done] == [0, 0], done[0].stderr + done[1].stderr
     return folders, done
 
@@ -186,6 +189,30 @@ def test_a_milestone_starts_a_new_folder_and_does_not_undo_progress(tmp_path):
     assert [row["step"] for row in checkpoint(tmp_path / "second")["history"]] == [1, 2, 3, 4, 5, 6, 7, 8]
     main(tmp_path / "third", "--load-milestone", milestone, "--evaluate")
     assert not (tmp_path / "third").exists()
+
+
+def test_the_recorded_settings_are_those_of_the_run(tmp_path):
+    """Of all of ExperimentConfig, those that train.py has no flag for come from the model's recipe."""
+    options = train.parse_arguments([*SMALL, "--results-folder", str(tmp_path), "--model", "matrix"])
+    config, mode = train.resolve(options)
+    trainer = train.build_trainer(options, config, mode)
+    assert trainer.ema.update_every == config.ema_update_every == 1
+    assert trainer.lr_schedule(0) == config.learning_rate_factor(0) < 1
+
+
+@pytest.mark.parametrize(("model", "bounds"), [("mlp", [2.0, 2.0]), ("matrix", [2.0, 10.0])])
+def test_the_errors_are_taken_with_the_clamp_that_is_recorded(tmp_path, monkeypatch, model, bounds):
+    seen = []
+
+    def noted(_model, chosen, _steps, share):
+        seen.append(chosen.task.bound)
+        return {"mse": float(share.rank)}
+
+    monkeypatch.setattr(train, "sampler_metrics", noted)
+    options = train.parse_arguments([*SMALL, "--results-folder", str(tmp_path), "--model", model])
+    config, mode = train.resolve(options)
+    train.print_errors(train.build_trainer(options, config, mode), config)
+    assert seen == sorted([*bounds, *bounds])
 
 
 def test_a_run_in_use_is_refused(tmp_path):

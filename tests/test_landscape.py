@@ -88,6 +88,13 @@ def test_values_and_the_rest_of_the_command():
     assert (key, values, options.seeds) == ("scale_factor", (0.5, 4.0), "0-1")
 
 
+def test_help_is_no_error(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse_arguments(["--help"])
+    assert stop.value.code == 0
+    assert "ablations.py opt_steps" in capsys.readouterr().out
+
+
 def test_an_ablation_end_to_end(tmp_path, capsys):
     small = ["--batch-size", "8", "--train-steps", "6", "--evaluation-size", "32", "--device", "cpu",
              "--results", str(tmp_path), "--name", "a", "--seeds", "0-1"]  # fmt: skip
