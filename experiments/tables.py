@@ -142,7 +142,7 @@ def format_table(summary: list[dict], style: str = "simple") -> str:
 
 
 def original_pairing(study: Study) -> str:
-    """The comparison of the original design, in one line: each strategy under the sampler it proposed."""
+    """The comparison as first proposed, in one line: each strategy under a sampler of its own."""
     samplers = {"baseline": "plain", "random": "plain", "adversarial": "innerloop"}
     parts = []
     for strategy, sampler in samplers.items():
