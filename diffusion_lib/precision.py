@@ -58,4 +58,4 @@ def bf16_product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     left, right = left.bfloat16(), right.bfloat16()
     if left.device.type == "cuda" or torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
         return (left @ right).float()
-    return left.float() @ right.float()
+    return (left.float() @ right.float()).bfloat16().float()
