@@ -76,16 +76,17 @@ class Claim:
             number += 1
             path = claim_path(self.folder, number)
             try:
-                with open(path, "x") as file:
-                    try:
-                        json.dump(self.content, file)
-                        file.flush()
-                    except OSError:  # a full disk, say: an empty claim would hold the run for nobody
-                        path.unlink()
-                        raise
-                return number
+                path.touch(exist_ok=False)
             except FileExistsError:  # another taker was faster: its claim is judged like the one before
                 record = _read(self.folder, number)
+                continue
+            try:
+                with open(path, "w") as file:
+                    json.dump(self.content, file)
+            except OSError:  # a full disk, say: an empty claim would hold the run for nobody
+                path.unlink()
+                raise
+            return number
 
     def __enter__(self):
         self.thread.start()
