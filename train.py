@@ -14,22 +14,20 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 
-import torch
 from tabulate import tabulate
 
-from dataset import TASKS, derive_seed
-from diffusion_lib.denoising_diffusion_pytorch_1d import GaussianDiffusion1D, Trainer1D
+from dataset import TASKS
+from diffusion_lib.denoising_diffusion_pytorch_1d import Trainer1D
 from diffusion_lib.errors import ConfigError, exit_status
 from diffusion_lib.metrics import SAMPLERS, EvaluationSet, sampler_metrics
 from diffusion_lib.mining import MODES
 from diffusion_lib.precision import PRECISIONS, set_precision
-from diffusion_lib.stream import INITIAL_WEIGHTS
 from diffusion_lib.trainer import chosen_device
 from experiments.claims import Claim, RunHeld
-from experiments.config import RECIPES, ExperimentConfig, log_interval
-from experiments.run import evaluation_tasks
+from experiments.config import RECIPES, ExperimentConfig
+from experiments.run import build_diffusion, evaluation_tasks
 from experiments.run_folder import prepare_folder
-from models import MODELS, DiffusionWrapper
+from models import MODELS
 
 CURVE_SIZE = 2048  # examples behind a point of the learning curve
 RELEASED_STEPS = 1_300_000
@@ -112,28 +110,15 @@ def default_folder(options) -> Path:
 
 def build_trainer(options, config: ExperimentConfig, mining_mode: str) -> Trainer1D:
     """The untrained model, whose weights are a function of the seed, in its trainer. Raises ConfigError."""
-    torch.manual_seed(derive_seed(options.seed, INITIAL_WEIGHTS))
     task = TASKS[options.dataset]("train", config.rank, options.ood)
-    diffusion = GaussianDiffusion1D(
-        DiffusionWrapper(MODELS[config.model](task.inp_dim, task.out_dim)),
-        timesteps=config.diffusion_steps,
-        mining_config=config.mining_config(mining_mode),
-        bound=task.bound,
-        use_innerloop_opt=options.use_innerloop_opt,
-        baseline=options.baseline,
-        match_release=config.match_release,
-    )
+    diffusion = build_diffusion(config, config.mining_config(mining_mode), options.seed, task,
+                                options.use_innerloop_opt, options.baseline)  # fmt: skip
     set_precision(config.precision, diffusion.model.ebm, chosen_device(options.device))
     return Trainer1D(
         diffusion,
         task,
-        train_batch_size=config.batch_size,
-        train_lr=config.learning_rate,
-        ema_update_every=config.ema_update_every,
-        lr_schedule=config.learning_rate_factor,
-        train_num_steps=config.train_steps,
+        **config.trainer_options(),
         save_and_sample_every=options.save_every,
-        log_every=log_interval(config.train_steps),
         validation_dataset=TASKS[options.dataset]("val", config.rank, options.ood),
         evaluation_size=min(CURVE_SIZE, config.evaluation_size),
         results_folder=options.results_folder or default_folder(options),

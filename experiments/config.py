@@ -83,6 +83,17 @@ class ExperimentConfig:
         """The factor of `learning_rate` at a step counted from 0."""
         return SCHEDULES[self.schedule](step, self.train_steps)
 
+    def trainer_options(self) -> dict:
+        """All that it says of Trainer1D, as keywords: whoever trains by a configuration passes them on."""
+        return {
+            "train_batch_size": self.batch_size,
+            "train_lr": self.learning_rate,
+            "lr_schedule": self.learning_rate_factor,
+            "ema_update_every": self.ema_update_every,
+            "train_num_steps": self.train_steps,
+            "log_every": log_interval(self.train_steps),
+        }
+
     def mining_config(self, mode: str) -> dict:
         """The `mining_config` of GaussianDiffusion1D for a mode."""
         return MiningConfig(mode, self.opt_steps, self.scale_factor, self.noise_scale, self.weight).to_dict()

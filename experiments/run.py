@@ -14,7 +14,7 @@ from diffusion_lib.precision import choose_products, set_precision
 from diffusion_lib.stream import INITIAL_WEIGHTS
 from diffusion_lib.trainer import chosen_device
 from experiments.claims import Claim
-from experiments.config import ExperimentConfig, log_interval
+from experiments.config import ExperimentConfig
 from experiments.run_folder import prepare_folder, read_result
 from models import MODELS, DiffusionWrapper
 
@@ -22,16 +22,21 @@ CURVE_SIZE = 1024  # examples behind a point of the learning curve
 AUC_SIZE = 4096  # examples behind energy_auc, at every level
 
 
-def build_diffusion(config: ExperimentConfig, mining_config: dict, seed: int) -> GaussianDiffusion1D:
-    """The untrained model of a run: initial weights are a function of the seed alone, not of the strategy."""
+def build_diffusion(config: ExperimentConfig, mining_config: dict, seed: int, task: Task | None = None,
+                    use_innerloop_opt: bool = False, baseline: bool = False) -> GaussianDiffusion1D:  # fmt: skip
+    """The untrained model of a run: initial weights are a function of the seed alone, not of the strategy.
+
+    task: what it is trained on, by default Inverse. use_innerloop_opt, baseline: see GaussianDiffusion1D.
+    """
     torch.manual_seed(derive_seed(seed, INITIAL_WEIGHTS))
-    task = Inverse("train", config.rank)
+    task = task or Inverse("train", config.rank)
     return GaussianDiffusion1D(
         DiffusionWrapper(MODELS[config.model](task.inp_dim, task.out_dim)),
         timesteps=config.diffusion_steps,
         mining_config=mining_config,
         bound=task.bound,
-        use_innerloop_opt=False,
+        use_innerloop_opt=use_innerloop_opt,
+        baseline=baseline,
         match_release=config.match_release,
     )
 
@@ -44,14 +49,9 @@ def build_trainer(config, diffusion, seed, folder, device=None, **options) -> Tr
     return Trainer1D(
         diffusion,
         task,
-        train_batch_size=config.batch_size,
-        train_lr=config.learning_rate,
-        lr_schedule=config.learning_rate_factor,
-        ema_update_every=config.ema_update_every,
+        **config.trainer_options(),
         validation_batch_size=2048,
-        train_num_steps=config.train_steps,
         save_and_sample_every=max(1, min(1000, config.train_steps // 10)),
-        log_every=log_interval(config.train_steps),
         results_folder=folder,
         validation_dataset=val,
         extra_validation_datasets={"ood": ood},
@@ -73,9 +73,10 @@ def run_experiment(strategy: str, seed: int, config: ExperimentConfig, mining_co
     a signal.
     """
     folder = Path(folder)
-    choose_products(config.precision, chosen_device(device))  # first, for config.json to record them
+    place = chosen_device(device)
+    choose_products(config.precision, place)  # first, for config.json to record them
     recorded = {**config.to_dict(), "strategy": strategy, "seed": seed, "mining_config": mining_config}
-    prepare_folder(folder, recorded, chosen_device(device))
+    prepare_folder(folder, recorded, place)
     done = read_result(folder)
     if done:
         return done
