@@ -30,15 +30,24 @@ def write_report(folder: Path, config: ExperimentConfig, strategies: list[str]):
     summary = summary_rows(study, references)
     write_csv(folder.with_name(f"{folder.name}.runs.csv"), rows)
     write_csv(folder.with_name(f"{folder.name}.summary.csv"), summary)
-    write_json(folder / "configs.json", {row["run"]: read_json(folder / row["run"] / "config.json") for row in rows})
+    runs = dict.fromkeys(row["run"] for row in rows)  # each has a row for every sampler
+    write_json(folder / "configs.json", {run: read_json(folder / run / "config.json") for run in runs})
     write_atomic(folder / "table.tex", format_table(summary, "latex_booktabs") + "\n")
     learning_curves(folder, study.strategies, references, folder / "learning_curves.png")
     interval_plot(study, references, folder / "intervals.png")
     landscape = write_landscape(folder, config, study)
     verdict = verdict_lines(study, summary)
     write_atomic(folder / "report.md", report_text(folder, config, study, summary, verdict, landscape))
+    print(what_was_trained(folder.name, config))
     print(format_table(summary))
     print("\n".join([original_pairing(study), *verdict, f"Report: {folder / 'report.md'}"]))
+
+
+def what_was_trained(name: str, config: ExperimentConfig) -> str:
+    """What stands above the table: it has the strategies, samplers, seeds (n) and seconds of training."""
+    return (f"{name}: energy {config.model}, {config.rank} x {config.rank} matrices, trained {config.train_steps:,} "
+            f"steps of batch {config.batch_size:,}, errors on {config.evaluation_size:,} fixed matrices of each "
+            "difficulty")  # fmt: skip
 
 
 def verdict_lines(study: Study, summary: list[dict]) -> list[str]:

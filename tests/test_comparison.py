@@ -113,6 +113,14 @@ def test_the_report_reads_on_its_own(finished):
     assert all(0 <= float(row["accepted"]) <= 1 for row in levels)
 
 
+def test_the_printed_table_says_what_was_trained(finished):
+    _, done = finished
+    line, header = done.stdout.splitlines()[:2]
+    assert line == ("small: energy mlp, 3 x 3 matrices, trained 40 steps of batch 16, errors on 64 fixed matrices of "
+                    "each difficulty")  # fmt: skip
+    assert {"strategy", "sampler", "n", "train s"} <= set(re.split(r"  +", header.strip()))
+
+
 def test_the_same_command_again_trains_nothing(finished):
     results, _ = finished
     checkpoints = sorted(results.glob("small/runs/*/*/last.pt"))
