@@ -2,23 +2,13 @@
 
 import math
 
-import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from diffusion_lib.errors import ConfigError
+from diffusion_lib.seeds import seeded_generator
 
 SPLITS = ("train", "val", "test")
-
-
-def derive_seed(*parts: int) -> int:
-    """One 63-bit seed from several non-negative integers, well mixed (numpy's SeedSequence)."""
-    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-def seeded_generator(*parts: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator on `device` whose stream is a function of `parts` alone."""
-    return torch.Generator(device=device).manual_seed(derive_seed(*parts))
 
 
 class Task(Dataset):
@@ -47,7 +37,7 @@ class Task(Dataset):
         """Example `index` of the split, the same at each call: (inp_dim,), (out_dim,) float32."""
         if not 0 <= index < len(self):
             raise IndexError(index)
-        generator = seeded_generator(SPLITS.index(self.split), index)
+        generator = seeded_generator(f"{self.split} example", index)
         inp, target = self.sample(1, generator)
         return inp[0], target[0]
 

@@ -13,10 +13,10 @@ import torch
 import torch.distributed
 from einops import rearrange
 
-from dataset import Inverse, Task, seeded_generator
+from dataset import Inverse, Task
 from diffusion_lib.mining import MiningConfig
+from diffusion_lib.seeds import seeded_generator
 
-EVALUATION_SEED = 271828
 SAMPLERS = {"plain": 0, "innerloop": 5}  # name -> opt_steps at each level
 
 
@@ -46,8 +46,8 @@ class EvaluationSet:
 
     def __init__(self, task: Task, size: int, device):
         self.task, self.size = task, size
-        inp, self.target = task.sample(size, seeded_generator(EVALUATION_SEED, 0), dtype=torch.float64)
-        noise = torch.randn(2, size, task.out_dim, generator=seeded_generator(EVALUATION_SEED, 1))
+        inp, self.target = task.sample(size, seeded_generator("evaluation data"), dtype=torch.float64)
+        noise = torch.randn(2, size, task.out_dim, generator=seeded_generator("evaluation noise"))
         self.exact_inp = inp
         self.inp, self.target = inp.float().to(device), self.target.to(device)
         self.start, self.noise = noise.to(device)

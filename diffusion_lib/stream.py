@@ -5,10 +5,11 @@ from typing import NamedTuple
 
 import torch
 
-from dataset import Task, seeded_generator
+from dataset import Task
+from diffusion_lib.seeds import seeded_generator
 
 # The uses of a run's seed: each has a stream of its own, so that adding one leaves the others as they are.
-INITIAL_WEIGHTS, DATA, LEVELS_AND_NOISE, NCE_NOISE = range(4)
+INITIAL_WEIGHTS, DATA, LEVELS_AND_NOISE, NCE_NOISE = "initial weights", "data", "levels and noise", "nce noise"
 
 
 class Batch(NamedTuple):
@@ -71,4 +72,4 @@ class BatchStream:
         return inp.view(*size, -1), target.view(*size, -1), t, noise, nce_noise
 
     def _generator(self, use, index):
-        return seeded_generator(self.seed, use, index, device=self.device)
+        return seeded_generator(use, self.seed, index, device=self.device)

@@ -21,12 +21,13 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 from tabulate import tabulate  # noqa: E402
 
-from dataset import Inverse, seeded_generator  # noqa: E402
+from dataset import Inverse  # noqa: E402
 from diffusion_lib.denoising_diffusion_pytorch_1d import GaussianDiffusion1D, Trainer1D  # noqa: E402
 from diffusion_lib.environment import environment  # noqa: E402
 from diffusion_lib.errors import exit_status  # noqa: E402
 from diffusion_lib.files import write_csv  # noqa: E402
 from diffusion_lib.precision import bf16_product, choose_products  # noqa: E402
+from diffusion_lib.seeds import seeded_generator  # noqa: E402
 from diffusion_lib.trainer import chosen_device, make_ema  # noqa: E402
 from experiments import timing  # noqa: E402
 from experiments.config import RECIPES  # noqa: E402
@@ -151,8 +152,8 @@ def measure_steps(options, peak, released) -> list[dict]:
 def step_errors(mode, options) -> dict:
     """Relative errors of a step's loss and gradients, against the plain path in float64."""
     size = options.rank**2
-    inp, target = Inverse("train", options.rank).sample(CHECKED, seeded_generator(0), "cpu")
-    t, noise = torch.arange(CHECKED) % 10, torch.randn(2, CHECKED, size, generator=seeded_generator(1))
+    inp, target = Inverse("train", options.rank).sample(CHECKED, seeded_generator("benchmark data"), "cpu")
+    t, noise = torch.arange(CHECKED) % 10, torch.randn(2, CHECKED, size, generator=seeded_generator("benchmark noise"))
     plain, ours = (initial_diffusion(mode, "mlp", options.rank, device) for device in ("cpu", options.device))
     expected = plain_loss(plain.double(), inp.double(), target.double(), t, *noise.double())
     loss, _ = ours.p_losses(*(part.to(options.device) for part in (inp, target)), None, t.to(options.device),
@@ -176,7 +177,7 @@ def measure_matrix_steps(options, released) -> list[dict]:
 
 
 def measure_data(options, released) -> dict:
-    task, generator = Inverse("train", options.rank), seeded_generator(1, device=options.device)
+    task, generator = Inverse("train", options.rank), seeded_generator("benchmark data", device=options.device)
     released.prepare(released_data, options.rank, options.batch_size, options.device, options.workers)
     chunk = 16 if options.device == "cuda" else 1
     times = alternate({

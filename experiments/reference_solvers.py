@@ -2,10 +2,10 @@
 
 import torch
 
-from dataset import Inverse, seeded_generator
+from dataset import Inverse
 from diffusion_lib.metrics import EvaluationSet, named_errors, solution_errors
+from diffusion_lib.seeds import seeded_generator
 
-FIT_SEED = 314159
 FIT_SAMPLES = 200_000
 NEWTON_SCHULZ_ITERATIONS = (8, 10, 12)
 
@@ -25,7 +25,7 @@ class Fitted:
 
     def training_data(self, samples: int):
         """What it is fitted on: (samples, n^2) float64, of the training distribution."""
-        generator = seeded_generator(FIT_SEED, device=self.device)
+        generator = seeded_generator("linear regression", device=self.device)
         task, chunk = Inverse("train", self.rank), 10_000  # chunks: the making of data takes several times its memory
         parts = [
             task.sample(min(chunk, samples - done), generator, self.device, torch.float64)

@@ -4,13 +4,14 @@ from pathlib import Path
 
 import torch
 
-from dataset import Inverse, Task, derive_seed
+from dataset import Inverse, Task
 from diffusion_lib.denoising_diffusion_pytorch_1d import GaussianDiffusion1D, Trainer1D
 from diffusion_lib.errors import NonFiniteLossError
 from diffusion_lib.files import write_json
 from diffusion_lib.memory import peak_memory_bytes, reset_peak_memory
 from diffusion_lib.metrics import SAMPLERS, EvaluationSet, energy_auc, sampler_metrics
 from diffusion_lib.precision import choose_products, set_precision
+from diffusion_lib.seeds import derive_seed
 from diffusion_lib.stream import INITIAL_WEIGHTS
 from diffusion_lib.trainer import chosen_device
 from experiments.claims import Claim
@@ -28,7 +29,7 @@ def build_diffusion(config: ExperimentConfig, mining_config: dict, seed: int, ta
 
     task: what it is trained on, by default Inverse. use_innerloop_opt, baseline: see GaussianDiffusion1D.
     """
-    torch.manual_seed(derive_seed(seed, INITIAL_WEIGHTS))
+    torch.manual_seed(derive_seed(INITIAL_WEIGHTS, seed))
     task = task or Inverse("train", config.rank)
     return GaussianDiffusion1D(
         DiffusionWrapper(MODELS[config.model](task.inp_dim, task.out_dim)),

@@ -8,9 +8,10 @@ import torch
 from conftest import make_diffusion
 from torch.utils.flop_counter import FlopCounterMode
 
-from dataset import Inverse, seeded_generator
+from dataset import Inverse
 from diffusion_lib.denoising_diffusion_pytorch_1d import GaussianDiffusion1D
 from diffusion_lib.errors import ConfigError
+from diffusion_lib.seeds import seeded_generator
 from experiments.benchmark import main, step_flops
 from experiments.other_process import OtherProcess
 from experiments.released_way import item_batches, plain_loss, plain_sample
@@ -21,9 +22,9 @@ from models.mlp import HIDDEN
 @pytest.mark.parametrize("model", ["mlp", "matrix"])
 @pytest.mark.parametrize("mode", ["none", "random", "adversarial"])
 def test_the_plain_path_computes_the_same_step(mode, model):
-    inp, target = Inverse("train", 3).sample(32, seeded_generator(0))
+    inp, target = Inverse("train", 3).sample(32, seeded_generator("test", 0))
     t = torch.arange(32) % 10
-    noise, nce_noise = torch.randn(2, 32, 9, generator=seeded_generator(1))
+    noise, nce_noise = torch.randn(2, 32, 9, generator=seeded_generator("test", 1))
     torch.manual_seed(0)
     ours, plain = (
         GaussianDiffusion1D(DiffusionWrapper(MODELS[model](9, 9)), mining_config={"mode": mode}).double()
@@ -43,8 +44,8 @@ def test_the_plain_path_computes_the_same_step(mode, model):
 @pytest.mark.parametrize("inner_steps", [0, 2])
 def test_the_plain_path_samples_the_same(inner_steps):
     diffusion = make_diffusion().double()
-    inp, _ = Inverse("train", 3).sample(16, seeded_generator(0), dtype=torch.float64)
-    start = torch.randn(16, 9, generator=seeded_generator(1)).double()
+    inp, _ = Inverse("train", 3).sample(16, seeded_generator("test", 0), dtype=torch.float64)
+    start = torch.randn(16, 9, generator=seeded_generator("test", 1)).double()
     ours = diffusion.p_sample_loop(inp, start=start, inner_steps=inner_steps)
     assert torch.allclose(ours, plain_sample(diffusion, inp, start, inner_steps), rtol=1e-5, atol=1e-7)
 

@@ -4,8 +4,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataset import TASKS, Addition, Inverse, LowRankDataset, seeded_generator, spd_inverse
+from dataset import TASKS, Addition, Inverse, LowRankDataset, spd_inverse
 from diffusion_lib.errors import ConfigError
+from diffusion_lib.seeds import seeded_generator
 
 
 @given(n=st.integers(1, 24), batch=st.integers(1, 5), ridge=st.floats(0.02, 2.0), seed=st.integers(0, 10**6))
@@ -22,7 +23,7 @@ def test_spd_inverse_against_lapack(n, batch, ridge, seed):
 @pytest.mark.parametrize(("ood", "ridge"), [(False, 0.5), (True, 0.1)])
 def test_inverse_distribution(ood, ridge):
     task = Inverse("train", 6, ood)
-    inp, target = task.sample(4000, seeded_generator(1), dtype=torch.float64)
+    inp, target = task.sample(4000, seeded_generator("test", 1), dtype=torch.float64)
     a = inp.view(-1, 6, 6)
     assert torch.allclose(a @ target.view(-1, 6, 6), torch.eye(6, dtype=torch.float64), atol=1e-9)
     assert torch.equal(a, a.mT)
@@ -36,7 +37,7 @@ def test_inverse_distribution(ood, ridge):
 
 def test_addition_distribution():
     for ood, scale in ((False, 1.0), (True, 2.5)):
-        inp, target = Addition("train", 4, ood).sample(5000, seeded_generator(2))
+        inp, target = Addition("train", 4, ood).sample(5000, seeded_generator("test", 2))
         assert torch.equal(target, inp[:, :16] + inp[:, 16:])
         assert 0.99 * scale < inp.abs().max() <= scale
         assert inp.var().item() == pytest.approx(scale**2 / 3, rel=0.03)
@@ -49,7 +50,7 @@ def test_addition_at_rank_2_has_the_released_shape():
 
 def test_lowrank_distribution():
     for ood, divisor in ((False, 20), (True, 5)):
-        inp, target = LowRankDataset("train", 8, ood).sample(5000, seeded_generator(3))
+        inp, target = LowRankDataset("train", 8, ood).sample(5000, seeded_generator("test", 3))
         seen = inp != 0
         assert torch.equal(inp[seen], target[seen])
         assert seen.float().mean().item() == pytest.approx(0.5, abs=0.01)
@@ -68,7 +69,7 @@ def test_items_are_fixed_and_differ(task, device):
     assert len(train) == 10_000_000
     with pytest.raises(IndexError):
         train[len(train)]
-    batch, _ = train.sample(3, seeded_generator(0, device=device), device)
+    batch, _ = train.sample(3, seeded_generator("test", 0, device=device), device)
     assert batch.device.type == device
     assert batch.dtype == torch.float32
 

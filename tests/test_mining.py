@@ -6,9 +6,10 @@ from conftest import make_diffusion
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataset import Inverse, seeded_generator
+from dataset import Inverse
 from diffusion_lib.errors import ConfigError
 from diffusion_lib.mining import MODES, MiningConfig
+from diffusion_lib.seeds import seeded_generator
 
 BAD = [
     ({"mode": "hard"}, "mining mode is 'hard'; allowed: none, random, adversarial"),
@@ -50,7 +51,7 @@ def test_no_unknown_key_is_dropped_in_silence(config):
 
 def example(diffusion, batch=24, seed=5):
     rank = round(diffusion.out_dim**0.5)
-    generator = seeded_generator(seed)
+    generator = seeded_generator("test", seed)
     inp, target = Inverse("train", rank).sample(batch, generator)
     t = torch.arange(batch) % diffusion.num_timesteps
     noise = torch.randn(batch, diffusion.out_dim, generator=generator)

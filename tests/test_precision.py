@@ -4,9 +4,10 @@ import pytest
 import torch
 from conftest import make_diffusion
 
-from dataset import Inverse, seeded_generator
+from dataset import Inverse
 from diffusion_lib.errors import ConfigError
 from diffusion_lib.precision import bf16_product, medium_error, product_error, set_precision
+from diffusion_lib.seeds import seeded_generator
 from experiments.config import ExperimentConfig
 from experiments.released_way import plain_loss
 from models import EnergyModel
@@ -80,8 +81,8 @@ def test_the_error_is_that_of_the_products():
 def test_auto_keeps_float32s_accuracy_in_a_whole_step(mode):
     """Loss and gradients at full size against the plain path in float64, whatever products are chosen here."""
     diffusion = make_diffusion(20, mining_config={"mode": mode})
-    inp, target = Inverse("train", 20).sample(64, seeded_generator(0))
-    t, noise = torch.arange(64) % 10, torch.randn(2, 64, 400, generator=seeded_generator(1))
+    inp, target = Inverse("train", 20).sample(64, seeded_generator("test", 0))
+    t, noise = torch.arange(64) % 10, torch.randn(2, 64, 400, generator=seeded_generator("test", 1))
     exact = copy.deepcopy(diffusion).double()
     expected = plain_loss(exact, inp.double(), target.double(), t, *noise.double())
     expected.backward()

@@ -1,0 +1,30 @@
+"""Random streams as a function of their use: a domain's name, and whole numbers such as a run's seed and a step."""
+
+import hashlib
+
+import numpy as np
+import torch
+
+
+def derive_seed(domain: str, *parts: int) -> int:
+    """A 63-bit seed. Two calls that differ in the domain, in a part or in the number of parts get unrelated seeds."""
+    return _entropy(domain, parts) & (2**63 - 1)
+
+
+def seeded_generator(domain: str, *parts: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator on `device` whose stream is a function of the domain and the parts alone."""
+    if torch.device(device).type != "cpu":
+        return torch.Generator(device).manual_seed(derive_seed(domain, *parts))
+    # torch's CPU generator, a Mersenne Twister, would keep 32 bits of a seed: a long study needs millions of streams,
+    # and some of them would be equal. So its whole state is set.
+    words = np.random.SeedSequence(_entropy(domain, parts)).generate_state(624)
+    generator = torch.Generator().manual_seed(0)
+    state = generator.get_state().numpy()
+    state[24 : 24 + 624 * 8].view(np.uint64)[:] = words  # at::mt19937_data_pod, each word in 64 bits
+    return generator.set_state(torch.from_numpy(state))
+
+
+def _entropy(domain: str, parts) -> int:
+    # the text of the parts, since SeedSequence takes (1, 0) for (1,) and 2**32 for (0, 1)
+    text = f"{domain}:{','.join(str(int(part)) for part in parts)}"
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "little")
