@@ -8,6 +8,8 @@ EAGER_STEPS = 3  # real steps before capture, so that lazily made optimizer and 
 class TrainStep:
     """Calls `loss_function(*batch)`, then backward, gradient clip and update, and returns the loss and its parts.
 
+    `clipped` is 1 where the last step's gradient was longer than `max_norm`, else 0 (a float32 tensor).
+
     A loss or gradient that is not finite sets `non_finite` (a float32 tensor, 0 or 1, for good), and from then
     on every update is skipped on the device, so nothing needs to wait for the host.
     On one GPU the step is captured as a CUDA graph after its first calls and replayed.
@@ -17,6 +19,7 @@ class TrainStep:
         self.accelerator, self.model, self.optimizer, self.max_norm = accelerator, model, optimizer, max_norm
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.non_finite = torch.zeros((), device=accelerator.device)
+        self.clipped = torch.zeros((), device=accelerator.device)
         optimizer.optimizer.found_inf = self.non_finite  # torch's fused Adam skips its update where this is 1
         self.captures = accelerator.device.type == "cuda" and accelerator.num_processes == 1
         self.restart()
@@ -47,6 +50,7 @@ class TrainStep:
         measured = torch.stack([loss, *(part for part in parts if part is not None)]).detach()
         measured = self.accelerator.reduce(measured, "mean")
         loss, parts = measured[0], (measured[1], measured[2] if len(measured) == 3 else None)
+        self.clipped.copy_(norm > self.max_norm)
         bad = (~torch.isfinite(norm + loss)).float()
         self.non_finite.copy_(torch.maximum(self.non_finite, bad))
         self.optimizer.step()

@@ -103,8 +103,8 @@ class Trainer1D:
         self.model, self.opt = accelerator.prepare(diffusion_model, optimizer)
         self.train_step = TrainStep(accelerator, self.model, self.opt, MAX_GRADIENT_NORM)
         self.check_every = GPU_CHECK_EVERY if on_gpu else 1
-        # since the last row of metrics.csv: the loss, its two parts, and the number of steps
-        self.loss_sums = torch.zeros(4, device=accelerator.device, dtype=torch.float64)
+        # since the last row of metrics.csv: the loss, its two parts, clipped gradients, and the number of steps
+        self.loss_sums = torch.zeros(5, device=accelerator.device, dtype=torch.float64)
 
         contrastive = diffusion_model.mining.mode != "none"
         share = Share(accelerator.process_index, accelerator.num_processes)
@@ -169,7 +169,7 @@ class Trainer1D:
         self.step = state["step"]
         self.history = list(state.get("history", []))
         self.train_seconds = state.get("train_seconds", 0.0)
-        if "loss_sums" in state:
+        if len(state.get("loss_sums", ())) == len(self.loss_sums):  # the release saves none, earlier versions four
             self.loss_sums.copy_(state["loss_sums"])
         self.train_step.restart()
 
@@ -242,7 +242,7 @@ class Trainer1D:
         self._set_learning_rate()
         loss, parts = self.train_step(self.stream.batch(self.step))
         parts = [loss.new_zeros(()) if part is None else part for part in parts]
-        self.loss_sums += torch.stack([loss, *parts, torch.ones_like(loss)])
+        self.loss_sums += torch.stack([loss, *parts, self.train_step.clipped, torch.ones_like(loss)])
         self.step += 1
         self.ema.update()
         return loss
@@ -262,10 +262,10 @@ class Trainer1D:
         return asked
 
     def _log(self, evaluation):
-        loss, denoising, contrastive, _ = (self.loss_sums / self.loss_sums[3]).tolist()
+        loss, denoising, contrastive, clipped, _ = (self.loss_sums / self.loss_sums[-1]).tolist()
         self.loss_sums.zero_()
         row = {"step": self.step, "loss": loss, "loss_denoise": denoising, "loss_contrastive": contrastive,
-               "train_seconds": round(self.train_seconds, 3), **evaluation}  # fmt: skip
+               "clipped": clipped, "train_seconds": round(self.train_seconds, 3), **evaluation}  # fmt: skip
         self.history.append(row)
         if self.accelerator.trackers:
             self.accelerator.log(row, step=self.step)

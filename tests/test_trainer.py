@@ -248,3 +248,18 @@ def test_the_cpu_and_another_device_agree(tmp_path, device):
         left, _ = reference.train_step(batch)
         right, _ = other.train_step(type(batch)(*(part.to(device) for part in batch)))
         assert right.item() == pytest.approx(left.item(), rel=1e-4 if device == "cuda" else 0)
+
+
+def test_the_share_of_clipped_gradients_is_logged(tmp_path):
+    trainer = make_trainer(tmp_path, train_num_steps=6, log_every=6, save_and_sample_every=6)
+    norms, clip = [], trainer.accelerator.clip_grad_norm_
+
+    def watch(parameters, limit):
+        norms.append(clip(parameters, limit))
+        return norms[-1]
+
+    trainer.accelerator.clip_grad_norm_ = watch
+    trainer.train_step.max_norm = 0.1
+    (row,) = trainer.train()
+    assert 0 < row["clipped"] < 1
+    assert row["clipped"] == pytest.approx(sum(norm > 0.1 for norm in norms) / 6)
