@@ -14,7 +14,7 @@ test: .venv/.development  ## all tests
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: .venv/.development
-	$(BIN)/ruff check .
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
 benchmark: .venv/.runtime  ## speed against the released way of working, on an idle machine
 	$(BIN)/python experiments/benchmark.py $(ARGS)
@@ -28,12 +28,12 @@ $(JOBS):  ## a job on a Slurm cluster: docs/cluster.md
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 …")'
 	$(PYTHON) -m venv .venv
 
-.venv/.runtime: requirements.txt | .venv/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+.venv/.runtime: requirements.txt pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -e .
 	touch $@
 
-.venv/.development: requirements.txt requirements-dev.txt | .venv/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+.venv/.development: requirements.txt requirements-dev.txt pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt -e .
 	touch $@ .venv/.runtime
 
 clean-env:

@@ -17,16 +17,16 @@ from pathlib import Path
 from tabulate import tabulate
 
 from dataset import TASKS
+from diffusion_lib.config import RECIPES, ExperimentConfig
 from diffusion_lib.denoising_diffusion_pytorch_1d import Trainer1D
-from diffusion_lib.errors import ConfigError, exit_status
-from diffusion_lib.metrics import SAMPLERS, EvaluationSet, sampler_metrics
-from diffusion_lib.mining import MODES
-from diffusion_lib.precision import PRECISIONS, set_precision
-from diffusion_lib.trainer import chosen_device
-from experiments.claims import Claim, RunHeld
-from experiments.config import RECIPES, ExperimentConfig
-from experiments.run import build_diffusion, evaluation_tasks
-from experiments.run_folder import prepare_folder
+from diffusion_lib.evaluation import SAMPLERS, EvaluationSet, sampler_metrics
+from diffusion_lib.negatives import MODES
+from diffusion_lib.system.errors import ConfigError, exit_status
+from diffusion_lib.training.precision import PRECISIONS, set_precision
+from diffusion_lib.training.trainer import chosen_device
+from experiments.study.claims import Claim, RunHeld
+from experiments.study.folder import prepare_folder
+from experiments.study.run import build_diffusion, evaluation_tasks
 from models import MODELS
 
 CURVE_SIZE = 2048  # examples behind a point of the learning curve
@@ -96,8 +96,11 @@ def resolve(options) -> tuple[ExperimentConfig, str]:
     mode, supervise = options.mining_mode, options.supervise_energy_landscape
     if None not in (mode, supervise) and supervise != (mode != "none"):
         raise ConfigError(f"supervise_energy_landscape is {supervise}, but mining_mode is {mode!r}; give one of them")
-    given = {name: getattr(options, name) for name in ExperimentConfig.__dataclass_fields__
-             if getattr(options, name, None) is not None}  # fmt: skip
+    given = {
+        name: getattr(options, name)
+        for name in ExperimentConfig.__dataclass_fields__
+        if getattr(options, name, None) is not None
+    }
     config = ExperimentConfig(**{"train_steps": RELEASED_STEPS, **RECIPES.get(options.model, {}), **given})
     return config, mode or ("adversarial" if supervise else "none")
 
@@ -111,8 +114,9 @@ def default_folder(options) -> Path:
 def build_trainer(options, config: ExperimentConfig, mining_mode: str) -> Trainer1D:
     """The untrained model, whose weights are a function of the seed, in its trainer. Raises ConfigError."""
     task = TASKS[options.dataset]("train", config.rank, options.ood)
-    diffusion = build_diffusion(config, config.mining_config(mining_mode), options.seed, task,
-                                options.use_innerloop_opt, options.baseline)  # fmt: skip
+    diffusion = build_diffusion(
+        config, config.mining_config(mining_mode), options.seed, task, options.use_innerloop_opt, options.baseline
+    )
     set_precision(config.precision, diffusion.model.ebm, chosen_device(options.device))
     return Trainer1D(
         diffusion,
@@ -132,9 +136,14 @@ def build_trainer(options, config: ExperimentConfig, mining_mode: str) -> Traine
 
 def train(trainer: Trainer1D, options, config: ExperimentConfig, mining_mode: str):
     """Train in the folder, from where it stands. Raises ConfigError where it is another run's, RunHeld where in use."""
-    recorded = config.to_dict() | {"mining_mode": mining_mode, "dataset": options.dataset, "ood": options.ood,
-                                   "seed": options.seed, "use_innerloop_opt": options.use_innerloop_opt,
-                                   "baseline": options.baseline}  # fmt: skip
+    recorded = config.to_dict() | {
+        "mining_mode": mining_mode,
+        "dataset": options.dataset,
+        "ood": options.ood,
+        "seed": options.seed,
+        "use_innerloop_opt": options.use_innerloop_opt,
+        "baseline": options.baseline,
+    }
     if config.schedule == "constant":  # then a run may be prolonged
         del recorded["train_steps"]
     folder, accelerator = trainer.results_folder, trainer.accelerator
@@ -151,7 +160,7 @@ def train(trainer: Trainer1D, options, config: ExperimentConfig, mining_mode: st
 
 
 def print_errors(trainer: Trainer1D, config: ExperimentConfig):
-    """Errors of the averaged weights on both fixed sets, under both samplers: see diffusion_lib.metrics."""
+    """Errors of the averaged weights on both fixed sets, under both samplers: see diffusion_lib.evaluation."""
     rows = []
     for difficulty, task in zip(("same", "harder"), evaluation_tasks(config, trainer.dataset), strict=True):
         chosen = EvaluationSet(task, config.evaluation_size, trainer.device)

@@ -5,11 +5,11 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm.auto import tqdm
 
-from diffusion_lib.errors import ConfigError
-from diffusion_lib.mining import MiningConfig
-from diffusion_lib.released import require_defaults
+from diffusion_lib.negatives import MiningConfig
+from diffusion_lib.released_api import require_defaults
 from diffusion_lib.schedule import cosine_beta_schedule, schedule_buffers
-from diffusion_lib.trainer import Trainer1D
+from diffusion_lib.system.errors import ConfigError
+from diffusion_lib.training.trainer import Trainer1D
 
 __all__ = ["GaussianDiffusion1D", "Trainer1D"]
 
@@ -182,8 +182,9 @@ class GaussianDiffusion1D(nn.Module):
         return self.p_sample_loop(x, return_traj=return_traj, **options)
 
     @torch.no_grad()
-    def p_sample_loop(self, inp, *, start=None, generator=None, inner_steps=None, bound=None, levels=None,
-                      return_traj=False):  # fmt: skip
+    def p_sample_loop(
+        self, inp, *, start=None, generator=None, inner_steps=None, bound=None, levels=None, return_traj=False
+    ):
         """Solutions (B, out_dim) for inputs (B, inp_dim); with return_traj those of every level, (T, B, out_dim).
 
         start: the noise x_T (B, out_dim), drawn from `generator` where None. inner_steps: opt_steps at each
@@ -199,8 +200,9 @@ class GaussianDiffusion1D(nn.Module):
         levels = list(reversed(range(self.num_timesteps))) if levels is None else list(levels)
         cond = self.model.ebm.condition(inp, levels[0])
         trajectory = []
-        for t, following in tqdm(list(zip(levels, [*levels[1:], None], strict=True)), desc="sampling",
-                                 disable=not self.show_inference_tqdm):  # fmt: skip
+        for t, following in tqdm(
+            list(zip(levels, [*levels[1:], None], strict=True)), desc="sampling", disable=not self.show_inference_tqdm
+        ):
             cond = self.model.ebm.retime(cond, t)
             x = self._p_sample(cond, x, t, bound, generator)
             if inner_steps:

@@ -12,17 +12,14 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+import numpy as np
 
-import numpy as np  # noqa: E402
-
-from diffusion_lib.errors import ConfigError, exit_status  # noqa: E402
-from experiments import matrix_inversion_mining_comparison as comparison  # noqa: E402
-from experiments.config import ExperimentConfig  # noqa: E402
-from experiments.paired_stats import mean_interval  # noqa: E402
-from experiments.plots import plt, points_and_interval, save_figure  # noqa: E402
-from experiments.tables import run_rows  # noqa: E402
+from diffusion_lib.config import ExperimentConfig
+from diffusion_lib.system.errors import ConfigError, exit_status
+from experiments import matrix_inversion_mining_comparison as comparison
+from experiments.analysis.figures import plt, points_and_interval, save_figure
+from experiments.analysis.statistics import mean_interval
+from experiments.analysis.tables import run_rows
 
 # What can be varied, and the values where --values does not say otherwise.
 ABLATIONS = {

@@ -10,33 +10,29 @@ times two; the peak is this machine's own best float32 product.
 
 import argparse
 import statistics
-import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+import torch
+from tabulate import tabulate
 
-import torch  # noqa: E402
-from tabulate import tabulate  # noqa: E402
-
-from dataset import Inverse  # noqa: E402
-from diffusion_lib.denoising_diffusion_pytorch_1d import GaussianDiffusion1D, Trainer1D  # noqa: E402
-from diffusion_lib.environment import environment  # noqa: E402
-from diffusion_lib.errors import exit_status  # noqa: E402
-from diffusion_lib.files import write_csv  # noqa: E402
-from diffusion_lib.precision import bf16_product, choose_products  # noqa: E402
-from diffusion_lib.seeds import seeded_generator  # noqa: E402
-from diffusion_lib.trainer import chosen_device, make_ema  # noqa: E402
-from experiments import timing  # noqa: E402
-from experiments.config import RECIPES  # noqa: E402
-from experiments.other_process import OtherProcess  # noqa: E402
-from experiments.plots import plt, save_figure  # noqa: E402
-from experiments.released_way import PlainTrainer, item_batches, plain_loss, plain_sample  # noqa: E402
-from experiments.timing import RemoteTimer, alternate  # noqa: E402
-from models import MODELS, DiffusionWrapper  # noqa: E402
-from models.mlp import HIDDEN  # noqa: E402
+from diffusion_lib.config import RECIPES
+from diffusion_lib.denoising_diffusion_pytorch_1d import GaussianDiffusion1D, Trainer1D
+from diffusion_lib.energies import MODELS, DiffusionWrapper
+from diffusion_lib.energies.mlp import HIDDEN
+from diffusion_lib.seeds import seeded_generator
+from diffusion_lib.system.environment import ROOT, environment
+from diffusion_lib.system.errors import exit_status
+from diffusion_lib.system.files import write_csv
+from diffusion_lib.tasks import Inverse
+from diffusion_lib.training.precision import bf16_product, choose_products
+from diffusion_lib.training.trainer import chosen_device, make_ema
+from experiments.analysis.figures import plt, save_figure
+from experiments.speed import timing
+from experiments.speed.released_way import PlainTrainer, item_batches, plain_loss, plain_sample
+from experiments.speed.timing import RemoteTimer, alternate
+from experiments.study.other_process import OtherProcess
 
 MODES = ("none", "random", "adversarial")
 CHECKED = 256  # rows of the step whose numbers are compared with the plain path's
@@ -131,9 +127,13 @@ def compare(name, ours: dict, released: RemoteTimer, options, repeats=None, **mo
 
 
 def row(name, times, **more) -> dict:
-    return {"measured": name, **{f"{key}_ms": 1e3 * value for key, value in times.items()},
-            "ratio": times["released"] / times["ours"],
-            "ratio_same_products": times["released_same_products"] / times["ours"], **more}  # fmt: skip
+    return {
+        "measured": name,
+        **{f"{key}_ms": 1e3 * value for key, value in times.items()},
+        "ratio": times["released"] / times["ours"],
+        "ratio_same_products": times["released_same_products"] / times["ours"],
+        **more,
+    }
 
 
 def measure_steps(options, peak, released) -> list[dict]:
@@ -156,13 +156,16 @@ def step_errors(mode, options) -> dict:
     t, noise = torch.arange(CHECKED) % 10, torch.randn(2, CHECKED, size, generator=seeded_generator("benchmark noise"))
     plain, ours = (initial_diffusion(mode, "mlp", options.rank, device) for device in ("cpu", options.device))
     expected = plain_loss(plain.double(), inp.double(), target.double(), t, *noise.double())
-    loss, _ = ours.p_losses(*(part.to(options.device) for part in (inp, target)), None, t.to(options.device),
-                            *noise.to(options.device))  # fmt: skip
+    loss, _ = ours.p_losses(
+        *(part.to(options.device) for part in (inp, target)), None, t.to(options.device), *noise.to(options.device)
+    )
     expected.backward()
     loss.backward()
     found, exact = (torch.cat([p.grad.flatten().double().cpu() for p in d.parameters()]) for d in (ours, plain))
-    return {"loss_error": abs(loss.item() / expected.item() - 1),
-            "gradient_error": ((found - exact).norm() / exact.norm()).item()}  # fmt: skip
+    return {
+        "loss_error": abs(loss.item() / expected.item() - 1),
+        "gradient_error": ((found - exact).norm() / exact.norm()).item(),
+    }
 
 
 def measure_matrix_steps(options, released) -> list[dict]:
@@ -180,10 +183,14 @@ def measure_data(options, released) -> dict:
     task, generator = Inverse("train", options.rank), seeded_generator("benchmark data", device=options.device)
     released.prepare(released_data, options.rank, options.batch_size, options.device, options.workers)
     chunk = 16 if options.device == "cuda" else 1
-    times = alternate({
-        "ours": lambda: task.sample(chunk * options.batch_size, generator, options.device),
-        "released": released,
-    }, options.repeats, options.device)  # fmt: skip
+    times = alternate(
+        {
+            "ours": lambda: task.sample(chunk * options.batch_size, generator, options.device),
+            "released": released,
+        },
+        options.repeats,
+        options.device,
+    )
     times["ours"] /= chunk
     return row("data, one batch", times | {"released_same_products": times["released"]})
 
@@ -214,9 +221,15 @@ def measure_runs_at_once(options) -> list[dict]:
                     timer.prepare(our_step, *setting)
                 alone = alternate({"alone": our_step(*setting)}, options.repeats, options.device)["alone"]
                 shared = shared_seconds(timers, options.repeats)
-                rows.append({"measured": f"{model} step, {mode}, batch {batch_size}", "batch_size": batch_size,
-                             "alone_ms": 1e3 * alone, "shared_ms": 1e3 * shared,
-                             "ratio_alone": alone / shared})  # fmt: skip
+                rows.append(
+                    {
+                        "measured": f"{model} step, {mode}, batch {batch_size}",
+                        "batch_size": batch_size,
+                        "alone_ms": 1e3 * alone,
+                        "shared_ms": 1e3 * shared,
+                        "ratio_alone": alone / shared,
+                    }
+                )
     return rows
 
 
@@ -277,20 +290,42 @@ def main(arguments=None):
             scaling_figure(rows, options.results / "benchmark.png")
     shared = measure_runs_at_once(options)
     about["float32_products"] = torch.get_float32_matmul_precision()
-    print(f"{about['gpu'] or about['cpu']}, {about['threads']} threads, torch {about['torch']}, commit "
-          f"{about['commit']}; float32 product peak {peak / 1e9:.0f} GFLOP/s (products: {about['float32_products']}), "
-          f"{plain_peak / 1e9:.0f} by torch's default")  # fmt: skip
-    print_table(rows, ("measured", "released_ms", "released_same_products_ms", "ours_ms", "ratio",
-                       "ratio_same_products", "share_of_peak", "bf16_ms", "loss_error", "gradient_error"))  # fmt: skip
+    print(
+        f"{about['gpu'] or about['cpu']}, {about['threads']} threads, torch {about['torch']}, commit "
+        f"{about['commit']}; float32 product peak {peak / 1e9:.0f} GFLOP/s (products: {about['float32_products']}), "
+        f"{plain_peak / 1e9:.0f} by torch's default"
+    )
+    print_table(
+        rows,
+        (
+            "measured",
+            "released_ms",
+            "released_same_products_ms",
+            "ours_ms",
+            "ratio",
+            "ratio_same_products",
+            "share_of_peak",
+            "bf16_ms",
+            "loss_error",
+            "gradient_error",
+        ),
+    )
     print(f"\n{options.at_once} runs at once, {max(1, about['threads'] // options.at_once)} threads each:")
     print_table(shared, ("measured", "alone_ms", "shared_ms", "ratio_alone"))
-    fixed = {key: about[key] for key in ("cpu", "gpu", "threads", "float32_products", "torch", "python", "commit",
-                                         "command")}  # fmt: skip
-    settings = {"rank": options.rank, "batch_size": options.batch_size, "peak_gflops": peak / 1e9,
-                "default_peak_gflops": plain_peak / 1e9}  # fmt: skip
+    fixed = {
+        key: about[key] for key in ("cpu", "gpu", "threads", "float32_products", "torch", "python", "commit", "command")
+    }
+    settings = {
+        "rank": options.rank,
+        "batch_size": options.batch_size,
+        "peak_gflops": peak / 1e9,
+        "default_peak_gflops": plain_peak / 1e9,
+    }
     write_csv(options.results / "benchmark.csv", [{**settings, **r, **fixed} for r in rows])
-    write_csv(options.results / "benchmark-at-once.csv", [{**settings, **r, "at_once": options.at_once, **fixed}
-                                                          for r in shared])  # fmt: skip
+    write_csv(
+        options.results / "benchmark-at-once.csv",
+        [{**settings, **r, "at_once": options.at_once, **fixed} for r in shared],
+    )
 
 
 if __name__ == "__main__":

@@ -8,28 +8,25 @@ beside linear regression and Newton-Schulz), and timing.csv. Exit status: 0 done
 """
 
 import argparse
-import sys
 from dataclasses import replace
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+import torch
 
-import torch  # noqa: E402
-
-from dataset import Inverse  # noqa: E402
-from diffusion_lib.errors import ConfigError, exit_status  # noqa: E402
-from diffusion_lib.files import write_csv  # noqa: E402
-from diffusion_lib.metrics import SAMPLERS, EvaluationSet, named_errors, sampler_metrics, solution_errors  # noqa: E402
-from diffusion_lib.precision import choose_products  # noqa: E402
-from experiments.config import ExperimentConfig, check_name  # noqa: E402
-from experiments.landscape_plots import draw  # noqa: E402
-from experiments.plots import plt, save_figure  # noqa: E402
-from experiments.reference_solvers import Fitted, exact_inverse, newton_schulz  # noqa: E402
-from experiments.report import load_run  # noqa: E402
-from experiments.run import build_diffusion  # noqa: E402
-from experiments.run_folder import read_json, read_result  # noqa: E402
-from experiments.timing import alternate  # noqa: E402
+from diffusion_lib.config import ExperimentConfig, check_name
+from diffusion_lib.evaluation import SAMPLERS, EvaluationSet, mean_errors, sampler_metrics
+from diffusion_lib.system.environment import ROOT
+from diffusion_lib.system.errors import ConfigError, exit_status
+from diffusion_lib.system.files import write_csv
+from diffusion_lib.tasks import Inverse
+from diffusion_lib.training.precision import choose_products
+from experiments.analysis.figures import plt, save_figure
+from experiments.analysis.landscape_figures import draw
+from experiments.analysis.reference_solvers import Fitted, exact_inverse, newton_schulz
+from experiments.analysis.report import load_run
+from experiments.speed.timing import alternate
+from experiments.study.folder import read_json, read_result
+from experiments.study.run import build_diffusion
 
 SIZES = (10, 20, 30, 40)
 RIDGES = (0.5, 0.3, 0.2, 0.1, 0.05, 0.02)  # 0.5 is the training task's, 0.1 the harder one's
@@ -82,10 +79,16 @@ def inverse_task(config: ExperimentConfig, n: int, ridge: float | None = None) -
 def sampler_rows(models: dict, chosen: EvaluationSet, **columns) -> list[dict]:
     """A row of errors per run and sampler on one set."""
     return [
-        {"strategy": strategy, "seed": seed, "sampler": sampler, **columns,
-         **sampler_metrics(diffusion, chosen, inner_steps, BATCH)}
-        for (strategy, seed), diffusion in models.items() for sampler, inner_steps in SAMPLERS.items()
-    ]  # fmt: skip
+        {
+            "strategy": strategy,
+            "seed": seed,
+            "sampler": sampler,
+            **columns,
+            **sampler_metrics(diffusion, chosen, inner_steps, BATCH),
+        }
+        for (strategy, seed), diffusion in models.items()
+        for sampler, inner_steps in SAMPLERS.items()
+    ]
 
 
 def size_rows(models: dict, config: ExperimentConfig, count: int) -> list[dict]:
@@ -110,8 +113,8 @@ def ridge_rows(models: dict, config: ExperimentConfig, count: int) -> list[dict]
         chosen = EvaluationSet(inverse_task(config, rank, ridge), count, "cpu")
         rows += sampler_rows(models, chosen, ridge=ridge)
         for name, solve in references.items():
-            errors = solution_errors(chosen.task, chosen.inp, chosen.target, solve(chosen.inp.double()))
-            rows.append({"strategy": name, "sampler": "reference", "ridge": ridge, **named_errors(errors)})
+            errors = mean_errors(chosen, solve(chosen.inp.double()))
+            rows.append({"strategy": name, "sampler": "reference", "ridge": ridge, **errors})
     return rows
 
 
@@ -138,9 +141,10 @@ def timing_rows(diffusion, config: ExperimentConfig, repeats: int) -> list[dict]
     chosen = EvaluationSet(inverse_task(config, config.rank), TIMED, "cpu")
     functions = {
         f"{config.model}, {sampler}": lambda steps=steps: diffusion.p_sample_loop(
-            chosen.inp, start=chosen.start, inner_steps=steps, bound=chosen.task.bound)
+            chosen.inp, start=chosen.start, inner_steps=steps, bound=chosen.task.bound
+        )
         for sampler, steps in SAMPLERS.items()
-    }  # fmt: skip
+    }
     functions["Newton-Schulz 12"] = lambda: newton_schulz(chosen.inp, config.rank, 12)
     functions["torch.linalg.inv"] = lambda: exact_inverse(chosen.inp, config.rank)
     seconds = alternate(functions, repeats, "cpu")

@@ -14,20 +14,18 @@ from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+import torch
 
-import torch  # noqa: E402
-
-from diffusion_lib.errors import EXIT_BAD_INPUT, ConfigError, exit_status  # noqa: E402
-from diffusion_lib.precision import choose_products  # noqa: E402
-from diffusion_lib.trainer import chosen_device  # noqa: E402
-from experiments.config import PRESETS, RECIPES, ExperimentConfig, check_name, parse_seeds  # noqa: E402
-from experiments.report import write_report  # noqa: E402
-from experiments.run import run_experiment  # noqa: E402
-from experiments.run_folder import prepare_folder, read_json  # noqa: E402
-from experiments.run_list import Outcome, delete_study, ended_runs, run_all  # noqa: E402
-from experiments.status import status_table  # noqa: E402
+from diffusion_lib.config import PRESETS, RECIPES, ExperimentConfig, check_name, parse_seeds
+from diffusion_lib.system.environment import ROOT
+from diffusion_lib.system.errors import EXIT_BAD_INPUT, ConfigError, exit_status
+from diffusion_lib.training.precision import choose_products
+from diffusion_lib.training.trainer import chosen_device
+from experiments.analysis.report import write_report
+from experiments.study.folder import prepare_folder, read_json
+from experiments.study.run import run_experiment
+from experiments.study.run_list import Outcome, delete_study, ended_runs, run_all
+from experiments.study.status import status_table
 
 # The strategies, by what they change in training. To compare another one, add its line.
 STRATEGIES = {
@@ -57,15 +55,25 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
         else:
             parser.add_argument(flag, type=type(field.default), help=f"default {field.default}")
     parser.add_argument("--device", help="cpu or cuda; default: cuda where there is one")
-    parser.add_argument("--at-once", type=int, metavar="N", help="runs trained at the same time, each in a process of "
-                        "its own; default: on a CPU as many as torch has threads, which they share, on a GPU 1")
+    parser.add_argument(
+        "--at-once",
+        type=int,
+        metavar="N",
+        help="runs trained at the same time, each in a process of "
+        "its own; default: on a CPU as many as torch has threads, which they share, on a GPU 1",
+    )
     parser.add_argument("--name", help="name of the study, default: the preset's and the model's")
     parser.add_argument("--results", type=Path, default=ROOT / "results", help="default: results/ of this project")
     parser.add_argument("--fresh", action="store_true", help="delete what an earlier study of this name left")
     parser.add_argument("--report-only", action="store_true", help="train nothing; report the finished runs")
     parser.add_argument("--status", action="store_true", help="train nothing; show where each run stands")
-    parser.add_argument("--task", type=int, metavar="I", help="only run I of strategies x seeds, without a report: "
-                        "for job arrays; I counts from 0, run I is strategy I mod S of seed I div S")  # fmt: skip
+    parser.add_argument(
+        "--task",
+        type=int,
+        metavar="I",
+        help="only run I of strategies x seeds, without a report: "
+        "for job arrays; I counts from 0, run I is strategy I mod S of seed I div S",
+    )
     return parser.parse_args(arguments)
 
 
@@ -129,10 +137,14 @@ def train(options, config: ExperimentConfig, study: Path, runs: dict[Path, tuple
     # a published study comes without its runs: those made now are of this machine and version
     prepare_folder(study, config.to_dict(), device, renew=not (study / "runs").exists())
     at_once, threads = shares(options, len(runs))
-    return run_all({
-        f"{arm} seed {seed}": partial(run_experiment, arm, seed, config, arms[arm], folder, options.device)
-        for folder, (arm, seed) in runs.items()
-    }, at_once, threads)  # fmt: skip
+    return run_all(
+        {
+            f"{arm} seed {seed}": partial(run_experiment, arm, seed, config, arms[arm], folder, options.device)
+            for folder, (arm, seed) in runs.items()
+        },
+        at_once,
+        threads,
+    )
 
 
 def shares(options, runs: int) -> tuple[int, int]:
@@ -156,8 +168,11 @@ def report(study: Path, asked: list[Path], order: list[str]):
         reported, ended = ended, ended_runs(study)
     missing = len(set(asked) - ended)
     if missing:
-        print(f"this report is partial, without the {missing} runs that have not ended: --status shows where they "
-              "stand, and --report-only reports again", file=sys.stderr)  # fmt: skip
+        print(
+            f"this report is partial, without the {missing} runs that have not ended: --status shows where they "
+            "stand, and --report-only reports again",
+            file=sys.stderr,
+        )
 
 
 if __name__ == "__main__":

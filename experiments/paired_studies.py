@@ -9,22 +9,31 @@ deviation over the first study's seeds.
 
 import argparse
 import csv
-import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from tabulate import tabulate
 
-from tabulate import tabulate  # noqa: E402
+from diffusion_lib.config import check_name
+from diffusion_lib.system.environment import ROOT
+from diffusion_lib.system.errors import ConfigError, exit_status
+from diffusion_lib.system.files import write_csv
+from experiments.analysis.statistics import mean_interval, paired_difference
+from experiments.study.folder import read_json
 
-from diffusion_lib.errors import ConfigError, exit_status  # noqa: E402
-from diffusion_lib.files import write_csv  # noqa: E402
-from experiments.config import check_name  # noqa: E402
-from experiments.paired_stats import mean_interval, paired_difference  # noqa: E402
-from experiments.run_folder import read_json  # noqa: E402
-
-SHOWN = ("strategy", "sampler", "n", "first_mean", "first_std", "second_mean", "second_std", "difference", "low",
-         "high", "p", "inside_spread")  # fmt: skip
+SHOWN = (
+    "strategy",
+    "sampler",
+    "n",
+    "first_mean",
+    "first_std",
+    "second_mean",
+    "second_std",
+    "difference",
+    "low",
+    "high",
+    "p",
+    "inside_spread",
+)
 
 
 def parse_arguments(arguments=None) -> argparse.Namespace:
@@ -63,12 +72,23 @@ def paired_rows(first: dict, second: dict) -> list[dict]:
         pair = [[values[seed] for seed in seeds] for values in (one, two)]
         before, after = (mean_interval(values) for values in pair)
         found = paired_difference(pair[1], pair[0])
-        rows.append({
-            "strategy": strategy, "sampler": sampler, "n": found.n, "first_mean": before.mean, "first_std": before.std,
-            "second_mean": after.mean, "second_std": after.std, "difference": found.difference, "low": found.low,
-            "high": found.high, "p": found.p, "smallest_detectable": found.smallest_detectable,
-            "inside_spread": abs(found.difference) < before.std,
-        })  # fmt: skip
+        rows.append(
+            {
+                "strategy": strategy,
+                "sampler": sampler,
+                "n": found.n,
+                "first_mean": before.mean,
+                "first_std": before.std,
+                "second_mean": after.mean,
+                "second_std": after.std,
+                "difference": found.difference,
+                "low": found.low,
+                "high": found.high,
+                "p": found.p,
+                "smallest_detectable": found.smallest_detectable,
+                "inside_spread": abs(found.difference) < before.std,
+            }
+        )
     if not any(row["n"] for row in rows):
         raise ConfigError("the two studies have no arm and seed in common")
     return rows

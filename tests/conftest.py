@@ -10,7 +10,7 @@ from hypothesis import settings
 
 from dataset import Inverse
 from diffusion_lib.denoising_diffusion_pytorch_1d import GaussianDiffusion1D, Trainer1D
-from diffusion_lib.interrupt import SIGNALS
+from diffusion_lib.system.signals import SIGNALS
 from models import EBM, DiffusionWrapper
 
 settings.register_profile("project", deadline=None, max_examples=25, derandomize=True)
@@ -33,8 +33,12 @@ def signal_handlers():
         signal.signal(number, handler)
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="no CUDA device here"))])  # fmt: skip
+@pytest.fixture(
+    params=[
+        "cpu",
+        pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")),
+    ]
+)
 def device(request):
     return request.param
 
@@ -47,8 +51,15 @@ def make_diffusion(rank=3, seed=0, **options) -> GaussianDiffusion1D:
 
 def make_trainer(folder, rank=3, mode="adversarial", seed=0, **options) -> Trainer1D:
     diffusion = make_diffusion(rank, mining_config={"mode": mode}, use_innerloop_opt=False)
-    settings = {"train_batch_size": 16, "train_num_steps": 12, "save_and_sample_every": 4, "log_every": 3,
-                "evaluation_size": 64, "device": "cpu", "validation_dataset": Inverse("val", rank)}  # fmt: skip
+    settings = {
+        "train_batch_size": 16,
+        "train_num_steps": 12,
+        "save_and_sample_every": 4,
+        "log_every": 3,
+        "evaluation_size": 64,
+        "device": "cpu",
+        "validation_dataset": Inverse("val", rank),
+    }
     return Trainer1D(diffusion, Inverse("train", rank), results_folder=folder, seed=seed, **{**settings, **options})
 
 

@@ -10,13 +10,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dataset import Inverse
 from diffusion_lib.denoising_diffusion_pytorch_1d import GaussianDiffusion1D
-from diffusion_lib.errors import ConfigError
+from diffusion_lib.energies.mlp import HIDDEN
 from diffusion_lib.seeds import seeded_generator
+from diffusion_lib.system.errors import ConfigError
 from experiments.benchmark import main, step_flops
-from experiments.other_process import OtherProcess
-from experiments.released_way import item_batches, plain_loss, plain_sample
+from experiments.speed.released_way import item_batches, plain_loss, plain_sample
+from experiments.study.other_process import OtherProcess
 from models import MODELS, DiffusionWrapper
-from models.mlp import HIDDEN
 
 
 @pytest.mark.parametrize("model", ["mlp", "matrix"])
@@ -73,16 +73,37 @@ def test_flop_count_is_that_of_the_step(mode):
 
 
 def test_the_command_writes_its_table(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("experiments.timing.WARM_UP", 0.0)
-    main(["--rank", "3", "--batch-size", "16", "--repeats", "1", "--no-scaling", "--device", "cpu", "--at-once", "2",
-          "--results", str(tmp_path)])  # fmt: skip
+    monkeypatch.setattr("experiments.speed.timing.WARM_UP", 0.0)
+    main(
+        [
+            "--rank",
+            "3",
+            "--batch-size",
+            "16",
+            "--repeats",
+            "1",
+            "--no-scaling",
+            "--device",
+            "cpu",
+            "--at-once",
+            "2",
+            "--results",
+            str(tmp_path),
+        ]
+    )
     with open(tmp_path / "benchmark.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["measured"] for row in rows] == [
-        "step, none", "step, random", "step, adversarial", "matrix step, none, batch 128",
-        "matrix step, random, batch 128", "matrix step, adversarial, batch 128", "data, one batch", "sampling, plain",
+        "step, none",
+        "step, random",
+        "step, adversarial",
+        "matrix step, none, batch 128",
+        "matrix step, random, batch 128",
+        "matrix step, adversarial, batch 128",
+        "data, one batch",
+        "sampling, plain",
         "sampling, innerloop",
-    ]  # fmt: skip
+    ]
     for row in rows:
         assert float(row["ratio"]) == pytest.approx(float(row["released_ms"]) / float(row["ours_ms"]))
         assert float(row["ratio_same_products"]) == pytest.approx(

@@ -16,14 +16,14 @@ from pathlib import Path
 
 import pytest
 
-from diffusion_lib.errors import CheckpointError, ConfigError, Interrupted, exit_status
-from experiments import claims, run
+from diffusion_lib.config import ExperimentConfig
+from diffusion_lib.system.errors import CheckpointError, ConfigError, Interrupted, exit_status
 from experiments import matrix_inversion_mining_comparison as comparison
-from experiments.claims import Claim, RunHeld, read_claim, this_process
-from experiments.config import ExperimentConfig
 from experiments.matrix_inversion_mining_comparison import main
-from experiments.run_list import Outcome, delete_study, ended_runs, run_all
-from experiments.status import duration, status_table
+from experiments.study import claims, run
+from experiments.study.claims import Claim, RunHeld, read_claim, this_process
+from experiments.study.run_list import Outcome, delete_study, ended_runs, run_all
+from experiments.study.status import duration, status_table
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "experiments" / "matrix_inversion_mining_comparison.py"
@@ -94,14 +94,18 @@ OTHER = {"machine": "elsewhere", "host": "node7", "pid": 1}
 JOB = {**OTHER, "job": "17", "cluster": "c1", "job_restarts": "0"}
 
 
-@pytest.mark.parametrize(("content", "age", "alive"), [
-    ({}, 10_000, True),  # this process: it lives, however long it was silent
-    ({"process_started": "1"}, 0, False),  # its number is used again by another process
-    (OTHER, 30, True),
-    (OTHER, 599, True),
-    (OTHER, 601, False),
-    (OTHER | {"released": True}, 0, False),
-], ids=["alive", "number reused", "elsewhere", "elsewhere, quiet", "elsewhere, silent", "given back"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("content", "age", "alive"),
+    [
+        ({}, 10_000, True),  # this process: it lives, however long it was silent
+        ({"process_started": "1"}, 0, False),  # its number is used again by another process
+        (OTHER, 30, True),
+        (OTHER, 599, True),
+        (OTHER, 601, False),
+        (OTHER | {"released": True}, 0, False),
+    ],
+    ids=["alive", "number reused", "elsewhere", "elsewhere, quiet", "elsewhere, silent", "given back"],
+)
 def test_who_counts_as_alive(tmp_path, content, age, alive):
     write_claim(tmp_path, age=age, **content)
     assert read_claim(tmp_path).alive == alive
@@ -117,15 +121,18 @@ def test_a_killed_process_holds_nothing_even_before_its_parent_notices(tmp_path)
     assert not read_claim(tmp_path).alive
 
 
-@pytest.mark.parametrize(("squeue", "alive"), [
-    ("echo RUNNING", True),
-    ("echo COMPLETING", True),
-    ("echo PENDING", False),  # requeued: its process is gone
-    ("printf 'PENDING\\nRUNNING\\n'", True),  # an array, one of whose tasks runs
-    ("echo", False),
-    ("echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1", False),
-    ("echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1", True),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("squeue", "alive"),
+    [
+        ("echo RUNNING", True),
+        ("echo COMPLETING", True),
+        ("echo PENDING", False),  # requeued: its process is gone
+        ("printf 'PENDING\\nRUNNING\\n'", True),  # an array, one of whose tasks runs
+        ("echo", False),
+        ("echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1", False),
+        ("echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1", True),
+    ],
+)
 def test_a_job_that_slurm_says_is_gone_holds_nothing(tmp_path, monkeypatch, squeue, alive):
     script = tmp_path / "squeue"
     script.write_text(f"#!/bin/sh\n[ \"$*\" = '-h -j 17 -o %T' ] || exit 3\n{squeue}\n")
@@ -239,15 +246,24 @@ def test_several_at_once_are_asked_to_stop_at_once(tmp_path):
 
 
 def test_errors_of_one_run_leave_the_others():
-    outcome = run_all({
-        "damaged": raising(CheckpointError("last.pt is damaged")), "other": raising(ConfigError("made by another")),
-        "full": raising(OSError(28, "No space left on device")), "good": raising(),
-        "diverged": lambda: {"status": "failed", "reason": "the loss is not finite"},
-    })  # fmt: skip
-    assert outcome == Outcome([
-        "damaged: last.pt is damaged", "other: made by another", "full: [Errno 28] No space left on device",
-        "diverged: the loss is not finite",
-    ], [])  # fmt: skip
+    outcome = run_all(
+        {
+            "damaged": raising(CheckpointError("last.pt is damaged")),
+            "other": raising(ConfigError("made by another")),
+            "full": raising(OSError(28, "No space left on device")),
+            "good": raising(),
+            "diverged": lambda: {"status": "failed", "reason": "the loss is not finite"},
+        }
+    )
+    assert outcome == Outcome(
+        [
+            "damaged: last.pt is damaged",
+            "other: made by another",
+            "full: [Errno 28] No space left on device",
+            "diverged: the loss is not finite",
+        ],
+        [],
+    )
 
 
 def test_held_runs_are_tried_again_after_the_others_and_then_left():

@@ -15,13 +15,13 @@ import pytest
 import torch
 from conftest import assert_same_weights
 
-from diffusion_lib.errors import ConfigError, exit_status
-from diffusion_lib.precision import choose_products
-from experiments.claims import process_started
-from experiments.config import ExperimentConfig, parse_seeds
+from diffusion_lib.config import ExperimentConfig, parse_seeds
+from diffusion_lib.system.errors import ConfigError, exit_status
+from diffusion_lib.training.precision import choose_products
+from experiments.analysis.tables import HEADLINE_SAMPLER
+from experiments.analysis.verdict import RULE
 from experiments.matrix_inversion_mining_comparison import STRATEGIES, get_mining_config, main
-from experiments.tables import HEADLINE_SAMPLER
-from experiments.verdict import RULE
+from experiments.study.claims import process_started
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "experiments" / "matrix_inversion_mining_comparison.py"
@@ -84,8 +84,14 @@ def test_summary_follows_from_the_runs(finished):
             base = sum(values["baseline"]) / 3
             assert float(row["val_mse_improvement_percent"]) == pytest.approx(100 * (base - mean) / base)
     names = [row["strategy"] for row in summary if row["sampler"] == "reference"]
-    assert names == ["mean predictor", "linear regression", "Newton-Schulz 8", "Newton-Schulz 10",
-                     "Newton-Schulz 12", "exact inverse (float32)"]  # fmt: skip
+    assert names == [
+        "mean predictor",
+        "linear regression",
+        "Newton-Schulz 8",
+        "Newton-Schulz 10",
+        "Newton-Schulz 12",
+        "exact inverse (float32)",
+    ]
     assert all(name in done.stdout for name in [*STRATEGIES, *names])
 
 
@@ -116,8 +122,10 @@ def test_the_report_reads_on_its_own(finished):
 def test_the_printed_table_says_what_was_trained(finished):
     _, done = finished
     line, header = done.stdout.splitlines()[:2]
-    assert line == ("small: energy mlp, 3 x 3 matrices, trained 40 steps of batch 16, errors on 64 fixed matrices of "
-                    "each difficulty")  # fmt: skip
+    assert line == (
+        "small: energy mlp, 3 x 3 matrices, trained 40 steps of batch 16, errors on 64 fixed matrices of "
+        "each difficulty"
+    )
     assert {"strategy", "sampler", "n", "train s"} <= set(re.split(r"  +", header.strip()))
 
 
@@ -195,11 +203,15 @@ def test_runs_at_once_are_the_same_runs(finished, tmp_path):
     assert done.returncode == 0, done.stderr
     for strategy in STRATEGIES:
         for seed in range(3):
-            one, other = (torch.load(folder / f"small/runs/{strategy}/seed-{seed}/last.pt", weights_only=True)
-                          for folder in (results, tmp_path))  # fmt: skip
+            one, other = (
+                torch.load(folder / f"small/runs/{strategy}/seed-{seed}/last.pt", weights_only=True)
+                for folder in (results, tmp_path)
+            )
             assert_same_weights(one["ema"], other["ema"])
-            records = [json.loads((folder / f"small/runs/{strategy}/seed-{seed}/config.json").read_text())
-                       for folder in (results, tmp_path)]  # fmt: skip
+            records = [
+                json.loads((folder / f"small/runs/{strategy}/seed-{seed}/config.json").read_text())
+                for folder in (results, tmp_path)
+            ]
             assert len({record["environment"]["float32_products"] for record in records}) == 1
     assert len(read_csv(tmp_path / "small.runs.csv")) == len(read_csv(results / "small.runs.csv"))
 
@@ -212,8 +224,9 @@ def last_steps(study):
 def two_at_once(tmp_path):
     """A command that trains two long runs at the same time, when both have saved something, and their study."""
     arguments = ["--train-steps", 6000, "--strategies", "adversarial", "--seeds", "0-1", "--name", "two"]
-    process = subprocess.Popen(command(tmp_path, *arguments, "--at-once", 2), stdout=subprocess.DEVNULL,
-                               stderr=subprocess.PIPE, text=True)  # fmt: skip
+    process = subprocess.Popen(
+        command(tmp_path, *arguments, "--at-once", 2), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
     deadline = time.monotonic() + 120
     while len(last_steps(tmp_path / "two")) < 2 and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -322,8 +335,12 @@ def test_seed_lists(text, seeds):
 def test_mining_configs_of_the_strategies():
     config = ExperimentConfig(opt_steps=5, scale_factor=0.5)
     assert get_mining_config("adversarial", config) == {
-        "mode": "adversarial", "opt_steps": 5, "scale_factor": 0.5, "noise_scale": 3.0, "weight": 0.5,
-    }  # fmt: skip
+        "mode": "adversarial",
+        "opt_steps": 5,
+        "scale_factor": 0.5,
+        "noise_scale": 3.0,
+        "weight": 0.5,
+    }
     assert get_mining_config("baseline")["mode"] == "none"
     with pytest.raises(ConfigError, match="unknown strategy 'x'"):
         get_mining_config("x")

@@ -4,9 +4,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataset import TASKS, Addition, Inverse, LowRankDataset, spd_inverse
-from diffusion_lib.errors import ConfigError
+from dataset import TASKS, Addition, Inverse, LowRankDataset
 from diffusion_lib.seeds import seeded_generator
+from diffusion_lib.system.errors import ConfigError
+from diffusion_lib.tasks.matrices import spd_inverse
 
 
 @given(n=st.integers(1, 24), batch=st.integers(1, 5), ridge=st.floats(0.02, 2.0), seed=st.integers(0, 10**6))
@@ -74,12 +75,15 @@ def test_items_are_fixed_and_differ(task, device):
     assert batch.dtype == torch.float32
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (("train", 0), "rank is 0; allowed: a whole number from 1"),
-    (("train", 2.5), "rank is 2.5"),
-    (("dev", 3), "split is 'dev'; allowed: train, val, test"),
-    (("train", 3, False, -1.0), "ridge is -1.0; allowed: a positive number"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("train", 0), "rank is 0; allowed: a whole number from 1"),
+        (("train", 2.5), "rank is 2.5"),
+        (("dev", 3), "split is 'dev'; allowed: train, val, test"),
+        (("train", 3, False, -1.0), "ridge is -1.0; allowed: a positive number"),
+    ],
+)
 def test_bad_values_are_named(arguments, message):
     with pytest.raises(ConfigError, match=message):
         Inverse(*arguments)

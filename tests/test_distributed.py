@@ -15,17 +15,30 @@ import torch
 from conftest import assert_same_weights, make_diffusion
 
 import train
-from diffusion_lib.errors import ConfigError
-from diffusion_lib.files import save_checkpoint
-from experiments.claims import Claim
+from diffusion_lib.system.errors import ConfigError
+from diffusion_lib.system.files import save_checkpoint
+from experiments.study.claims import Claim
 
 ROOT = Path(__file__).resolve().parent.parent
 # The mixed precision and the accumulation are a user's saved settings for accelerate, which no run may follow.
 ACCUMULATION = {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "5"}
 # On GPUs accelerate finds out by itself; with its --cpu it would start one process, or need MPI.
-ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
-              "--num_machines", "1", "--dynamo_backend", "no", "--main_process_port", "0",
-              "--mixed_precision", "bf16"]  # fmt: skip
+ACCELERATE = [
+    sys.executable,
+    "-m",
+    "accelerate.commands.launch",
+    "--multi_gpu",
+    "--num_processes",
+    "2",
+    "--num_machines",
+    "1",
+    "--dynamo_backend",
+    "no",
+    "--main_process_port",
+    "0",
+    "--mixed_precision",
+    "bf16",
+]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 ONE = [sys.executable]
 SMALL = ["--rank", "3", "--batch_size", "16", "--evaluation-size", "65", "--device", "cpu", "--save-every", "8"]
@@ -37,8 +50,13 @@ def command(folder, *arguments, launcher=ONE):
 
 
 def run(folder, *arguments, launcher=ONE, settings=None):
-    return subprocess.run(command(folder, *arguments, launcher=launcher), capture_output=True, text=True, timeout=200,
-                          env=os.environ | (settings or {}))  # fmt: skip
+    return subprocess.run(
+        command(folder, *arguments, launcher=launcher),
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env=os.environ | (settings or {}),
+    )
 
 
 TRAINING = ["--train-steps", STEPS, "--mining-mode", "adversarial"]
@@ -91,8 +109,9 @@ def test_the_main_process_alone_prints(one_and_two):
 def test_a_signal_to_any_process_stops_all_at_one_step(one_and_two, tmp_path, signalled):
     """And the same command continues to the very weights of a run that nobody stopped."""
     folder = tmp_path / "run"
-    process = subprocess.Popen(command(folder, *TRAINING, launcher=TORCHRUN), stdout=subprocess.DEVNULL,
-                               stderr=subprocess.PIPE, text=True)  # fmt: skip
+    process = subprocess.Popen(
+        command(folder, *TRAINING, launcher=TORCHRUN), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
     deadline = time.monotonic() + 100
     while not (folder / "last.pt").exists():
         assert time.monotonic() < deadline and process.poll() is None
@@ -113,10 +132,13 @@ def test_a_signal_to_any_process_stops_all_at_one_step(one_and_two, tmp_path, si
     assert_same_weights(whole["ema"], stopped["ema"])
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["--batch_size", "15"], "train_batch_size 15 does not divide among 2 processes"),
-    (["--seed", "1"], "was made by another configuration: seed (there 0, now 1)"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--batch_size", "15"], "train_batch_size 15 does not divide among 2 processes"),
+        (["--seed", "1"], "was made by another configuration: seed (there 0, now 1)"),
+    ],
+)
 def test_two_processes_end_together_on_bad_input(one_and_two, arguments, message):
     started = time.monotonic()
     done = run(one_and_two[0][1], *TRAINING, *arguments, launcher=TORCHRUN)
@@ -129,20 +151,28 @@ def resolved(*arguments):
     return train.resolve(train.parse_arguments(arguments))
 
 
-@pytest.mark.parametrize(("arguments", "mode"), [
-    ([], "none"),
-    (["--supervise-energy-landscape", "True"], "adversarial"),
-    (["--supervise-energy-landscape", "n"], "none"),
-    (["--mining-mode", "random"], "random"),
-    (["--mining-mode", "random", "--supervise-energy-landscape", "yes"], "random"),
-    (["--mining-mode", "none", "--supervise-energy-landscape", "0"], "none"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "mode"),
+    [
+        ([], "none"),
+        (["--supervise-energy-landscape", "True"], "adversarial"),
+        (["--supervise-energy-landscape", "n"], "none"),
+        (["--mining-mode", "random"], "random"),
+        (["--mining-mode", "random", "--supervise-energy-landscape", "yes"], "random"),
+        (["--mining-mode", "none", "--supervise-energy-landscape", "0"], "none"),
+    ],
+)
 def test_which_mining_the_flags_mean(arguments, mode):
     assert resolved(*arguments)[1] == mode
 
 
-@pytest.mark.parametrize("arguments", [("--mining-mode", "none", "--supervise-energy-landscape", "1"),
-                                       ("--mining-mode", "random", "--supervise-energy-landscape", "0")])  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--mining-mode", "none", "--supervise-energy-landscape", "1"),
+        ("--mining-mode", "random", "--supervise-energy-landscape", "0"),
+    ],
+)
 def test_contradicting_flags_are_refused(arguments):
     with pytest.raises(ConfigError, match="give one of them"):
         resolved(*arguments)

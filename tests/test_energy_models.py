@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffusion_lib.errors import ConfigError
+from diffusion_lib.system.errors import ConfigError
 from models import EBM, DiffusionWrapper, EnergyModel
 
 

@@ -26,10 +26,17 @@ def released(golden, mode="adversarial", **options):
     state = {key.removeprefix("state/"): value for key, value in golden.items() if key.startswith("state/")}
     inp_dim, out_dim, timesteps = golden["inp"].shape[1], golden["y"].shape[1], len(state["betas"])
     diffusion = GaussianDiffusion1D(
-        DiffusionWrapper(EBM(inp_dim, out_dim)), seq_length=32, objective="pred_noise", timesteps=timesteps,
-        sampling_timesteps=timesteps, show_inference_tqdm=False, continuous=True, match_release=True,
-        mining_config={"mode": mode}, **options,
-    )  # fmt: skip
+        DiffusionWrapper(EBM(inp_dim, out_dim)),
+        seq_length=32,
+        objective="pred_noise",
+        timesteps=timesteps,
+        sampling_timesteps=timesteps,
+        show_inference_tqdm=False,
+        continuous=True,
+        match_release=True,
+        mining_config={"mode": mode},
+        **options,
+    )
     diffusion.load_state_dict(state, strict=True)
     return diffusion
 

@@ -7,10 +7,16 @@ import torch
 from conftest import make_diffusion
 
 from dataset import Inverse
-from diffusion_lib.metrics import EvaluationSet
+from diffusion_lib.config import ExperimentConfig
+from diffusion_lib.evaluation import EvaluationSet
 from experiments.ablations import ABLATIONS, main, mining_arms, parse_arguments
-from experiments.config import ExperimentConfig
-from experiments.landscape import conditioning_rows, diffusion_step_rows, energy_slice, inner_step_rows, level_rows
+from experiments.analysis.landscape import (
+    conditioning_rows,
+    diffusion_step_rows,
+    energy_slice,
+    inner_step_rows,
+    level_rows,
+)
 from models import EnergyModel
 
 
@@ -96,8 +102,22 @@ def test_help_is_no_error(capsys):
 
 
 def test_an_ablation_end_to_end(tmp_path, capsys):
-    small = ["--batch-size", "8", "--train-steps", "6", "--evaluation-size", "32", "--device", "cpu",
-             "--results", str(tmp_path), "--name", "a", "--seeds", "0-1"]  # fmt: skip
+    small = [
+        "--batch-size",
+        "8",
+        "--train-steps",
+        "6",
+        "--evaluation-size",
+        "32",
+        "--device",
+        "cpu",
+        "--results",
+        str(tmp_path),
+        "--name",
+        "a",
+        "--seeds",
+        "0-1",
+    ]
     assert main(["opt_steps", "--values", "1", "5", "--rank", "3", *small]) == 0
     with open(tmp_path / "ablation-opt_steps-a.runs.csv", newline="") as file:
         assert {row["strategy"] for row in csv.DictReader(file)} == {"baseline", "opt_steps=1", "opt_steps=5"}

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from dataset import Inverse
 from diffusion_lib.denoising_diffusion_pytorch_1d import GaussianDiffusion1D
-from diffusion_lib.errors import ConfigError
+from diffusion_lib.system.errors import ConfigError
 from models import MODELS, DiffusionWrapper, EnergyModel
 
 NAMES = ("matrix", "matrix-free")

@@ -6,17 +6,17 @@ import torch
 from conftest import make_diffusion
 
 from dataset import Inverse
-from diffusion_lib.metrics import EvaluationSet, Share, energy_auc, sampler_metrics, solution_errors
-from experiments.reference_solvers import Fitted, exact_inverse, newton_schulz, reference_rows
+from diffusion_lib.evaluation import EvaluationSet, Share, energy_auc, sampler_metrics
+from experiments.analysis.reference_solvers import Fitted, exact_inverse, newton_schulz, reference_rows
 
 
 def test_errors_by_hand():
     task = Inverse("val", 2)
     a = torch.tensor([[2.0, 0.0, 0.0, 4.0]])
     target, prediction = torch.tensor([[0.5, 0, 0, 0.25]]).double(), torch.tensor([[0.5, 0, 0, 0.5]])
-    mse, recon = solution_errors(task, a, target, prediction)[0].tolist()
-    assert mse == pytest.approx(0.25**2 / 4)
-    assert recon == pytest.approx(1.0)  # A Y - I = diag(0, 1)
+    errors = task.errors(a, target, prediction)
+    assert errors["mse"].tolist() == pytest.approx([0.25**2 / 4])
+    assert errors["recon_error"].tolist() == pytest.approx([1.0])  # A Y - I = diag(0, 1)
 
 
 def test_evaluation_sets_are_fixed_and_paired():
@@ -43,7 +43,7 @@ def test_the_sampler_is_bounded_by_the_evaluated_task():
     diffusion, harder = make_diffusion(bound=2.0), EvaluationSet(Inverse("val", 3, ood=True), 30, "cpu")
     wide = diffusion.p_sample_loop(harder.inp, start=harder.start, inner_steps=0, bound=harder.task.bound)
     assert wide.abs().max() > 2.0
-    expected = solution_errors(harder.task, harder.inp, harder.target, wide).mean(0)[0].item()
+    expected = harder.task.errors(harder.inp, harder.target, wide)["mse"].mean().item()
     assert sampler_metrics(diffusion, harder, 0)["mse"] == pytest.approx(expected)
 
 
@@ -98,7 +98,15 @@ def test_linear_regression_against_least_squares():
 def test_reference_rows_are_in_the_known_order_of_quality():
     rows = {row["strategy"]: row for row in reference_rows(5, 500, fit_samples=3000)}
     for metric in ("val_mse", "ood_mse"):
-        ordered = [rows[name][metric] for name in ("mean predictor", "linear regression", "Newton-Schulz 8",
-                                                   "Newton-Schulz 10", "exact inverse (float32)")]  # fmt: skip
+        ordered = [
+            rows[name][metric]
+            for name in (
+                "mean predictor",
+                "linear regression",
+                "Newton-Schulz 8",
+                "Newton-Schulz 10",
+                "exact inverse (float32)",
+            )
+        ]
         assert ordered[:3] == sorted(ordered[:3], reverse=True)
     assert rows["exact inverse (float32)"]["recon_error"] < 1e-4

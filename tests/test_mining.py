@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dataset import Inverse
-from diffusion_lib.errors import ConfigError
-from diffusion_lib.mining import MODES, MiningConfig
+from diffusion_lib.negatives import MODES, MiningConfig
 from diffusion_lib.seeds import seeded_generator
+from diffusion_lib.system.errors import ConfigError
 
 BAD = [
     ({"mode": "hard"}, "mining mode is 'hard'; allowed: none, random, adversarial"),
@@ -68,11 +68,13 @@ class CountingModel(torch.nn.Module):
 
     def __getattr__(self, name):
         if name in ("condition", "energy", "gradient", "energy_and_gradient"):
+
             def counted(*arguments):
                 self.calls[name] += 1
                 return getattr(self.wrapped, name)(*arguments)
+
             return counted
-        return super().__getattr__(name)  # fmt: skip
+        return super().__getattr__(name)
 
 
 @pytest.mark.parametrize(("mode", "energies", "descents"), [("none", 0, 0), ("random", 2, 0), ("adversarial", 3, 2)])

@@ -4,8 +4,8 @@ import json
 import pytest
 from scipy import stats
 
-from diffusion_lib.errors import ConfigError
-from diffusion_lib.files import write_csv
+from diffusion_lib.system.errors import ConfigError
+from diffusion_lib.system.files import write_csv
 from experiments.paired_studies import main
 
 FLOAT32 = {0: 0.010, 1: 0.012, 2: 0.014}
@@ -13,8 +13,11 @@ BF16 = {0: 0.011, 2: 0.0145, 3: 0.2}  # another set of seeds: 0 and 2 are in bot
 
 
 def write_study(results, name, values, **config):
-    rows = [{"strategy": "baseline", "seed": seed, "sampler": sampler, "val_mse": value + offset}
-            for seed, value in values.items() for sampler, offset in (("plain", 0), ("innerloop", 1))]  # fmt: skip
+    rows = [
+        {"strategy": "baseline", "seed": seed, "sampler": sampler, "val_mse": value + offset}
+        for seed, value in values.items()
+        for sampler, offset in (("plain", 0), ("innerloop", 1))
+    ]
     write_csv(results / f"{name}.runs.csv", rows)
     (results / name).mkdir()
     (results / name / "config.json").write_text(json.dumps({"config": {"rank": 20, **config}}))
@@ -45,13 +48,16 @@ def test_a_difference_beyond_the_spread_is_said(tmp_path):
         assert {row["inside_spread"] for row in csv.DictReader(file)} == {"False"}
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["one", "absent"], "there is no .*absent.runs.csv"),
-    (["one", "../one"], "name is '../one'"),
-    (["one", "one", "--metric", "mse"], "metric is 'mse'"),
-    (["one", "one", "--metric", "sampler"], "metric is 'sampler'; allowed: a column of numbers, not of 'plain'"),
-    (["one", "strange"], "no arm and seed in common"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["one", "absent"], "there is no .*absent.runs.csv"),
+        (["one", "../one"], "name is '../one'"),
+        (["one", "one", "--metric", "mse"], "metric is 'mse'"),
+        (["one", "one", "--metric", "sampler"], "metric is 'sampler'; allowed: a column of numbers, not of 'plain'"),
+        (["one", "strange"], "no arm and seed in common"),
+    ],
+)
 def test_bad_input(tmp_path, arguments, message):
     write_study(tmp_path, "one", FLOAT32)
     write_study(tmp_path, "strange", {7: 0.1})

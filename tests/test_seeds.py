@@ -5,12 +5,22 @@ import torch
 
 from dataset import Inverse
 from diffusion_lib.seeds import derive_seed, seeded_generator
-from diffusion_lib.stream import BatchStream
+from diffusion_lib.training.batches import BatchStream
 
 
 def test_every_difference_gives_another_stream():
-    calls = [("a",), ("a", 0), ("a", 1), ("a", 1, 0), ("a", 0, 1), ("a", 2**32), ("a", 2**32, 0), ("b", 1), ("a", 10),
-             ("a1", 0)]
+    calls = [
+        ("a",),
+        ("a", 0),
+        ("a", 1),
+        ("a", 1, 0),
+        ("a", 0, 1),
+        ("a", 2**32),
+        ("a", 2**32, 0),
+        ("b", 1),
+        ("a", 10),
+        ("a1", 0),
+    ]
     draws = [torch.rand(4, generator=seeded_generator(*call)) for call in calls]
     for (i, left), (j, right) in itertools.combinations(enumerate(draws), 2):
         assert not torch.equal(left, right), (calls[i], calls[j])

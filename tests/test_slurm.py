@@ -27,8 +27,14 @@ ENVIRONMENT = {**os.environ, "IRED_PYTHON": sys.executable}
 
 
 def call(*arguments, **environment):
-    return subprocess.run([str(a) for a in arguments], cwd=ROOT, env={**ENVIRONMENT, **environment},
-                          capture_output=True, text=True, timeout=300)  # fmt: skip
+    return subprocess.run(
+        [str(a) for a in arguments],
+        cwd=ROOT,
+        env={**ENVIRONMENT, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
 
 
 def output(*arguments, **environment) -> str:
@@ -97,8 +103,10 @@ def small_jobs(slurm, tmp_path_factory):  # noqa: ARG001
     damaged = failing / "small" / "runs" / "baseline" / "seed-0" / "last.pt"
     damaged.parent.mkdir(parents=True)
     damaged.write_bytes(b"damaged")
-    return {"array": (array, *submit("array", array, *runs, SBATCH_ARRAY_INX="0-1%1")),
-            "failing": (failing, *submit("pilot", failing, *runs))}  # fmt: skip
+    return {
+        "array": (array, *submit("array", array, *runs, SBATCH_ARRAY_INX="0-1%1")),
+        "failing": (failing, *submit("pilot", failing, *runs)),
+    }
 
 
 @pytest.fixture(scope="module")

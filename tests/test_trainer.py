@@ -11,9 +11,9 @@ from ema_pytorch import EMA
 from torch.optim import Adam
 
 from dataset import Inverse
-from diffusion_lib import files
-from diffusion_lib.errors import CheckpointError, ConfigError, Interrupted, NonFiniteLossError
-from diffusion_lib.stream import BatchStream
+from diffusion_lib.system import files
+from diffusion_lib.system.errors import CheckpointError, ConfigError, Interrupted, NonFiniteLossError
+from diffusion_lib.training.batches import BatchStream
 
 
 def final_state(trainer):
@@ -44,7 +44,7 @@ def test_resume_equals_an_uninterrupted_run(tmp_path, mode, stop):
 
 def advance(trainer, steps):
     """Train `steps` steps and no further, as a signal at that moment would."""
-    from diffusion_lib.progress import Progress
+    from diffusion_lib.system.progress import Progress
 
     progress = Progress("test", 0, trainer.train_num_steps, shown=False)
     for _ in range(steps):
@@ -55,8 +55,9 @@ def advance(trainer, steps):
 def test_a_signal_saves_and_the_rest_is_the_same(tmp_path, number):
     whole = make_trainer(tmp_path / "whole")
     whole.train()
-    stopped = make_trainer(tmp_path / "stopped", log_every=1,
-                           on_log=lambda row: row["step"] == 5 and os.kill(os.getpid(), number))  # fmt: skip
+    stopped = make_trainer(
+        tmp_path / "stopped", log_every=1, on_log=lambda row: row["step"] == 5 and os.kill(os.getpid(), number)
+    )
     with pytest.raises(Interrupted, match=f"{number.name} at step 5"):
         stopped.train()
     assert signal.getsignal(number) == signal.SIG_DFL
@@ -180,8 +181,13 @@ def test_a_checkpoint_in_the_released_format_loads_and_evaluates(tmp_path):
     diffusion(inp, target, None)[0].backward()
     optimizer.step()
     ema.update()
-    released = {"step": 1000, "model": diffusion.state_dict(), "opt": optimizer.state_dict(),
-                "ema": ema.state_dict(), "scaler": None}  # fmt: skip
+    released = {
+        "step": 1000,
+        "model": diffusion.state_dict(),
+        "opt": optimizer.state_dict(),
+        "ema": ema.state_dict(),
+        "scaler": None,
+    }
     torch.save(released, tmp_path / "model-1.pt")
     trainer = make_trainer(tmp_path, train_num_steps=1002)
     trainer.load("1")
@@ -223,12 +229,15 @@ def test_learning_rate_schedule(tmp_path):
     assert_same_weights(weights(still.diffusion), before)
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ({"train_num_steps": 0}, "train_num_steps is 0; allowed: a whole number from 1"),
-    ({"train_batch_size": 2.5}, "train_batch_size is 2.5"),
-    ({"device": "tpu"}, "device is 'tpu'; allowed: cpu, cuda"),
-    ({"cond_mask": True}, "cond_mask is True; allowed here: False"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"train_num_steps": 0}, "train_num_steps is 0; allowed: a whole number from 1"),
+        ({"train_batch_size": 2.5}, "train_batch_size is 2.5"),
+        ({"device": "tpu"}, "device is 'tpu'; allowed: cpu, cuda"),
+        ({"cond_mask": True}, "cond_mask is True; allowed here: False"),
+    ],
+)
 def test_bad_options_are_named(tmp_path, options, message):
     with pytest.raises(ConfigError, match=message):
         make_trainer(tmp_path, **options)

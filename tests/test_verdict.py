@@ -8,16 +8,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments import verdict
-from experiments.paired_stats import PairedDifference, compare_to_baseline
-from experiments.verdict import RULE, StrategyEvidence, decide, distance_to_reference, reference_sentence
+from experiments.analysis import verdict
+from experiments.analysis.statistics import PairedDifference, compare_to_baseline
+from experiments.analysis.verdict import RULE, StrategyEvidence, decide, distance_to_reference, reference_sentence
 
 
 def comparison(improvement, low, high, n=10):
     """A PairedDifference against a baseline whose mean is 100, so that percent and metric units are equal."""
-    return PairedDifference(n=n, difference=-improvement, low=-high, high=-low, p=nan,
-                            improvement_percent=improvement, improvement_low=low, improvement_high=high,
-                            smallest_detectable=nan)
+    return PairedDifference(
+        n=n,
+        difference=-improvement,
+        low=-high,
+        high=-low,
+        p=nan,
+        improvement_percent=improvement,
+        improvement_low=low,
+        improvement_high=high,
+        smallest_detectable=nan,
+    )
 
 
 def strategy(name, *interval, recon=0.9, ratio=1.5, diverged=0, n=10):
@@ -41,6 +49,7 @@ def inconclusive_reasons(*evidence):
 
 # ---- success and each of its clauses
 
+
 def test_success_lists_every_clause_with_its_numbers():
     got = decide([strategy("adversarial", *BETTER), BASE, strategy("random", *UNCLEAR)])
     assert got.scenario == "adversarial succeeds"
@@ -61,23 +70,24 @@ def test_success_needs_no_random_runs_and_stands_if_random_is_better_still():
     assert scenario(better, strategy("random", 20, 19, 21)) == "adversarial succeeds"
 
 
-@pytest.mark.parametrize(("changed", "reason"), [
-    ({"interval": (5.0, 4.0, 6.0)}, "adversarial's improvement in val_mse, 5.00%, is not above 5%"),
-    ({"interval": (8.0, 0.0, 16.0)}, "[0.00%, 16.00%] over 10 paired seeds that lies neither wholly above"),
-    ({"recon": 1.0}, "adversarial's mean recon_error, 1, is not lower than baseline's, 1"),
-    ({"recon": nan}, "adversarial's mean recon_error, nan, is not lower"),
-    ({"ratio": 2.0}, "adversarial's training time, 2.00x baseline's, is not less than 2x"),
-    ({"ratio": nan}, "adversarial's training time, nanx baseline's, is not less than 2x"),
-])
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"interval": (5.0, 4.0, 6.0)}, "adversarial's improvement in val_mse, 5.00%, is not above 5%"),
+        ({"interval": (8.0, 0.0, 16.0)}, "[0.00%, 16.00%] over 10 paired seeds that lies neither wholly above"),
+        ({"recon": 1.0}, "adversarial's mean recon_error, 1, is not lower than baseline's, 1"),
+        ({"recon": nan}, "adversarial's mean recon_error, nan, is not lower"),
+        ({"ratio": 2.0}, "adversarial's training time, 2.00x baseline's, is not less than 2x"),
+        ({"ratio": nan}, "adversarial's training time, nanx baseline's, is not less than 2x"),
+    ],
+)
 def test_success_fails_at_the_boundary_of_each_clause(changed, reason):
-    reasons = inconclusive_reasons(
-        strategy("adversarial", *changed.pop("interval", BETTER), **changed))
+    reasons = inconclusive_reasons(strategy("adversarial", *changed.pop("interval", BETTER), **changed))
     assert len(reasons) == 1 and reason in reasons[0]
 
 
 def test_success_holds_just_inside_every_boundary():
-    assert scenario(strategy("adversarial", 5.001, 0.001, 10, recon=0.999, ratio=1.999, n=3)) \
-        == "adversarial succeeds"
+    assert scenario(strategy("adversarial", 5.001, 0.001, 10, recon=0.999, ratio=1.999, n=3)) == "adversarial succeeds"
 
 
 def test_unknown_baseline_recon_error_fails_the_clause():
@@ -87,12 +97,15 @@ def test_unknown_baseline_recon_error_fails_the_clause():
 
 def test_every_failed_clause_is_named():
     reasons = inconclusive_reasons(strategy("adversarial", *UNCLEAR, recon=2.0, ratio=3.0))
-    assert [sum(word in reason for reason in reasons) for word in
-            ("not above 5%", "neither wholly", "not lower", "not less than 2x")] == [1, 1, 1, 1]
+    assert [
+        sum(word in reason for reason in reasons)
+        for word in ("not above 5%", "neither wholly", "not lower", "not less than 2x")
+    ] == [1, 1, 1, 1]
     assert len(reasons) == 4
 
 
 # ---- unstable
+
 
 def test_one_diverged_mining_run_takes_precedence_over_everything():
     better = strategy("adversarial", *BETTER)
@@ -115,6 +128,7 @@ def test_a_diverged_baseline_run_is_only_noted():
 
 # ---- random best
 
+
 def test_random_best_says_why_adversarial_did_not_succeed():
     got = decide([BASE, strategy("random", *BETTER), strategy("adversarial", *UNCLEAR)])
     assert got.scenario == "random best"
@@ -127,20 +141,24 @@ def test_random_below_5_percent_is_enough_for_random_best():
     assert scenario(strategy("random", 0.2, 0.1, 0.3), strategy("adversarial", *WORSE)) == "random best"
 
 
-@pytest.mark.parametrize(("random", "adversarial"), [
-    (strategy("random", 2.0, 0.0, 4.0), strategy("adversarial", *UNCLEAR)),          # touches 0
-    (strategy("random", 8.0, 6.0, 10.0), strategy("adversarial", 8.0, -1.0, 17.0)),  # equal means
-    (strategy("random", *BETTER), strategy("adversarial", *BETTER, recon=2.0)),
-    (strategy("random", *BETTER, n=2), strategy("adversarial", *UNCLEAR)),
-    (strategy("random", *BETTER), strategy("adversarial", *UNCLEAR, n=2)),
-    (strategy("random", *BETTER), strategy("adversarial")),                    # nothing paired
-    (strategy("random", *BETTER), replace(strategy("adversarial"), runs=0)),   # not run
-])
+@pytest.mark.parametrize(
+    ("random", "adversarial"),
+    [
+        (strategy("random", 2.0, 0.0, 4.0), strategy("adversarial", *UNCLEAR)),  # touches 0
+        (strategy("random", 8.0, 6.0, 10.0), strategy("adversarial", 8.0, -1.0, 17.0)),  # equal means
+        (strategy("random", *BETTER), strategy("adversarial", *BETTER, recon=2.0)),
+        (strategy("random", *BETTER, n=2), strategy("adversarial", *UNCLEAR)),
+        (strategy("random", *BETTER), strategy("adversarial", *UNCLEAR, n=2)),
+        (strategy("random", *BETTER), strategy("adversarial")),  # nothing paired
+        (strategy("random", *BETTER), replace(strategy("adversarial"), runs=0)),  # not run
+    ],
+)
 def test_random_is_not_best(random, adversarial):
     assert scenario(random, adversarial) == "inconclusive"
 
 
 # ---- baseline best
+
 
 def test_baseline_best_when_every_mining_strategy_is_worse():
     got = decide([BASE, strategy("random", *WORSE), strategy("adversarial", -1.0, -1.9, -0.1)])
@@ -154,19 +172,23 @@ def test_baseline_best_ignores_a_strategy_that_was_not_run():
     assert scenario(strategy("adversarial", *WORSE)) == "baseline best"
 
 
-@pytest.mark.parametrize("random", [
-    strategy("random", -4.0, -8.0, 0.0), strategy("random", *WORSE, n=2), strategy("random")])
+@pytest.mark.parametrize(
+    "random", [strategy("random", -4.0, -8.0, 0.0), strategy("random", *WORSE, n=2), strategy("random")]
+)
 def test_baseline_is_not_best_while_one_strategy_is_open(random):
     assert scenario(random, strategy("adversarial", *WORSE)) == "inconclusive"
 
 
 # ---- inconclusive
 
+
 @pytest.mark.parametrize("interval", [BETTER, WORSE, UNCLEAR])
 def test_two_paired_seeds_are_always_inconclusive(interval):
     two = [strategy(name, *interval, n=2) for name in ("adversarial", "random")]
     assert inconclusive_reasons(*two) == (
-        "adversarial's paired seeds, 2, are fewer than 3", "random's paired seeds, 2, are fewer than 3")
+        "adversarial's paired seeds, 2, are fewer than 3",
+        "random's paired seeds, 2, are fewer than 3",
+    )
 
 
 def test_one_seed_with_nan_bounds_is_inconclusive():
@@ -198,27 +220,32 @@ def test_order_of_evidence_does_not_matter(evidence):
 
 # ---- from runs to verdict, and the rule's text
 
-@pytest.mark.parametrize(("random_shift", "adversarial_shift", "expected"), [
-    (0.0, -0.10, "adversarial succeeds"),
-    (-0.10, -0.02, "random best"),
-    (0.10, 0.10, "baseline best"),
-    (0.0, 0.0, "inconclusive"),
-    (0.0, nan, "inconclusive"),
-])
+
+@pytest.mark.parametrize(
+    ("random_shift", "adversarial_shift", "expected"),
+    [
+        (0.0, -0.10, "adversarial succeeds"),
+        (-0.10, -0.02, "random best"),
+        (0.10, 0.10, "baseline best"),
+        (0.0, 0.0, "inconclusive"),
+        (0.0, nan, "inconclusive"),
+    ],
+)
 def test_verdict_on_simulated_runs(random_shift, adversarial_shift, expected):
     generator = np.random.default_rng(0)
     values = generator.normal(1, 0.2, 8) + generator.normal(0, 0.01, (3, 8))
     values += np.array([[0.0], [random_shift], [adversarial_shift]])
     names = ["baseline", "random", "adversarial"]
     compared = compare_to_baseline(values, names, "baseline", generator)
-    evidence = [StrategyEvidence(name, compared.get(name), row.mean(), 1.2, diverged_runs=0, runs=8)
-                for name, row in zip(names, values, strict=True)]
+    evidence = [
+        StrategyEvidence(name, compared.get(name), row.mean(), 1.2, diverged_runs=0, runs=8)
+        for name, row in zip(names, values, strict=True)
+    ]
     assert decide(evidence).scenario == expected
 
 
 def test_rule_text_states_every_scenario_and_threshold():
-    for name in (verdict.SUCCESS, verdict.RANDOM_BEST, verdict.BASELINE_BEST, verdict.UNSTABLE,
-                 verdict.INCONCLUSIVE):
+    for name in (verdict.SUCCESS, verdict.RANDOM_BEST, verdict.BASELINE_BEST, verdict.UNSTABLE, verdict.INCONCLUSIVE):
         assert f"{name}: " in RULE
     for threshold in ("fewer than 3 paired seeds", "above 5%", "2x the time"):
         assert threshold in " ".join(RULE.split())
@@ -226,14 +253,18 @@ def test_rule_text_states_every_scenario_and_threshold():
 
 # ---- references
 
-@pytest.mark.parametrize(("mean", "reference", "words"), [
-    (0.0103, 0.01, "1.03x that of linear regression (3.0% worse)"),
-    (0.0097, 0.01, "0.97x that of linear regression (3.0% better)"),
-    (0.010001, 0.01, "1x that of linear regression (the same to 0.1%)"),
-    (0.02, 0.01, "2x that of linear regression (100.0% worse)"),
-    (0.034, 0.01, "3.4x that of linear regression (worse)"),
-    (1e-8, 0.01, "1e-06x that of linear regression (better)"),
-])
+
+@pytest.mark.parametrize(
+    ("mean", "reference", "words"),
+    [
+        (0.0103, 0.01, "1.03x that of linear regression (3.0% worse)"),
+        (0.0097, 0.01, "0.97x that of linear regression (3.0% better)"),
+        (0.010001, 0.01, "1x that of linear regression (the same to 0.1%)"),
+        (0.02, 0.01, "2x that of linear regression (100.0% worse)"),
+        (0.034, 0.01, "3.4x that of linear regression (worse)"),
+        (1e-8, 0.01, "1e-06x that of linear regression (better)"),
+    ],
+)
 def test_reference_sentence(mean, reference, words):
     assert distance_to_reference(mean, reference) == pytest.approx(mean / reference)
     for metric in ("val_mse", "ood_mse"):

@@ -1,0 +1,80 @@
+"""The interface between an energy model and everything that uses one."""
+
+import torch
+from torch import nn
+
+from diffusion_lib.system.errors import ConfigError
+
+
+class EnergyModel(nn.Module):
+    """A learned energy E(inp, x, t) >= 0 whose gradient in x predicts the noise in x (IRED, equation 3).
+
+    To add a model, subclass it and write `condition`, `retime` and `energy`; autograd supplies the gradient. A model
+    that writes out its own gradient overrides `energy_and_gradient`, and is held equal to the one here.
+
+    Attributes: `inp_dim`, `out_dim` (flattened sizes), `num_timesteps` (T, the number of noise levels).
+    """
+
+    def __init__(self, inp_dim: int, out_dim: int, num_timesteps: int = 10):
+        super().__init__()
+        self.inp_dim, self.out_dim, self.num_timesteps = inp_dim, out_dim, num_timesteps
+
+    def set_timesteps(self, num_timesteps: int):
+        """Called by the diffusion that uses the model. Raises ConfigError if the model has another T built in."""
+        self.num_timesteps = num_timesteps
+
+    def condition(self, inp: torch.Tensor, t: torch.Tensor | int):
+        """All that the energy needs of the inputs (B, inp_dim) and the levels t, (B,) or one for all.
+
+        Made once and used for every energy at these inputs and levels.
+        """
+        raise NotImplementedError
+
+    def retime(self, cond, t: torch.Tensor | int):
+        """The same inputs as in `cond` at other levels t, without the work that only the inputs need."""
+        raise NotImplementedError
+
+    def energy(self, cond, x: torch.Tensor) -> torch.Tensor:
+        """Energies (B,) of the candidates x (B, out_dim)."""
+        raise NotImplementedError
+
+    def energy_and_gradient(self, cond, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Energies (B,) and gradients dE/dx (B, out_dim), a row's gradient independent of the batch's size.
+
+        With gradients enabled both can be differentiated in the parameters; x is taken as a constant.
+        """
+        differentiable = torch.is_grad_enabled()
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()  # a leaf of our own: the caller's tensor keeps its flags
+            energy = self.energy(cond, x)
+            (gradient,) = torch.autograd.grad(energy.sum(), x, create_graph=differentiable)
+        return (energy, gradient) if differentiable else (energy.detach(), gradient)
+
+    def gradient(self, cond, x: torch.Tensor) -> torch.Tensor:
+        """dE/dx alone, as of `energy_and_gradient`; overridden where it costs less without E."""
+        return self.energy_and_gradient(cond, x)[1]
+
+
+class DiffusionWrapper(nn.Module):
+    """What a diffusion calls: the noise prediction dE/dx, the energy, or both, of an energy model.
+
+    `forward(inp, opt_out, t)` takes (B, inp_dim), (B, out_dim) and (B,), and returns the gradient (B, out_dim);
+    with `return_energy` the energy (B, 1); with `return_both` the pair. Raises ConfigError for a model that
+    has no energy.
+    """
+
+    def __init__(self, ebm: EnergyModel):
+        super().__init__()
+        if not isinstance(ebm, EnergyModel):
+            raise ConfigError(f"DiffusionWrapper needs an EnergyModel, not {type(ebm).__name__}")
+        self.ebm = ebm
+        self.inp_dim, self.out_dim = ebm.inp_dim, ebm.out_dim
+
+    def forward(self, inp, opt_out, t, return_energy=False, return_both=False):
+        cond = self.ebm.condition(inp, t)
+        if return_energy:
+            return self.ebm.energy(cond, opt_out)[:, None]
+        if not return_both:
+            return self.ebm.gradient(cond, opt_out)
+        energy, gradient = self.ebm.energy_and_gradient(cond, opt_out)
+        return energy[:, None], gradient

@@ -1,0 +1,58 @@
+"""What a result was made with: versions, commit, hardware, command."""
+
+import os
+import platform
+import shlex
+import socket
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("torch", "numpy", "einops", "accelerate", "ema-pytorch", "tqdm", "tabulate", "scipy", "matplotlib")
+
+
+def environment(device: torch.device) -> dict:
+    """Versions, commit (with '+' where files differ from it), hardware and command, for config.json.
+
+    `gpu` is None where `device` is the CPU, whatever the machine has.
+    """
+    return {
+        "python": platform.python_version(),
+        **{package: version(package) for package in PACKAGES},
+        "commit": commit(),
+        "host": socket.gethostname(),
+        "cpu": cpu_name(),
+        "cpu_cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "float32_products": torch.get_float32_matmul_precision(),
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "command": shlex.join([Path(sys.executable).name, *sys.argv]),
+    }
+
+
+def commit() -> str:
+    """The checkout's commit, or 'unknown' outside a checkout."""
+    try:
+        head = _git("rev-parse", "--short=12", "HEAD")
+        return head + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _git(*arguments):
+    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or "unknown"

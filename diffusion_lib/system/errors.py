@@ -1,0 +1,56 @@
+"""Errors that a user can mend: shown as one line, without a traceback, with exit status 2."""
+
+import signal
+import sys
+from contextlib import contextmanager
+
+from diffusion_lib.system.signals import SIGNALS
+
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 75  # sysexits' EX_TEMPFAIL: the work is saved, run the same command again
+
+
+class ConfigError(ValueError):
+    """A value that the user gave is not allowed; the message says which ones are."""
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint is damaged or belongs to another configuration; the file is left as it was."""
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss became NaN or infinite; the weights before that step are the last ones."""
+
+
+class Interrupted(BaseException):  # like KeyboardInterrupt, so that no `except Exception` takes it for a failure
+    """A signal asked for the end of the run; its state is saved."""
+
+
+USER_ERRORS = (ConfigError, CheckpointError, NonFiniteLossError, OSError)
+
+
+@contextmanager
+def exit_status():
+    """Turn a user's error into one line on stderr and the exit status that callers rely on.
+
+    Inside, SIGTERM and SIGUSR1 raise Interrupted, for all the time that no training loop listens to them.
+    """
+    previous = {number: signal.signal(number, _interrupt) for number in SIGNALS}
+    try:
+        yield
+    except USER_ERRORS as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(EXIT_BAD_INPUT)
+    except Interrupted as stop:
+        previous = dict.fromkeys(SIGNALS, signal.SIG_IGN)  # the exit status is decided
+        print(f"stopped: {stop}; the same command continues", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _interrupt(number, _frame):
+    # once: Slurm signals the program of a job, and the job's script, which forwards it
+    if not isinstance(sys.exc_info()[1], Interrupted):
+        raise Interrupted(signal.Signals(number).name)

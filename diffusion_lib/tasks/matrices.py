@@ -1,0 +1,98 @@
+"""IRED's three continuous tasks, generated on the device, a whole batch at a time."""
+
+import math
+
+import torch
+
+from diffusion_lib.system.errors import ConfigError
+from diffusion_lib.tasks.base import Task
+
+
+class Inverse(Task):
+    """Matrix inversion: R ~ U(-1,1)^{n x n}, A = 2 R R^T + ridge I, target A^-1 (IRED, section 4.1).
+
+    `ridge` is 0.5, and 0.1 for the harder matrices (`ood`). Since A >= ridge I, no entry of A^-1 exceeds
+    1/ridge, which is this task's `bound`. A is a float32 matrix, and the target the float64 inverse of just
+    that one.
+    """
+
+    def __init__(self, split: str, rank: int, ood: bool = False, ridge: float | None = None):
+        super().__init__(split, rank, ood)
+        self.ridge = ridge if ridge is not None else (0.1 if ood else 0.5)
+        if not (math.isfinite(self.ridge) and self.ridge > 0):
+            raise ConfigError(f"ridge is {ridge!r}; allowed: a positive number")
+        self.bound = 1.0 / self.ridge
+
+    def sample(self, batch_size, generator=None, device="cpu", dtype=torch.float32):
+        n = self.rank
+        r = torch.rand(batch_size, n, n, generator=generator, device=device).mul_(2).sub_(1)
+        a = torch.bmm(r, r.mT).mul_(2)
+        a.diagonal(dim1=1, dim2=2).add_(self.ridge)
+        inverse = spd_inverse(a.double())
+        return a.flatten(1).to(dtype), inverse.to(dtype).flatten(1).contiguous()
+
+    def errors(self, inp, target, prediction):
+        """`mse`, and `recon_error`: the Frobenius norm of A Y - I."""
+        a, y = (part.double().view(-1, self.rank, self.rank) for part in (inp, prediction))
+        residual = a @ y
+        residual.diagonal(dim1=1, dim2=2).sub_(1)
+        return super().errors(inp, target, prediction) | {"recon_error": residual.flatten(1).norm(dim=1)}
+
+
+class Addition(Task):
+    """Sum of two matrices with entries U(-1,1), and U(-2.5,2.5) for `ood` (IRED, section 4.1)."""
+
+    def __init__(self, split: str, rank: int, ood: bool = False):
+        super().__init__(split, rank, ood)
+        if rank == 2:  # the released task draws 2 x 1 matrices at rank 2
+            self.w = 1
+        self.out_dim = self.h * self.w
+        self.inp_dim = 2 * self.out_dim
+        self.scale = 2.5 if ood else 1.0
+        self.bound = 2.0 * self.scale
+
+    def sample(self, batch_size, generator=None, device="cpu", dtype=torch.float32):
+        uniform = torch.rand(batch_size, self.inp_dim, generator=generator, device=device, dtype=dtype)
+        inp = uniform.mul_(2).sub_(1).mul_(self.scale)
+        return inp, inp[:, : self.out_dim] + inp[:, self.out_dim :]
+
+
+class LowRankDataset(Task):
+    """Matrix completion: 0.1 N + U V^T / 20 (`ood`: / 5), U and V n x 10; half the entries are hidden.
+
+    IRED, section 4.1. The hidden entries are zero in the input.
+    """
+
+    inner_rank = 10
+
+    def __init__(self, split: str, rank: int, ood: bool = False):
+        super().__init__(split, rank, ood)
+        self.divisor = 5.0 if ood else 20.0
+        self.bound = 8.0 if ood else 2.0
+
+    def sample(self, batch_size, generator=None, device="cpu", dtype=torch.float32):
+        def normal(*shape):
+            return torch.randn(batch_size, *shape, generator=generator, device=device, dtype=dtype)
+
+        u, v = normal(self.h, self.inner_rank), normal(self.w, self.inner_rank)
+        full = 0.1 * normal(self.h, self.w) + u @ v.mT / self.divisor
+        seen = torch.rand(full.shape, generator=generator, device=device) < 0.5
+        return (full * seen).flatten(1), full.flatten(1)
+
+
+def spd_inverse(a: torch.Tensor) -> torch.Tensor:
+    """Inverses of symmetric positive definite matrices (B, n, n), by n symmetric sweeps (Goodnight 1979).
+
+    The batch is the innermost axis, so each sweep is one vectorised update over all matrices; LAPACK, called once
+    per small matrix, takes over twice as long. Positive pivots need no exchanges. A sweep at pivot d turns row and
+    column k into themselves over d, the pivot into -1/d, and takes row x column / d from the rest: with u = row/sqrt(d)
+    and u_k = sqrt(d) - 1/sqrt(d) that is x - u u^T everywhere, but for 2 left over on the diagonal.
+    """
+    x = a.permute(1, 2, 0).clone(memory_format=torch.contiguous_format)  # (n, n, B)
+    for k in range(x.shape[0]):
+        root = x[k, k].rsqrt()
+        u = x[k] * root
+        u[k] -= root
+        x.addcmul_(u[:, None], u, value=-1)
+    x.diagonal().sub_(2)
+    return x.neg_().permute(2, 0, 1)

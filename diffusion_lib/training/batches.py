@@ -1,0 +1,85 @@
+"""Training batches as a function of (seed, step): resuming and repeating need no saved generator."""
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import torch
+
+from diffusion_lib.seeds import seeded_generator
+from diffusion_lib.tasks import Task
+
+# The uses of a run's seed: each has a stream of its own, so that adding one leaves the others as they are.
+INITIAL_WEIGHTS, DATA, LEVELS_AND_NOISE, NCE_NOISE = "initial weights", "data", "levels and noise", "nce noise"
+
+
+class Batch(NamedTuple):
+    """inp (B, inp_dim), target (B, out_dim), t (B,), noise and nce_noise (B, out_dim; nce_noise may be None)."""
+
+    inp: torch.Tensor
+    target: torch.Tensor
+    t: torch.Tensor
+    noise: torch.Tensor
+    nce_noise: torch.Tensor | None
+
+
+class BatchStream:
+    """The batches of one run. `batch(k)` depends on (seed, k) alone: not on the strategy, nor on what was drawn.
+
+    On a GPU batches are made `chunk` at a time, since one launch then serves many; the CPU's cache prefers one.
+    Process `rank` of `world` gets its share of the rows of each global batch. With `workers` threads (0: none)
+    the next chunks are made while this one is used.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        batch_size: int,
+        num_timesteps: int,
+        seed: int,
+        device: torch.device,
+        contrastive: bool,
+        workers: int = 0,
+        rank: int = 0,
+        world: int = 1,
+    ):
+        self.task, self.batch_size, self.num_timesteps, self.seed = task, batch_size, num_timesteps, seed
+        self.device, self.contrastive = device, contrastive
+        self.chunk = 16 if device.type == "cuda" else 1
+        self.rows = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
+        self.pool = ThreadPoolExecutor(workers) if workers else None
+        self.ahead = range(1, workers + 1)
+        self.ready = {}
+
+    def batch(self, step: int) -> Batch:
+        """The batch of step `step`, counted from 0."""
+        index, place = divmod(step, self.chunk)
+        chunk = self._chunk(index)
+        return Batch(*(part if part is None else part[place, self.rows] for part in chunk))
+
+    def _chunk(self, index):
+        if index not in self.ready:
+            self.ready = {index: self._make(index)}
+        chunk = self.ready[index]
+        if hasattr(chunk, "result"):
+            chunk = chunk.result()
+        self.ready = {i: made for i, made in self.ready.items() if i > index} | {index: chunk}
+        if self.pool:
+            for i in self.ahead:
+                if index + i not in self.ready:
+                    self.ready[index + i] = self.pool.submit(self._make, index + i)
+        return chunk
+
+    def _make(self, index):
+        count, size = self.chunk * self.batch_size, (self.chunk, self.batch_size)
+        inp, target = self.task.sample(count, self._generator(DATA, index), self.device)
+        levels = self._generator(LEVELS_AND_NOISE, index)
+        t = torch.randint(0, self.num_timesteps, size, generator=levels, device=self.device)
+        noise = torch.randn(*size, self.task.out_dim, generator=levels, device=self.device)
+        nce_noise = None
+        if self.contrastive:
+            nce = self._generator(NCE_NOISE, index)
+            nce_noise = torch.randn(*size, self.task.out_dim, generator=nce, device=self.device)
+        return inp.view(*size, -1), target.view(*size, -1), t, noise, nce_noise
+
+    def _generator(self, use, index):
+        return seeded_generator(use, self.seed, index, device=self.device)

@@ -1,0 +1,346 @@
+"""Trainer1D: the one training loop, with EMA, checkpoints, exact resume and fixed evaluation sets."""
+
+import time
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import GradientAccumulationPlugin
+from ema_pytorch import EMA
+from tabulate import tabulate
+from torch.optim import Adam
+
+from diffusion_lib.evaluation import EvaluationSet, Share, sampler_metrics
+from diffusion_lib.released_api import require_defaults
+from diffusion_lib.system.errors import CheckpointError, ConfigError, Interrupted, NonFiniteLossError
+from diffusion_lib.system.files import load_checkpoint, save_checkpoint, write_csv
+from diffusion_lib.system.memory import keep_freed_memory
+from diffusion_lib.system.progress import Progress
+from diffusion_lib.system.signals import stop_requests
+from diffusion_lib.training.batches import BatchStream
+from diffusion_lib.training.step import TrainStep
+
+MAX_GRADIENT_NORM = 1.0
+GPU_CHECK_EVERY = 100  # steps between two looks at the loss on a GPU: each look waits for the device
+
+# Arguments of the released constructor that serve only its other tasks, or nothing.
+RELEASED_DEFAULTS = {
+    "gradient_accumulate_every": 1,
+    "num_samples": 25,
+    "amp": False,
+    "fp16": False,
+    "split_batches": True,
+    "metric": "mse",
+    "cond_mask": False,
+    "latent": False,
+    "autoencode_model": None,
+}
+
+
+def chosen_device(device: str | None) -> torch.device:
+    """The device of that name; for None, the one that is there. Raises ConfigError for one that is not."""
+    if device not in (None, "cpu", "cuda"):
+        raise ConfigError(f"device is {device!r}; allowed: cpu, cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device is 'cuda', but this machine has no usable CUDA device; allowed here: cpu")
+    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def make_accelerator(device: str | None = None, log_with: str | None = None, folder="results") -> Accelerator:
+    """An Accelerator on `device` ('cpu', 'cuda', or None for what is there). Raises ConfigError without CUDA."""
+    chosen_device(device)
+    if log_with not in (None, "tensorboard"):
+        raise ConfigError(f"log_with is {log_with!r}; allowed: tensorboard")
+    # by name, since `accelerate launch` sets others through the environment: the gradients here are written for float32
+    return Accelerator(
+        cpu=device == "cpu",
+        mixed_precision="no",
+        dynamo_backend="no",
+        log_with=log_with,
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        project_dir=str(folder),
+    )
+
+
+class Trainer1D:
+    """Trains a GaussianDiffusion1D on a Task (names and defaults as in IRED's released trainer).
+
+    seed: with the step, it decides each batch, its levels and its noise. lr_schedule: factor of train_lr at a
+    step (None: 1). device: 'cpu', 'cuda' or None. data_workers: threads that make batches ahead (None or 0:
+    none). evaluation_size: examples in each fixed evaluation set. log_every: steps between rows of
+    metrics.csv. on_log: called with each row. log_with: 'tensorboard' or None. label: shown with the progress.
+    validation_dataset, extra_validation_datasets (by name, every extra_validation_every_mul-th time) are
+    evaluated each save_and_sample_every steps. Raises ConfigError for values that are not allowed.
+    """
+
+    def __init__(
+        self,
+        diffusion_model,
+        dataset,
+        *,
+        train_batch_size=16,
+        validation_batch_size=None,
+        train_lr=1e-4,
+        train_num_steps=100000,
+        ema_update_every=10,
+        ema_decay=0.995,
+        adam_betas=(0.9, 0.99),
+        save_and_sample_every=1000,
+        data_workers=None,
+        results_folder="./results",
+        validation_dataset=None,
+        extra_validation_datasets=None,
+        extra_validation_every_mul=10,
+        evaluate_first=False,
+        seed=0,
+        lr_schedule=None,
+        device=None,
+        evaluation_size=2048,
+        log_every=100,
+        log_with=None,
+        on_log=None,
+        label="train",
+        **released,
+    ):
+        require_defaults("Trainer1D", released, RELEASED_DEFAULTS)
+        for name, value in (
+            ("train_num_steps", train_num_steps),
+            ("train_batch_size", train_batch_size),
+            ("save_and_sample_every", save_and_sample_every),
+            ("log_every", log_every),
+            ("evaluation_size", evaluation_size),
+        ):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ConfigError(f"{name} is {value!r}; allowed: a whole number from 1")
+        self.results_folder = Path(results_folder)
+        self.accelerator = accelerator = make_accelerator(device, log_with, self.results_folder)
+        if train_batch_size % accelerator.num_processes:
+            raise ConfigError(
+                f"train_batch_size {train_batch_size} does not divide among {accelerator.num_processes} processes"
+            )
+        self.dataset, self.batch_size, self.seed = dataset, train_batch_size, seed
+        self.validation_batch_size = validation_batch_size or train_batch_size
+        self.train_lr, self.lr_schedule, self.train_num_steps = train_lr, lr_schedule, train_num_steps
+        self.save_and_sample_every, self.log_every = save_and_sample_every, log_every
+        self.evaluate_first, self.extra_every = evaluate_first, extra_validation_every_mul
+        self.on_log, self.label = on_log, label
+        self.step, self.history, self.train_seconds = 0, [], 0.0
+
+        keep_freed_memory()
+        diffusion_model.to(accelerator.device)
+        self.ema = make_ema(diffusion_model, ema_decay, ema_update_every)
+        on_gpu = accelerator.device.type == "cuda"
+        optimizer = Adam(diffusion_model.parameters(), lr=train_lr, betas=adam_betas, fused=True)
+        self.fixed_groups = {"fused": True, "capturable": on_gpu, "foreach": None}
+        self._fix_optimizer(optimizer)
+        self.model, self.opt = accelerator.prepare(diffusion_model, optimizer)
+        self.train_step = TrainStep(accelerator, self.model, self.opt, MAX_GRADIENT_NORM)
+        self.check_every = GPU_CHECK_EVERY if on_gpu else 1
+        # since the last row of metrics.csv: the loss, its two parts, clipped gradients, and the number of steps
+        self.loss_sums = torch.zeros(5, device=accelerator.device, dtype=torch.float64)
+
+        contrastive = diffusion_model.mining.mode != "none"
+        share = Share(accelerator.process_index, accelerator.num_processes)
+        self.share = share
+        self.stream = BatchStream(
+            dataset,
+            train_batch_size,
+            diffusion_model.num_timesteps,
+            seed,
+            accelerator.device,
+            contrastive,
+            data_workers or 0,
+            share.rank,
+            share.world,
+        )
+        tasks = {"val": validation_dataset, **(extra_validation_datasets or {})}
+        self.evaluation_sets = {
+            name: EvaluationSet(task, evaluation_size, accelerator.device) for name, task in tasks.items() if task
+        }
+
+    @property
+    def device(self):
+        return self.accelerator.device
+
+    @property
+    def diffusion(self):
+        """The model that is trained, without what accelerate puts around it."""
+        return self.accelerator.unwrap_model(self.model)
+
+    def checkpoint_path(self, milestone) -> Path:
+        """Where a milestone lies: `last`, a number as in the released trainer, or the path of a file."""
+        name = str(milestone)
+        if name == "last":
+            return self.results_folder / "last.pt"
+        return self.results_folder / f"model-{name}.pt" if name.isdigit() else Path(name)
+
+    def save(self, milestone="last"):
+        """Write the whole state, atomically, from the main process, and metrics.csv with it."""
+        if not self.accelerator.is_main_process:
+            return
+        state = {
+            "step": self.step,
+            "model": self.diffusion.state_dict(),
+            "opt": self.opt.state_dict(),
+            "ema": self.ema.state_dict(),
+            "scaler": None,
+            "seed": self.seed,
+            "history": self.history,
+            "train_seconds": self.train_seconds,
+            "loss_sums": self.loss_sums,
+        }
+        save_checkpoint(self.checkpoint_path(milestone), state)
+        if self.history:
+            write_csv(self.results_folder / "metrics.csv", self.history)
+
+    def load(self, milestone="last"):
+        """Continue from a checkpoint, the released code's included. Raises CheckpointError; the file stays."""
+        path = self.checkpoint_path(milestone)
+        state = load_checkpoint(path, self.device)
+        if state.get("seed", self.seed) != self.seed:
+            raise CheckpointError(f"{path} is of seed {state['seed']}, this run has seed {self.seed}")
+        try:
+            self.diffusion.load_state_dict(state["model"])
+            self.ema.load_state_dict(state["ema"])
+            self.opt.load_state_dict(state["opt"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            reason = "; ".join(line.strip() for line in str(error).splitlines()[1:3]) or str(error)
+            message = f"{path} holds another model than this run's ({reason}); it is left as it was"
+            raise CheckpointError(message) from None
+        self._fix_optimizer(self.opt.optimizer)
+        self.step = state["step"]
+        self.history = list(state.get("history", []))
+        self.train_seconds = state.get("train_seconds", 0.0)
+        if len(state.get("loss_sums", ())) == len(self.loss_sums):  # the release saves none, earlier versions four
+            self.loss_sums.copy_(state["loss_sums"])
+        self.train_step.restart()
+
+    def _fix_optimizer(self, optimizer):
+        """What a loaded checkpoint must not change: how the update is computed, and where it reads its rate."""
+        for group in optimizer.param_groups:
+            group.update(self.fixed_groups)
+            if self.fixed_groups["capturable"]:  # a graph reads the rate from memory
+                group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32, device=self.device)
+        for state in optimizer.state.values():  # the fused update counts its steps on the device
+            state["step"] = torch.as_tensor(state["step"], dtype=torch.float32, device=self.device)
+
+    def _set_learning_rate(self):
+        if self.lr_schedule is None:
+            return
+        rate = self.train_lr * self.lr_schedule(self.step)
+        for group in self.opt.param_groups:
+            if isinstance(group["lr"], torch.Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+
+    def train(self) -> list[dict]:
+        """Train to `train_num_steps` and return the rows of metrics.csv.
+
+        SIGTERM and SIGUSR1 save and raise Interrupted; a loss that is not finite raises NonFiniteLossError
+        before its update, with the last checkpoint as it was.
+        """
+        if self.accelerator.log_with:
+            self.accelerator.init_trackers(self.label.replace(" ", "-"))
+        if self.evaluate_first:
+            self._print(self.evaluate())
+        progress = Progress(self.label, self.step, self.train_num_steps, self.accelerator.is_main_process)
+        try:
+            with stop_requests() as request:
+                while self.step < self.train_num_steps:
+                    self._advance(progress)
+                    if self._asked_to_stop(request):
+                        self._require_finite()
+                        self.save()
+                        self.accelerator.wait_for_everyone()  # a process that ends may take the others with it
+                        raise Interrupted(f"{request.name or 'a signal'} at step {self.step}")
+        finally:
+            progress.close()
+            for tracker in self.accelerator.trackers:
+                tracker.finish()
+        self.save()
+        return self.history
+
+    def _advance(self, progress):
+        """One step and whatever is due after it."""
+        started = time.perf_counter()
+        loss = self.run_one_step()
+        last = self.step == self.train_num_steps
+        save_due = self.step % self.save_and_sample_every == 0 and not last
+        log_due = self.step % self.log_every == 0 or save_due or last
+        check_due = log_due or self.step % self.check_every == 0
+        if check_due:
+            self._require_finite()
+        self.train_seconds += time.perf_counter() - started
+        if check_due:
+            progress.update(self.step, loss.item())
+        if log_due:
+            self._log(self.evaluate() if save_due or last else {})
+        if save_due:
+            self.save()
+
+    def run_one_step(self) -> torch.Tensor:
+        """The next batch, its update and the average's; returns the loss, without waiting for the device."""
+        self._set_learning_rate()
+        loss, parts = self.train_step(self.stream.batch(self.step))
+        parts = [loss.new_zeros(()) if part is None else part for part in parts]
+        self.loss_sums += torch.stack([loss, *parts, self.train_step.clipped, torch.ones_like(loss)])
+        self.step += 1
+        self.ema.update()
+        return loss
+
+    def _require_finite(self):
+        if self.train_step.non_finite.item():
+            raise NonFiniteLossError(
+                f"{self.label}: the loss is not finite in the {self.check_every} steps up to step {self.step}; the "
+                f"weights were not updated with it, and the last checkpoint in {self.results_folder} is as it was"
+            )
+
+    def _asked_to_stop(self, request):
+        """Whether any process was asked to: all must leave the loop at the same step."""
+        asked = request.name is not None
+        if self.share.world > 1:
+            asked = self.accelerator.reduce(torch.tensor(float(asked), device=self.device), "sum").item() > 0
+        return asked
+
+    def _log(self, evaluation):
+        loss, denoising, contrastive, clipped, _ = (self.loss_sums / self.loss_sums[-1]).tolist()
+        self.loss_sums.zero_()
+        row = {
+            "step": self.step,
+            "loss": loss,
+            "loss_denoise": denoising,
+            "loss_contrastive": contrastive,
+            "clipped": clipped,
+            "train_seconds": round(self.train_seconds, 3),
+            **evaluation,
+        }
+        self.history.append(row)
+        if self.accelerator.trackers:
+            self.accelerator.log(row, step=self.step)
+        if self.on_log and self.accelerator.is_main_process:
+            self.on_log(row)
+
+    def evaluate(self) -> dict[str, float]:
+        """Mean squared error of the EMA weights on each fixed set, under the model's own sampler."""
+        last = self.step >= self.train_num_steps
+        everything = last or (self.step // self.save_and_sample_every) % self.extra_every == 0
+        model, batch_size = self.ema.ema_model, self.validation_batch_size
+        return {
+            f"{name}_mse": sampler_metrics(model, chosen, None, batch_size, self.share)["mse"]
+            for name, chosen in self.evaluation_sets.items()
+            if everything or name == "val"
+        }
+
+    def _print(self, metrics):
+        if self.accelerator.is_main_process:
+            print(tabulate(metrics.items(), headers=("metric", f"step {self.step}"), floatfmt=".6g"))
+
+
+def make_ema(diffusion_model, decay, update_every) -> EMA:
+    """The averaged weights. Buffers are constants of the schedule: copied, since averaging would round them."""
+    buffers = {name for name, _ in diffusion_model.named_buffers()}
+    ema = EMA(diffusion_model, beta=decay, update_every=update_every, param_or_buffer_names_no_ema=buffers)
+    for name in ("step", "initted"):  # read on the host at each update; on a GPU that would wait for the device
+        setattr(ema, name, getattr(ema, name).cpu())
+    return ema

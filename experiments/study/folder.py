@@ -1,0 +1,58 @@
+"""The folder of one run: its recorded configuration and its result."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from diffusion_lib.system.environment import environment
+from diffusion_lib.system.errors import ConfigError
+from diffusion_lib.system.files import write_json
+
+REMEDY = "Choose another --name, the earlier values, or --fresh to delete it"
+
+
+def prepare_folder(folder: Path, config: dict, device: torch.device, remedy=REMEDY, renew: bool = False):
+    """Make `folder` for `config`, or check that it was made for it.
+
+    config.json records the configuration and the environment of the first command, or with `renew` of this one.
+    Raises ConfigError that names each differing key and the `remedy`, and OSError for a folder that cannot be written.
+    """
+    path = folder / "config.json"
+    if path.exists():
+        require_same(folder, config, remedy)
+        if not renew:
+            return
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"config": config, "environment": environment(device)})
+
+
+def require_same(folder: Path, config: dict, remedy: str):
+    """Raises ConfigError where the folder was made for another configuration."""
+    path = folder / "config.json"
+    recorded = read_json(path).get("config", {})
+    keys = sorted(set(recorded) | set(config))
+    differing = [
+        f"{key} (there {recorded.get(key)!r}, now {config.get(key)!r})"
+        for key in keys
+        if recorded.get(key) != config.get(key)
+    ]
+    if differing:
+        raise ConfigError(f"{folder} was made by another configuration: {'; '.join(differing)}. {remedy}")
+
+
+def read_json(path: Path) -> dict:
+    """Raises ConfigError for a file that is no JSON object."""
+    try:
+        value = json.loads(path.read_text())
+    except ValueError as error:
+        raise ConfigError(f"{path} is not valid JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path} holds no JSON object")
+    return value
+
+
+def read_result(folder: Path) -> dict | None:
+    """The result of a run that ended, or None."""
+    path = folder / "result.json"
+    return read_json(path) if path.exists() else None

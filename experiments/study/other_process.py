@@ -1,0 +1,85 @@
+"""Python processes beside this one, each of which calls what it is sent."""
+
+import multiprocessing
+import os
+import signal
+import threading
+import traceback
+from collections.abc import Callable
+
+import torch
+
+from diffusion_lib.system.errors import exit_status
+
+
+class OtherProcess:
+    """A fresh process, for a `with` block; left by an exception, it gets a SIGTERM, so that its work is saved.
+
+    threads: of torch there (None: its default).
+    """
+
+    def __init__(self, threads: int | None = None):
+        context = multiprocessing.get_context("spawn")  # a fork would inherit locks, threads and CUDA's state
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, threads))
+        self.process.start()
+        theirs.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_):
+        if kind is not None:
+            self.stop()
+        self.connection.close()  # which ends its loop
+        self.process.join()
+
+    def stop(self):
+        """Ask it to save its work and go, without waiting for it."""
+        self.process.terminate()
+
+    def send(self, function: Callable, *arguments):
+        """Have it call `function(*arguments)`, all of it picklable; `receive` gives the result."""
+        self.connection.send((function, arguments))
+
+    def receive(self):
+        """What the call returned; raises what it raised, and ChildProcessError where the process died."""
+        try:
+            result, error = self.connection.recv()
+        except EOFError:
+            self.process.join()
+            status = self.process.exitcode
+            raise ChildProcessError(
+                f"a process ended before its work, with status {status}{' (out of memory?)' if status == -9 else ''}"
+            ) from None
+        if error is not None:
+            raise error
+        return result
+
+    def call(self, function: Callable, *arguments):
+        self.send(function, *arguments)
+        return self.receive()
+
+
+def _serve(connection, threads):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the first process decides
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    with exit_status():
+        while True:
+            try:
+                function, arguments = connection.recv()
+            except EOFError:
+                return
+            try:
+                answer = (function(*arguments), None)
+            except Exception as error:
+                error.add_note(traceback.format_exc())  # the caller's own shows where it waited
+                answer = (None, error)
+            connection.send(answer)
+
+
+def _end_with_parent():
+    multiprocessing.parent_process().join()
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -1,0 +1,169 @@
+"""One run: one strategy, one seed, trained and evaluated in its own folder."""
+
+from pathlib import Path
+
+import torch
+
+from diffusion_lib.config import ExperimentConfig
+from diffusion_lib.denoising_diffusion_pytorch_1d import GaussianDiffusion1D, Trainer1D
+from diffusion_lib.energies import MODELS, DiffusionWrapper
+from diffusion_lib.evaluation import SAMPLERS, EvaluationSet, energy_auc, sampler_metrics
+from diffusion_lib.seeds import derive_seed
+from diffusion_lib.system.errors import NonFiniteLossError
+from diffusion_lib.system.files import write_json
+from diffusion_lib.system.memory import peak_memory_bytes, reset_peak_memory
+from diffusion_lib.tasks import Inverse, Task
+from diffusion_lib.training.batches import INITIAL_WEIGHTS
+from diffusion_lib.training.precision import choose_products, set_precision
+from diffusion_lib.training.trainer import chosen_device
+from experiments.study.claims import Claim
+from experiments.study.folder import prepare_folder, read_result
+
+CURVE_SIZE = 1024  # examples behind a point of the learning curve
+AUC_SIZE = 4096  # examples behind energy_auc, at every level
+
+
+def build_diffusion(
+    config: ExperimentConfig,
+    mining_config: dict,
+    seed: int,
+    task: Task | None = None,
+    use_innerloop_opt: bool = False,
+    baseline: bool = False,
+) -> GaussianDiffusion1D:
+    """The untrained model of a run: initial weights are a function of the seed alone, not of the strategy.
+
+    task: what it is trained on, by default Inverse. use_innerloop_opt, baseline: see GaussianDiffusion1D.
+    """
+    torch.manual_seed(derive_seed(INITIAL_WEIGHTS, seed))
+    task = task or Inverse("train", config.rank)
+    return GaussianDiffusion1D(
+        DiffusionWrapper(MODELS[config.model](task.inp_dim, task.out_dim)),
+        timesteps=config.diffusion_steps,
+        mining_config=mining_config,
+        bound=task.bound,
+        use_innerloop_opt=use_innerloop_opt,
+        baseline=baseline,
+        match_release=config.match_release,
+    )
+
+
+def build_trainer(config, diffusion, seed, folder, device=None, **options) -> Trainer1D:
+    """The trainer of a run, its products set to the configured precision. Raises ConfigError."""
+    set_precision(config.precision, diffusion.model.ebm, chosen_device(device))
+    task = Inverse("train", config.rank)
+    val, ood = evaluation_tasks(config, task)
+    return Trainer1D(
+        diffusion,
+        task,
+        **config.trainer_options(),
+        validation_batch_size=2048,
+        save_and_sample_every=max(1, min(1000, config.train_steps // 10)),
+        results_folder=folder,
+        validation_dataset=val,
+        extra_validation_datasets={"ood": ood},
+        extra_validation_every_mul=1,
+        evaluation_size=min(CURVE_SIZE, config.evaluation_size),
+        seed=seed,
+        device=device,
+        **options,
+    )
+
+
+def run_experiment(
+    strategy: str,
+    seed: int,
+    config: ExperimentConfig,
+    mining_config: dict,
+    folder: Path | str,
+    device: str | None = None,
+    **options,
+) -> dict:
+    """Train and evaluate one run in `folder`, continuing what an earlier call left there.
+
+    Returns the content of result.json: `status` 'finished' with `samplers` (metrics by sampler) and costs, or
+    'failed' with `reason` where the loss became non-finite. Other keywords go to Trainer1D.
+    Raises RunHeld where another process has the run, ConfigError, CheckpointError, OSError, and Interrupted after
+    a signal.
+    """
+    folder = Path(folder)
+    place = chosen_device(device)
+    choose_products(config.precision, place)  # first, for config.json to record them
+    recorded = {**config.to_dict(), "strategy": strategy, "seed": seed, "mining_config": mining_config}
+    prepare_folder(folder, recorded, place)
+    done = read_result(folder)
+    if done:
+        return done
+    with Claim(folder) as claim:
+        done = read_result(folder)  # another process may have ended the run before the claim
+        if done:
+            return done
+        trainer = build_trainer(
+            config,
+            build_diffusion(config, mining_config, seed),
+            seed,
+            folder,
+            device=device,
+            on_log=claim.note,
+            label=f"{strategy} seed {seed}",
+            **options,
+        )
+        try:
+            result = {"strategy": strategy, "seed": seed, **train_and_evaluate(trainer, config)}
+        finally:
+            claim.reached(trainer.step)
+        if trainer.accelerator.is_main_process:
+            write_json(folder / "result.json", result)
+    return result
+
+
+def train_and_evaluate(trainer: Trainer1D, config: ExperimentConfig) -> dict:
+    """Train from where the folder's checkpoint stands; `status`, and `reason` or the costs and metrics."""
+    reset_peak_memory(trainer.device)
+    if trainer.checkpoint_path("last").exists():
+        trainer.load("last")
+    result = {"parameters": sum(p.numel() for p in trainer.diffusion.parameters())}
+    try:
+        trainer.train()
+    except NonFiniteLossError as error:
+        return result | {"status": "failed", "reason": str(error)}
+    return result | {
+        "status": "finished",
+        "train_seconds": trainer.train_seconds,
+        "steps_per_second": config.train_steps / trainer.train_seconds,
+        "peak_memory_bytes": peak_memory_bytes(trainer.device),
+        "samplers": evaluate_run(trainer.ema.ema_model, config, trainer.share),
+    }
+
+
+def evaluation_tasks(config: ExperimentConfig, trained_on: Task) -> tuple[Task, Task]:
+    """The training's usual and the harder difficulty, each with the bound that the sampler keeps on it."""
+    val, harder = (type(trained_on)("val", config.rank, ood) for ood in (False, True))
+    if config.clamp == "training":
+        harder.bound = trained_on.bound
+    return val, harder
+
+
+def evaluation_sets(config: ExperimentConfig, size: int, device) -> tuple[EvaluationSet, EvaluationSet]:
+    """The first `size` of the fixed matrices of both difficulties."""
+    val, ood = evaluation_tasks(config, Inverse("train", config.rank))
+    return EvaluationSet(val, size, device), EvaluationSet(ood, size, device)
+
+
+def evaluate_run(diffusion, config: ExperimentConfig, share) -> dict[str, dict]:
+    """The metrics that result.json holds, by sampler, on the fixed sets."""
+    device = diffusion.betas.device
+    val, ood = evaluation_sets(config, config.evaluation_size, device)
+    small, _ = evaluation_sets(config, min(AUC_SIZE, config.evaluation_size), device)
+    auc = {f"energy_auc_{mode}": energy_auc(diffusion, small, mode, share=share) for mode in ("random", "adversarial")}
+    samplers = {}
+    for name, inner_steps in SAMPLERS.items():
+        same, harder = (sampler_metrics(diffusion, chosen, inner_steps, share=share) for chosen in (val, ood))
+        samplers[name] = {
+            "val_mse": same["mse"],
+            "recon_error": same["recon_error"],
+            "ood_mse": harder["mse"],
+            "ood_recon_error": harder["recon_error"],
+            **auc,
+        }
+    return samplers

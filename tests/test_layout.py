@@ -1,0 +1,66 @@
+"""Imports go one way: system, tasks and energies <- diffusion <- training <- experiments."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Layers from the ground up; a module may import those of its own layer and of lower ones.
+LAYERS = (
+    ("diffusion_lib.system", "diffusion_lib.seeds", "diffusion_lib.schedule"),
+    ("diffusion_lib.tasks", "diffusion_lib.energies", "dataset", "models"),
+    (
+        "diffusion_lib.negatives",
+        "diffusion_lib.evaluation",
+        "diffusion_lib.released_api",
+        "diffusion_lib.denoising_diffusion_pytorch_1d",
+    ),
+    ("diffusion_lib.training", "diffusion_lib.config", "diffusion_lib.checkpoint", "train"),
+    ("experiments",),
+)
+# The release's scripts find the trainer beside the diffusion.
+ALLOWED = {("diffusion_lib.denoising_diffusion_pytorch_1d", "diffusion_lib.training.trainer")}
+
+
+def layer(module: str) -> int | None:
+    found = [i for i, names in enumerate(LAYERS) for n in names if module == n or module.startswith(n + ".")]
+    return found[0] if found else None
+
+
+def imports(path: Path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or "."
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+SOURCES = [*ROOT.glob("*.py"), *ROOT.glob("diffusion_lib/**/*.py"), *ROOT.glob("experiments/**/*.py")]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_module_imports_a_higher_layer(path):
+    module = str(path.relative_to(ROOT).with_suffix("")).replace("/", ".").removesuffix(".__init__")
+    own = layer(module)
+    if module == "diffusion_lib":
+        return
+    assert own is not None, f"{module} has no layer: name it in LAYERS"
+    above = {
+        name
+        for name in imports(path)
+        if (layer(name) or 0) > own
+        and (module, name) not in ALLOWED
+        and not any(name.startswith(f"{allowed}.") for who, allowed in ALLOWED if who == module)
+    }
+    assert not above
+    text = path.read_text()
+    assert "sys.path" not in text
+
+
+def test_tasks_and_energies_know_nothing_of_each_other():
+    for name, other in (("tasks", "energies"), ("energies", "tasks")):
+        for path in (ROOT / "diffusion_lib" / name).glob("*.py"):
+            assert not [i for i in imports(path) if i.startswith(f"diffusion_lib.{other}")], path

@@ -1,0 +1,83 @@
+"""Signals at any moment of a command: everything saved, exit status 75, once."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import make_trainer
+
+from diffusion_lib.system.errors import Interrupted, exit_status
+from diffusion_lib.system.signals import SIGNALS, stop_requests
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_outside_the_training_loop_is_status_75(number, capsys):
+    with pytest.raises(SystemExit) as stop, exit_status():
+        signal.raise_signal(number)
+    assert stop.value.code == 75
+    assert capsys.readouterr().err == f"stopped: {number.name}; the same command continues\n"
+
+
+def test_a_second_signal_changes_nothing():
+    """As Slurm sends it: to the program, and to the job's script, which forwards it."""
+    ran = []
+    with pytest.raises(SystemExit) as stop, exit_status():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            signal.raise_signal(signal.SIGTERM)
+            ran.append("what was to be cleaned up")
+    signal.raise_signal(signal.SIGTERM)  # while the interpreter ends
+    assert stop.value.code == 75
+    assert ran
+
+
+def test_no_handler_of_failures_takes_a_signal_for_one():
+    with pytest.raises(Interrupted):
+        try:
+            raise Interrupted("SIGTERM")
+        except Exception:
+            pytest.fail("taken for a failure")
+
+
+def test_what_acted_before_acts_again_afterwards():
+    def handler(*_):
+        pass
+
+    for number in SIGNALS:
+        signal.signal(number, handler)
+    with exit_status(), stop_requests():
+        pass
+    with pytest.raises(SystemExit), exit_status():
+        raise OSError("full")
+    assert all(signal.getsignal(number) is handler for number in SIGNALS)
+
+
+def test_a_request_too_late_for_the_loop_is_not_lost():
+    with pytest.raises(SystemExit) as stop, exit_status(), stop_requests() as request:
+        signal.raise_signal(signal.SIGUSR1)
+        assert request.name == "SIGUSR1"
+    assert stop.value.code == 75
+
+
+def test_a_signal_in_the_last_step_stops_after_saving(tmp_path):
+    trainer = make_trainer(tmp_path, on_log=lambda row: row["step"] == 12 and signal.raise_signal(signal.SIGUSR1))
+    with pytest.raises(Interrupted, match="SIGUSR1 at step 12"):
+        trainer.train()
+    again = make_trainer(tmp_path)
+    again.load("last")
+    assert again.step == 12
+    assert [row["step"] for row in again.train()] == [3, 4, 6, 8, 9, 12]
+
+
+def test_a_program_that_forgets_nothing_ends_with_75():
+    program = (
+        "import os, signal; from diffusion_lib.system.errors import exit_status\n"
+        "with exit_status(): os.kill(os.getpid(), signal.SIGUSR1)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (75, "stopped: SIGUSR1; the same command continues\n")
