@@ -17,31 +17,38 @@ from pathlib import Path
 from tabulate import tabulate
 
 from dataset import TASKS
-from diffusion_lib.config import RECIPES, ExperimentConfig
+from diffusion_lib.config import RECIPES, ExperimentConfig, add_flags, current, given
 from diffusion_lib.denoising_diffusion_pytorch_1d import Trainer1D
 from diffusion_lib.evaluation import SAMPLERS, EvaluationSet, sampler_metrics
-from diffusion_lib.negatives import MODES
+from diffusion_lib.negatives import MiningConfig
+from diffusion_lib.system.arguments import Parser, header, whole
 from diffusion_lib.system.errors import ConfigError, exit_status
-from diffusion_lib.training.precision import PRECISIONS, set_precision
+from diffusion_lib.system.files import write_csv
+from diffusion_lib.training.precision import set_precision
 from diffusion_lib.training.trainer import chosen_device
 from experiments.study.claims import Claim, RunHeld
-from experiments.study.folder import prepare_folder
+from experiments.study.folder import prepare_folder, read_json
 from experiments.study.run import build_diffusion, evaluation_tasks
-from models import MODELS
 
 CURVE_SIZE = 2048  # examples behind a point of the learning curve
-RELEASED_STEPS = 1_300_000
+RELEASED = {"train_steps": 1_300_000}  # where the release differs from the comparison
+NOT_OURS = ("learning_rate", "schedule", "ema_update_every", "clamp")  # of the model's recipe
 
 
 def main(arguments=None) -> int:
     options = parse_arguments(arguments)
     config, mining_mode = resolve(options)
-    trainer = build_trainer(options, config, mining_mode)
+    folder = options.results_folder or default_folder(options, config)
+    if options.evaluate:
+        require_same_task(folder, options, config)
+    trainer = build_trainer(options, config, mining_mode, folder)
+    if trainer.accelerator.is_main_process:
+        header(task=options.dataset, model=config.model, mining=mining_mode, device=trainer.device.type, folder=folder)
     try:
         if options.evaluate:
             trainer.load(options.load_milestone or "last")
         else:
-            train(trainer, options, config, mining_mode)
+            train(trainer, options, config)
         print_errors(trainer, config)
         trainer.accelerator.wait_for_everyone()  # nobody leaves while another still talks to it
     except RunHeld as error:
@@ -52,32 +59,32 @@ def main(arguments=None) -> int:
 
 
 def parse_arguments(arguments=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     add = parser.add_argument
-    add("--dataset", default="inverse", choices=TASKS)
-    add("--model", default="mlp", choices=MODELS)
-    add("--batch_size", "--batch-size", type=int, help="examples a step, over all processes; default 2048")
-    add("--diffusion_steps", "--diffusion-steps", type=int, default=10, help="noise levels T")
-    add("--rank", type=int, default=20, help="n of the n x n matrices")
-    add("--train-steps", type=int, help=f"default {RELEASED_STEPS}, as in the release")
+    add("--dataset", default="inverse", choices=TASKS, help="task (default inverse)")
+    add_flags(parser, ExperimentConfig, MiningConfig, leave_out=NOT_OURS, defaults=RELEASED | {"mode": "none"})
     add("--supervise-energy-landscape", type=boolean, metavar="BOOL", help="same as --mining-mode adversarial, or none")
-    add("--mining-mode", choices=MODES, help="default none")
-    add("--opt-steps", type=int, default=2, help="descents of an adversarial negative")
-    add("--scale-factor", type=float, default=1.0, help="of each of their step sizes")
-    add("--noise-scale", type=float, default=3.0, help="noise of a negative's start, in units of the diffusion's own")
-    add("--weight", type=float, default=0.5, help="of the contrastive loss")
-    add("--use-innerloop-opt", type=boolean, default=False, metavar="BOOL", help="the sampler descends the energy")
+    add(
+        "--use-innerloop-opt",
+        type=boolean,
+        default=False,
+        metavar="BOOL",
+        help="the sampler descends the energy (default False)",
+    )
     add("--baseline", action="store_true", help="the sampler adds the posterior's noise, as plain diffusion does")
-    add("--match-release", action="store_true", help="reproduce the released code's defects")
     add("--ood", action="store_true", help="train and validate on the harder examples")
     add("--load-milestone", help="a number, or the path of a file: where to start a new folder, or what to evaluate")
     add("--evaluate", action="store_true", help="train nothing; print the errors of last.pt or of --load-milestone")
-    add("--evaluation-size", type=int, default=20_480, help="examples in each evaluation set")
-    add("--save-every", type=int, default=1000, help="steps between two checkpoints, with an evaluation each")
-    add("--data-workers", type=int, default=0, help="threads that make batches ahead")
-    add("--precision", choices=PRECISIONS, help="of matrix products; default auto: see diffusion_lib/precision.py")
-    add("--seed", type=int, default=0)
-    add("--device", help="cpu or cuda; default: cuda where there is one")
+    add(
+        "--save-every",
+        type=whole(1),
+        default=1000,
+        metavar="N",
+        help="steps between two checkpoints, with an evaluation each (default 1000)",
+    )
+    add("--data-workers", type=whole(0, 64), default=0, metavar="N", help="threads that make batches ahead (default 0)")
+    add("--seed", type=whole(0), default=0, help="decides weights, batches and noise (default 0)")
+    add("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
     add("--results-folder", type=Path, help="default: results/ds_<dataset>/model_<model>_diffsteps_<T>")
     add("--log-with", choices=["tensorboard"], help="write its events into the results folder")
     return parser.parse_args(arguments)
@@ -93,25 +100,22 @@ def boolean(text: str) -> bool:
 
 def resolve(options) -> tuple[ExperimentConfig, str]:
     """The configuration (its task and sampler aside) and the mining mode. Raises ConfigError."""
-    mode, supervise = options.mining_mode, options.supervise_energy_landscape
+    mode, supervise = options.mode, options.supervise_energy_landscape
     if None not in (mode, supervise) and supervise != (mode != "none"):
         raise ConfigError(f"supervise_energy_landscape is {supervise}, but mining_mode is {mode!r}; give one of them")
-    given = {
-        name: getattr(options, name)
-        for name in ExperimentConfig.__dataclass_fields__
-        if getattr(options, name, None) is not None
-    }
-    config = ExperimentConfig(**{"train_steps": RELEASED_STEPS, **RECIPES.get(options.model, {}), **given})
-    return config, mode or ("adversarial" if supervise else "none")
+    mode = mode or ("adversarial" if supervise else "none")
+    recipe = RECIPES[options.model or ExperimentConfig.model]
+    mining = MiningConfig(**given(options, MiningConfig) | {"mode": mode})
+    return ExperimentConfig(**{**RELEASED, **recipe, **given(options, ExperimentConfig)}, mining=mining), mode
 
 
-def default_folder(options) -> Path:
+def default_folder(options, config) -> Path:
     """The release's."""
-    suffix = "" if options.diffusion_steps == 100 else f"_diffsteps_{options.diffusion_steps}"
-    return Path("results", f"ds_{options.dataset}", f"model_{options.model}{suffix}")
+    suffix = "" if config.diffusion_steps == 100 else f"_diffsteps_{config.diffusion_steps}"
+    return Path("results", f"ds_{options.dataset}", f"model_{config.model}{suffix}")
 
 
-def build_trainer(options, config: ExperimentConfig, mining_mode: str) -> Trainer1D:
+def build_trainer(options, config: ExperimentConfig, mining_mode: str, folder: Path) -> Trainer1D:
     """The untrained model, whose weights are a function of the seed, in its trainer. Raises ConfigError."""
     task = TASKS[options.dataset]("train", config.rank, options.ood)
     diffusion = build_diffusion(
@@ -125,7 +129,7 @@ def build_trainer(options, config: ExperimentConfig, mining_mode: str) -> Traine
         save_and_sample_every=options.save_every,
         validation_dataset=TASKS[options.dataset]("val", config.rank, options.ood),
         evaluation_size=min(CURVE_SIZE, config.evaluation_size),
-        results_folder=options.results_folder or default_folder(options),
+        results_folder=folder,
         data_workers=options.data_workers,
         seed=options.seed,
         device=options.device,
@@ -134,10 +138,22 @@ def build_trainer(options, config: ExperimentConfig, mining_mode: str) -> Traine
     )
 
 
-def train(trainer: Trainer1D, options, config: ExperimentConfig, mining_mode: str):
+def require_same_task(folder: Path, options, config: ExperimentConfig):
+    """Raises ConfigError where the folder's run is of another task or model than the command names."""
+    if not (folder / "config.json").exists():
+        return
+    there = current(read_json(folder / "config.json")["config"])
+    now = config.to_dict() | {"dataset": options.dataset}
+    for key in ("dataset", "model", "rank", "diffusion_steps"):
+        if there.get(key, now[key]) != now[key]:
+            raise ConfigError(
+                f"{folder} is a run with {key} {there[key]!r}, not {now[key]!r}; write --{key} {there[key]}"
+            )
+
+
+def train(trainer: Trainer1D, options, config: ExperimentConfig):
     """Train in the folder, from where it stands. Raises ConfigError where it is another run's, RunHeld where in use."""
     recorded = config.to_dict() | {
-        "mining_mode": mining_mode,
         "dataset": options.dataset,
         "ood": options.ood,
         "seed": options.seed,
@@ -160,7 +176,7 @@ def train(trainer: Trainer1D, options, config: ExperimentConfig, mining_mode: st
 
 
 def print_errors(trainer: Trainer1D, config: ExperimentConfig):
-    """Errors of the averaged weights on both fixed sets, under both samplers: see diffusion_lib.evaluation."""
+    """Print the averaged weights' errors on both fixed sets under both samplers, and write them to evaluation.csv."""
     rows = []
     for difficulty, task in zip(("same", "harder"), evaluation_tasks(config, trainer.dataset), strict=True):
         chosen = EvaluationSet(task, config.evaluation_size, trainer.device)
@@ -171,6 +187,7 @@ def print_errors(trainer: Trainer1D, config: ExperimentConfig):
     if trainer.accelerator.is_main_process:
         print(f"step {trainer.step}, {config.evaluation_size} examples each")
         print(tabulate(rows, headers="keys", floatfmt=".6g"))
+        write_csv(trainer.results_folder / "evaluation.csv", [{"step": trainer.step, **row} for row in rows])
 
 
 def leave(status: int):

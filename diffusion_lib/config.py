@@ -1,106 +1,67 @@
-"""The configuration of a comparison: one frozen dataclass, checked once, recorded with every run."""
+"""The configuration of a run: each setting declared once, with its default, its check and its help."""
 
 import math
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields, replace
 
 from diffusion_lib.energies import MODELS
 from diffusion_lib.negatives import MiningConfig
 from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.training.precision import PRECISIONS
 
-# What each energy model is trained with, unless a preset or a flag says otherwise.
-RECIPES = {
-    "mlp": {},  # IRED's own: the defaults below
-    "matrix": {
-        "learning_rate": 6e-3,
-        "schedule": "cosine",
-        "batch_size": 128,
-        "train_steps": 1500,
-        "ema_update_every": 1,
-        "clamp": "task",
-    },
-    "matrix-free": {
-        "learning_rate": 1e-2,
-        "schedule": "cosine",
-        "batch_size": 128,
-        "train_steps": 1500,
-        "ema_update_every": 1,
-        "clamp": "task",
-    },
-}
+LARGEST = 10**9
 WARM_UP_STEPS = 50
 # By name, the factor of the learning rate at a step of a run.
 SCHEDULES = {
     "constant": lambda _step, _total: 1.0,
     "cosine": lambda step, total: min(1.0, (step + 1) / WARM_UP_STEPS) * 0.5 * (1 + math.cos(math.pi * step / total)),
 }
-
-# What each preset fixes; every value can be overridden by its own flag. `seeds` is a range as on the command line.
-PRESETS = {
-    # a short run needs a higher learning rate that falls, and an average that forgets its start
-    "demo": {
-        "train_steps": 700,
-        "batch_size": 128,
-        "seeds": "0-1",
-        "evaluation_size": 2048,
-        "learning_rate": 1e-3,
-        "schedule": "cosine",
-        "ema_update_every": 1,
-    },
-    "pilot": {"train_steps": 10_000, "seeds": "0-2"},
-    "full": {"train_steps": 100_000, "seeds": "0-9"},
+SHORT = {"learning_rate": 6e-3, "schedule": "cosine", "batch_size": 128, "train_steps": 1500, "ema_update_every": 1}
+# What each energy model is trained with, unless a preset or a flag says otherwise.
+RECIPES = {
+    "mlp": {},  # IRED's own: the defaults below
+    "matrix": {**SHORT, "clamp": "task"},
+    "matrix-free": {**SHORT, "learning_rate": 1e-2, "clamp": "task"},
 }
+
+
+def setting(default, help: str, choices=None):
+    """A field of a configuration. A whole number must be from 1 to LARGEST, a fraction above 0."""
+    return field(default=default, metadata={"help": help, "choices": tuple(choices) if choices else None})
 
 
 @dataclass(frozen=True)
 class ExperimentConfig:
     """Everything that decides the numbers of a study, but for its strategies and seeds, which may be added to.
 
-    rank: n of the n x n matrices. model: a key of MODELS. batch_size: matrices a step. train_steps: updates.
-    learning_rate, schedule: Adam's, and its course (a key of SCHEDULES).
-    clamp: whose bound on solutions the sampler keeps on the harder matrices, the training task's (2, as published)
-    or the harder task's own (10).
-    ema_update_every: steps between updates of the averaged weights, by 0.005 each once warmed up.
-    diffusion_steps: T. opt_steps, scale_factor, noise_scale, weight: see MiningConfig. evaluation_size: matrices
-    in each fixed evaluation set. precision: see diffusion_lib.training.precision. match_release: the released code's
-    defects. Raises ConfigError for anything that is not allowed.
+    `mining` holds what the strategies share of the mining: see MiningConfig. Raises ConfigError for anything that is
+    not allowed.
     """
 
-    rank: int = 20
-    model: str = "mlp"
-    batch_size: int = 2048
-    train_steps: int = 100_000
-    learning_rate: float = 1e-4
-    schedule: str = "constant"
-    ema_update_every: int = 10
-    clamp: str = "training"
-    diffusion_steps: int = 10
-    opt_steps: int = 2
-    scale_factor: float = 1.0
-    noise_scale: float = 3.0
-    weight: float = 0.5
-    evaluation_size: int = 20_480
-    precision: str = "auto"
-    match_release: bool = False
+    rank: int = setting(20, "n of the n x n matrices")
+    model: str = setting("mlp", "energy model", MODELS)
+    batch_size: int = setting(2048, "examples a step")
+    train_steps: int = setting(100_000, "updates of the weights")
+    learning_rate: float = setting(1e-4, "Adam's")
+    schedule: str = setting("constant", "course of the learning rate", SCHEDULES)
+    ema_update_every: int = setting(10, "steps between updates of the averaged weights, by 0.005 each once warmed up")
+    clamp: str = setting(
+        "training",
+        "whose bound the sampler keeps on the harder matrices: the training task's (2, as published), or the task's "
+        "own (10)",
+        ("training", "task"),
+    )
+    diffusion_steps: int = setting(10, "noise levels T")
+    evaluation_size: int = setting(20_480, "examples in each fixed evaluation set")
+    precision: str = setting("auto", "of matrix products", PRECISIONS)
+    match_release: bool = setting(False, "reproduce the released code's defects")
+    mining: MiningConfig = field(default_factory=MiningConfig)
 
     def __post_init__(self):
-        whole = ("rank", "batch_size", "train_steps", "ema_update_every", "diffusion_steps", "evaluation_size")
-        for name in whole:
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigError(f"{name} is {value!r}; allowed: a whole number from 1")
-        for name, allowed in (
-            ("model", MODELS),
-            ("precision", PRECISIONS),
-            ("schedule", SCHEDULES),
-            ("clamp", ("training", "task")),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; allowed: {', '.join(allowed)}")
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise ConfigError(f"learning_rate is {self.learning_rate!r}; allowed: a positive number")
-        self.mining_config("adversarial")  # checks the four keys
+        for each in settings(type(self)):
+            check(each, getattr(self, each.name))
+        if not isinstance(self.mining, MiningConfig):
+            raise ConfigError(f"mining is {self.mining!r}; allowed: a MiningConfig")
 
     def learning_rate_factor(self, step: int) -> float:
         """The factor of `learning_rate` at a step counted from 0."""
@@ -119,16 +80,91 @@ class ExperimentConfig:
 
     def mining_config(self, mode: str) -> dict:
         """The `mining_config` of GaussianDiffusion1D for a mode."""
-        return MiningConfig(mode, self.opt_steps, self.scale_factor, self.noise_scale, self.weight).to_dict()
+        return replace(self.mining, mode=mode).to_dict()
 
     def to_dict(self) -> dict:
         return asdict(self)
 
+    @classmethod
+    def from_dict(cls, recorded: dict) -> "ExperimentConfig":
+        """Of what config.json records, whatever else it records beside. Raises ConfigError."""
+        known = current(recorded)
+        values = {each.name: known[each.name] for each in settings(cls)}
+        return cls(**values, mining=MiningConfig.from_dict(known["mining"]))
 
-def parse_seeds(text: str) -> list[int]:
-    """'0-9', '3' or '0,2,5-7' as a sorted list without repeats. Raises ConfigError for anything else."""
-    if not re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", text):
-        raise ConfigError(f"seeds are {text!r}; allowed: a list such as 0,2,5 or a range such as 0-9")
+
+def settings(kind=ExperimentConfig) -> list:
+    """The fields of a configuration that hold one value each."""
+    return [each for each in fields(kind) if "help" in each.metadata]
+
+
+def check(each, value):
+    """Raises ConfigError, naming what is allowed, where a setting cannot have the value."""
+    choices, kind = each.metadata.get("choices"), type(each.default)
+    if choices:
+        allowed, holds = ", ".join(choices), value in choices
+    elif kind is bool:
+        allowed, holds = "true or false", isinstance(value, bool)
+    elif kind is int:
+        allowed, holds = f"a whole number from 1 to {LARGEST:,}", type(value) is int and 1 <= value <= LARGEST
+    else:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        allowed, holds = "a positive number", number and math.isfinite(value) and value > 0
+    if not holds:
+        raise ConfigError(f"{each.name} is {value!r}; allowed: {allowed}")
+
+
+def current(recorded: dict) -> dict:
+    """A recorded configuration, that of an earlier version too, in the form of today.
+
+    A setting that it lacks had the default; the mining's settings stood beside the others.
+    """
+    mining = {each.name: recorded[each.name] for each in settings(MiningConfig) if each.name in recorded}
+    if "mining_mode" in recorded:
+        mining["mode"] = recorded["mining_mode"]
+    mining |= recorded.get("mining_config", {}) | recorded.get("mining", {})
+    gone = {*mining, "mining_mode", "mining_config"}
+    rest = {key: value for key, value in recorded.items() if key not in gone}
+    defaults = {each.name: each.default for each in settings()}
+    return defaults | rest | {"mining": MiningConfig().to_dict() | mining}
+
+
+def add_flags(parser, *kinds, leave_out=(), defaults=None):
+    """A flag for each setting of the configurations `kinds`, None where it is not given.
+
+    defaults: what the help shows instead of a setting's own default.
+    """
+    for each in (each for kind in kinds for each in settings(kind) if each.name not in leave_out):
+        shown = (defaults or {}).get(each.name, each.default)
+        flag, text = "--" + each.name.replace("_", "-"), each.metadata["help"]
+        if each.name == "mode":
+            flag = "--mining-mode"
+        if type(each.default) is bool:
+            parser.add_argument(flag, action="store_true", default=None, help=text, dest=each.name)
+            continue
+        choices = each.metadata.get("choices")
+        names = [flag, flag.replace("-", "_").replace("__", "--", 1)] if "-" in flag[2:] else [flag]
+        parser.add_argument(
+            *names,
+            dest=each.name,
+            type=type(each.default),
+            choices=choices,
+            metavar=None if choices else type(each.default).__name__.upper(),
+            help=f"{text} (default {shown})",
+        )
+
+
+def given(options, kind) -> dict:
+    """The settings of a configuration that the command line gave."""
+    values = {each.name: getattr(options, each.name, None) for each in settings(kind)}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def parse_seeds(words) -> list[int]:
+    """Words such as '0-9', '3' or '0,2,5-7' as a sorted list without repeats. Raises ConfigError for anything else."""
+    text = words if isinstance(words, str) else ",".join(words)
+    if not re.fullmatch(r"\d{1,9}(-\d{1,9})?(,\d{1,9}(-\d{1,9})?)*", text):
+        raise ConfigError(f"seeds are {text!r}; allowed: whole numbers such as 0 2 5, or ranges such as 0-9")
     seeds = set()
     for part in text.split(","):
         first, _, last = part.partition("-")

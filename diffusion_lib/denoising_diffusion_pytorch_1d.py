@@ -5,8 +5,9 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm.auto import tqdm
 
-from diffusion_lib.negatives import MiningConfig
-from diffusion_lib.released_api import require_defaults
+from diffusion_lib.energies import DiffusionWrapper, EnergyModel
+from diffusion_lib.negatives import MODES, MiningConfig
+from diffusion_lib.released_api import DIFFUSION_DEFAULTS, ReleasedCalls, refuse_mask, require_defaults
 from diffusion_lib.schedule import cosine_beta_schedule, schedule_buffers
 from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.training.trainer import Trainer1D
@@ -16,37 +17,27 @@ __all__ = ["GaussianDiffusion1D", "Trainer1D"]
 RELEASED_BOUND = 2.0  # the release's clamp of solutions, whatever the task
 INNER_STEPS = 5  # opt_steps at each level of the sampler (IRED, algorithm 2)
 
-# Arguments of the released constructor that serve only its discrete tasks and its unused samplers.
-RELEASED_DEFAULTS = {
-    "objective": "pred_noise",
-    "beta_schedule": "cosine",
-    "ddim_sampling_eta": 0.0,
-    "auto_normalize": True,
-    "sudoku": False,
-    "connectivity": False,
-    "shortest_path": False,
-    "continuous": True,
-}
 
-
-class GaussianDiffusion1D(nn.Module):
+class GaussianDiffusion1D(ReleasedCalls, nn.Module):
     """Diffusion whose noise prediction is the gradient of an energy (IRED, ICML 2024, sections 3.1 to 3.3).
 
-    model: a DiffusionWrapper. timesteps: T. mining_config: dict (or None) for MiningConfig.
-    bound: largest magnitude of a solution's entry that losses and sampler let through (None: 2).
-    use_innerloop_opt: the sampler descends the energy at each level. show_inference_tqdm: a bar for its levels.
-    supervise_energy_landscape: False switches the contrastive term off whatever `mining_config` says, as in
-    the release. baseline: the sampler adds the posterior's noise, as a plain diffusion model does.
-    match_release: reproduce defects 1 to 3 of the README's list of the released code's.
-    Other keywords of the released constructor (seq_length, objective, sudoku, …) are accepted at the value
-    that the continuous tasks use. Raises ConfigError for any other.
+    model: an EnergyModel, or a DiffusionWrapper around one. timesteps: T, 10 in IRED's runs.
+    mining_config: dict (or None) for MiningConfig. bound: largest magnitude of a solution's entry that losses and
+    sampler let through (None: 2). use_innerloop_opt: the sampler descends the energy at each level.
+    show_inference_tqdm: a bar for its levels. supervise_energy_landscape: False switches the contrastive term off
+    whatever `mining_config` says, as in the release. baseline: the sampler adds the posterior's noise, as a plain
+    diffusion model does. match_release: reproduce defects 1 to 3 of the README's list of the released code's.
+    Other keywords of the released constructor (objective, sudoku, …) are accepted at the value that the continuous
+    tasks use; its other calls are in released_api.py. Raises ConfigError for anything that is not allowed.
     """
+
+    inner_steps = INNER_STEPS
 
     def __init__(
         self,
         model,
         *,
-        timesteps: int = 10,
+        timesteps: int | None = None,
         sampling_timesteps: int | None = None,
         mining_config: dict | MiningConfig | None = None,
         bound: float | None = None,
@@ -59,12 +50,18 @@ class GaussianDiffusion1D(nn.Module):
         **released,
     ):
         super().__init__()
-        require_defaults("GaussianDiffusion1D", released, RELEASED_DEFAULTS)
+        require_defaults("GaussianDiffusion1D", released, DIFFUSION_DEFAULTS)
+        if timesteps is None:
+            raise ConfigError("timesteps is missing; write timesteps=10, IRED's own (the release's default is 1000)")
         if isinstance(timesteps, bool) or not isinstance(timesteps, int) or timesteps < 1:
             raise ConfigError(f"timesteps is {timesteps!r}; allowed: a whole number from 1")
         if sampling_timesteps not in (None, timesteps):
             raise ConfigError(f"sampling_timesteps is {sampling_timesteps!r}; allowed: None or timesteps")
-        self.model = model
+        if isinstance(model, EnergyModel):
+            model = DiffusionWrapper(model)
+        if not isinstance(getattr(model, "ebm", None), nn.Module):
+            raise ConfigError(f"model is {type(model).__name__}; allowed: an EnergyModel, or a DiffusionWrapper of one")
+        self.model, self.seq_length = model, seq_length
         self.inp_dim, self.out_dim = model.inp_dim, model.out_dim
         self.num_timesteps = timesteps
         model.ebm.set_timesteps(timesteps)
@@ -78,8 +75,9 @@ class GaussianDiffusion1D(nn.Module):
         for name, value in schedule_buffers(cosine_beta_schedule(timesteps)).items():
             self.register_buffer(name, value)
 
-    def q_sample(self, x_start, t, noise):
+    def q_sample(self, x_start, t, noise=None):
         """x_t = sqrt(alphas_cumprod_t) x_start + sqrt(1 - alphas_cumprod_t) noise, all (B, out_dim)."""
+        noise = torch.randn_like(x_start) if noise is None else noise
         scaled = self._at(self.sqrt_alphas_cumprod, t) * x_start
         return torch.addcmul(scaled, self._at(self.sqrt_one_minus_alphas_cumprod, t), noise)
 
@@ -102,43 +100,34 @@ class GaussianDiffusion1D(nn.Module):
         """Denoising loss plus `mining.weight` times the contrastive loss (IRED, equations 4 and 6).
 
         inp (B, inp_dim), x_start (B, out_dim), t (B,); noise and nce_noise (B, out_dim), drawn where None.
-        Returns the mean loss and a pair of its parts (denoising, contrastive or None).
+        Returns the mean loss and three parts of it: denoising, contrastive, and the mean squared distance of the
+        negatives' candidates from the solution; the last two are -1 without a contrastive term, as in the release.
         """
-        if mask is not None:
-            raise ConfigError("mask is given; allowed: None (the continuous tasks have none)")
+        refuse_mask(mask)
         noise = torch.randn_like(x_start) if noise is None else noise
         ebm = self.model.ebm
         cond = ebm.condition(inp, t)
         noise_prediction = ebm.gradient(cond, self.q_sample(x_start, t, noise))
         denoising = F.mse_loss(noise_prediction, noise)
         if self.mining.mode == "none":
-            return denoising, (denoising, None)
+            return denoising, (denoising, -1, -1)
         nce_noise = torch.randn_like(x_start) if nce_noise is None else nce_noise
-        fake = self.negatives(cond, x_start, t, nce_noise)
+        candidates = self.candidates(cond, x_start, t, nce_noise)
         energy_real = ebm.energy(cond, self.q_sample(x_start, t, nce_noise))
-        energy_fake = ebm.energy(cond, fake)
+        energy_fake = ebm.energy(cond, self.q_sample(candidates, t, nce_noise))
         contrastive = F.softplus(energy_real - energy_fake).mean()
-        return denoising + self.mining.weight * contrastive, (denoising, contrastive)
+        distance = F.mse_loss(candidates, x_start)
+        return denoising + self.mining.weight * contrastive, (denoising, contrastive, distance)
 
     @torch.no_grad()
-    def negatives(self, cond, x_start, t, noise, mining=None):
-        """Negatives at level t (B, out_dim), with the noise of the real sample (IRED, section 3.2).
-
-        mining: another MiningConfig than the model's own.
-        """
+    def candidates(self, cond, x_start, t, noise, mining=None):
+        """The wrong answers of a mining mode (B, out_dim): see negatives.py. mining: None for the model's own."""
         mining = mining or self.mining
-        z = self.q_sample(x_start, t, mining.noise_scale * noise)
-        if mining.mode == "adversarial":
-            z, _ = self.descend(cond, z, t, mining.opt_steps, mining.scale_factor, self.bound)
-        candidate = self.predict_start(z, t).clamp(-self.bound, self.bound)
-        return self.q_sample(candidate, t, noise)
+        return MODES[mining.mode](self, cond, x_start, t, noise, mining).clamp(-self.bound, self.bound)
 
-    @torch.no_grad()
-    def opt_step(self, inp, img, t, mask=None, data_cond=None, step=INNER_STEPS, sf=1.0):
-        """`step` descents of the energy from img (B, out_dim) at levels t (B,); see `descend`."""
-        if mask is not None or data_cond is not None:
-            raise ConfigError("mask is given; allowed: None (the continuous tasks have none)")
-        return self.descend(self.model.ebm.condition(inp, t), img, t, step, sf, self.bound)[0]
+    def negatives(self, cond, x_start, t, noise, mining=None):
+        """The candidates at level t (B, out_dim), with the noise of the real sample (IRED, section 3.2)."""
+        return self.q_sample(self.candidates(cond, x_start, t, noise, mining), t, noise)
 
     @torch.no_grad()
     def descend(self, cond, z, t, steps, scale, bound):
@@ -173,16 +162,8 @@ class GaussianDiffusion1D(nn.Module):
             t = t[:1]  # defect 2: the first sample's level for the whole batch
         return self._at(self.sqrt_alphas_cumprod, t) * bound
 
-    def sample(self, x, label=None, mask=None, batch_size=None, return_traj=False, **options):
-        """Solve inputs x (B, inp_dim): see `p_sample_loop`. `label` is unused and batch_size must be B."""
-        if mask is not None or (label is not None and label.shape[0] != x.shape[0]):
-            raise ConfigError("mask must be None and label, where given, must have a row for each input")
-        if batch_size not in (None, x.shape[0]):
-            raise ConfigError(f"batch_size is {batch_size}; allowed: None or the number of inputs, {x.shape[0]}")
-        return self.p_sample_loop(x, return_traj=return_traj, **options)
-
     @torch.no_grad()
-    def p_sample_loop(
+    def sample_loop(
         self, inp, *, start=None, generator=None, inner_steps=None, bound=None, levels=None, return_traj=False
     ):
         """Solutions (B, out_dim) for inputs (B, inp_dim); with return_traj those of every level, (T, B, out_dim).
@@ -192,7 +173,7 @@ class GaussianDiffusion1D(nn.Module):
         levels: those of 0 … T-1 to visit, descending (None: all).
         """
         if inner_steps is None:
-            inner_steps = INNER_STEPS if self.use_innerloop_opt else 0
+            inner_steps = self.inner_steps if self.use_innerloop_opt else 0
         bound = self.bound if bound is None else bound
         x = start
         if x is None:

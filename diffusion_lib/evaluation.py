@@ -14,7 +14,7 @@ import torch.distributed
 
 from diffusion_lib.negatives import MiningConfig
 from diffusion_lib.seeds import seeded_generator
-from diffusion_lib.tasks import Task
+from diffusion_lib.tasks.base import Task, as_task
 
 SAMPLERS = {"plain": 0, "innerloop": 5}  # name -> opt_steps at each level
 
@@ -44,6 +44,7 @@ class EvaluationSet:
     """
 
     def __init__(self, task: Task, size: int, device):
+        task = as_task(task)
         self.task, self.size = task, size
         inp, self.target = task.sample(size, seeded_generator("evaluation data"), dtype=torch.float64)
         noise = torch.randn(2, size, task.out_dim, generator=seeded_generator("evaluation noise"))
@@ -62,7 +63,7 @@ def sampler_metrics(diffusion, chosen: EvaluationSet, inner_steps: int | None, b
     """The task's errors, by name, of the sampler with `inner_steps` opt_steps a level on an evaluation set."""
     errors = []
     for rows in chosen.batches(batch_size, share):
-        prediction = diffusion.p_sample_loop(
+        prediction = diffusion.sample_loop(
             chosen.inp[rows], start=chosen.start[rows], inner_steps=inner_steps, bound=_bound(diffusion, chosen)
         )
         errors.append(chosen.task.errors(chosen.inp[rows], chosen.target[rows], prediction))
@@ -77,7 +78,8 @@ def mean_errors(chosen: EvaluationSet, prediction) -> dict:
 
 
 def _bound(diffusion, chosen):
-    return diffusion.bound if diffusion.match_release else chosen.task.bound
+    own = chosen.task.bound
+    return diffusion.bound if diffusion.match_release or own is None else own
 
 
 @torch.no_grad()

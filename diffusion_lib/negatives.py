@@ -1,32 +1,44 @@
-"""Negative mining: which wrong answers the contrastive loss pushes up, and how they are found."""
+"""Negatives: which wrong answers the contrastive loss pushes up, and how they are found (IRED, section 3.2)."""
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from numbers import Real
 
 from diffusion_lib.system.errors import ConfigError
 
-MODES = ("none", "random", "adversarial")
+
+def noisier_sample(diffusion, _cond, x_start, t, noise, mining):
+    """The solution with `noise_scale` times the noise: candidates (B, out_dim)."""
+    return diffusion.predict_start(diffusion.q_sample(x_start, t, mining.noise_scale * noise), t)
+
+
+def descended_sample(diffusion, cond, x_start, t, noise, mining):
+    """The noisier sample after `opt_steps` descents of the energy, IRED's own choice: candidates (B, out_dim)."""
+    z = diffusion.q_sample(x_start, t, mining.noise_scale * noise)
+    z, _ = diffusion.descend(cond, z, t, mining.opt_steps, mining.scale_factor, diffusion.bound)
+    return diffusion.predict_start(z, t)
+
+
+# By mode, the function that makes the candidates, called as f(diffusion, cond, x_start, t, noise, mining) without
+# gradients. To add a mode, write its function and its line.
+MODES = {"none": None, "random": noisier_sample, "adversarial": descended_sample}
 
 
 @dataclass(frozen=True)
 class MiningConfig:
     """How negatives are made (IRED, section 3.2, equation 6, and its released code).
 
-    mode: 'none' (no contrastive term, and no work for one), 'random' (a noisier sample), or 'adversarial'
-        (the noisier sample after `opt_steps` descents of the energy: IRED's own choice).
-    opt_steps: number of those descents; scale_factor: multiplies each of their step sizes.
-    noise_scale: the noise of the negative's start, in units of the diffusion's own at that t.
-    weight: factor of the contrastive loss.
-    Raises ConfigError (a ValueError) naming what is allowed.
+    `none` has no contrastive term and does no work for one. Raises ConfigError (a ValueError) naming what is allowed.
     """
 
-    mode: str = "adversarial"
-    opt_steps: int = 2
-    scale_factor: float = 1.0
-    noise_scale: float = 3.0
-    weight: float = 0.5
+    mode: str = field(default="adversarial", metadata={"help": "how negatives are made", "choices": tuple(MODES)})
+    opt_steps: int = field(default=2, metadata={"help": "descents of the energy behind an adversarial negative"})
+    scale_factor: float = field(default=1.0, metadata={"help": "factor of the step size of those descents"})
+    noise_scale: float = field(
+        default=3.0, metadata={"help": "noise of a negative's start, in units of the diffusion's own at its level"}
+    )
+    weight: float = field(default=0.5, metadata={"help": "factor of the contrastive loss"})
 
     def __post_init__(self):
         if self.mode not in MODES:

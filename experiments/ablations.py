@@ -58,7 +58,7 @@ def parse_arguments(arguments):
 def mining_arms(key: str, values, config: ExperimentConfig) -> dict[str, dict]:
     """Name -> mining_config: the baseline, and IRED's adversarial mining at each value of the setting."""
     return {"baseline": config.mining_config("none")} | {
-        f"{key}={value}": replace(config, **{key: value}).mining_config("adversarial") for value in values
+        f"{key}={value}": replace(config.mining, mode="adversarial", **{key: value}).to_dict() for value in values
     }
 
 

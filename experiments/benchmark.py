@@ -81,7 +81,7 @@ def step_flops(mode: str, rank: int, batch_size: int, opt_steps: int = 2) -> flo
 def initial_diffusion(mode, model, rank, device) -> GaussianDiffusion1D:
     torch.manual_seed(0)
     ebm = MODELS[model](rank**2, rank**2)
-    return GaussianDiffusion1D(DiffusionWrapper(ebm), mining_config={"mode": mode}).to(device)
+    return GaussianDiffusion1D(DiffusionWrapper(ebm), timesteps=10, mining_config={"mode": mode}).to(device)
 
 
 def our_step(mode, model, rank, batch_size, device, bf16=False):
@@ -201,7 +201,7 @@ def measure_sampling(options, released) -> list[dict]:
     diffusion, inp, start = sampling_problem(*setting)
     for name, inner in (("plain", 0), ("innerloop", 5)):
         released.prepare(released_sampling, inner, *setting)
-        ours = {"ours": lambda inner=inner: diffusion.p_sample_loop(inp, start=start, inner_steps=inner)}
+        ours = {"ours": lambda inner=inner: diffusion.sample_loop(inp, start=start, inner_steps=inner)}
         repeats = max(1, options.repeats // 3)
         rows.append(compare(f"sampling, {name}", ours, released, options, repeats))
     return rows

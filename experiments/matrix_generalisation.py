@@ -140,7 +140,7 @@ def timing_rows(diffusion, config: ExperimentConfig, repeats: int) -> list[dict]
     """Milliseconds per 1000 float32 matrices of the model's samplers and of two solvers, measured in turn."""
     chosen = EvaluationSet(inverse_task(config, config.rank), TIMED, "cpu")
     functions = {
-        f"{config.model}, {sampler}": lambda steps=steps: diffusion.p_sample_loop(
+        f"{config.model}, {sampler}": lambda steps=steps: diffusion.sample_loop(
             chosen.inp, start=chosen.start, inner_steps=steps, bound=chosen.task.bound
         )
         for sampler, steps in SAMPLERS.items()
@@ -158,7 +158,7 @@ def main(arguments=None):
     options = parse_arguments(arguments)
     study = options.results / check_name(options.study)
     runs = finished_runs(study)
-    config = ExperimentConfig(**read_json(study / "config.json")["config"])
+    config = ExperimentConfig.from_dict(read_json(study / "config.json")["config"])
     choose_products(config.precision, torch.device("cpu"))
     models = {key: load_run(folder, config) for key, folder in runs.items()}
     sizes = size_rows(models, config, options.evaluation_size)

@@ -10,13 +10,14 @@ failed run, 75 stopped by a signal with everything saved.
 import argparse
 import os
 import sys
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from diffusion_lib.config import PRESETS, RECIPES, ExperimentConfig, check_name, parse_seeds
+from diffusion_lib.config import RECIPES, ExperimentConfig, add_flags, check_name, given, parse_seeds
+from diffusion_lib.negatives import MiningConfig
+from diffusion_lib.system.arguments import Parser, header
 from diffusion_lib.system.environment import ROOT
 from diffusion_lib.system.errors import EXIT_BAD_INPUT, ConfigError, exit_status
 from diffusion_lib.training.precision import choose_products
@@ -35,44 +36,64 @@ STRATEGIES = {
 }
 
 
+# What each preset fixes; every value can be overridden by its own flag. `seeds` is a range as on the command line.
+PRESETS = {
+    # a short run needs a higher learning rate that falls, and an average that forgets its start
+    "demo": {
+        "train_steps": 700,
+        "batch_size": 128,
+        "seeds": "0-1",
+        "evaluation_size": 2048,
+        "learning_rate": 1e-3,
+        "schedule": "cosine",
+        "ema_update_every": 1,
+    },
+    "pilot": {"train_steps": 10_000, "seeds": "0-2"},
+    "full": {"train_steps": 100_000, "seeds": "0-9"},
+}
+
+
 def get_mining_config(strategy: str, config: ExperimentConfig | None = None) -> dict:
     """The `mining_config` dict of a strategy. Raises ConfigError for an unknown one."""
     if strategy not in STRATEGIES:
         raise ConfigError(f"unknown strategy {strategy!r}; allowed: {', '.join(STRATEGIES)}")
-    return {**(config or ExperimentConfig()).mining_config("adversarial"), **STRATEGIES[strategy]}
+    return {**(config or ExperimentConfig()).mining.to_dict(), **STRATEGIES[strategy]}
 
 
 def parse_arguments(arguments=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", choices=PRESETS, help="demo (minutes on a laptop), pilot (10K steps), full (100K)")
-    parser.add_argument("--pilot", action="store_const", const="pilot", dest="preset", help="same as --preset pilot")
-    parser.add_argument("--strategies", nargs="+", default=list(STRATEGIES), metavar="NAME", help=", ".join(STRATEGIES))
-    parser.add_argument("--seeds", help="0-9, or 0,2,5")
-    for field in fields(ExperimentConfig):
-        flag = "--" + field.name.replace("_", "-")
-        if field.type in (bool, "bool"):
-            parser.add_argument(flag, action="store_true", default=None, help="reproduce the released code's defects")
-        else:
-            parser.add_argument(flag, type=type(field.default), help=f"default {field.default}")
-    parser.add_argument("--device", help="cpu or cuda; default: cuda where there is one")
-    parser.add_argument(
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add("--preset", choices=PRESETS, help="demo (minutes on a laptop), pilot (10K steps), full (100K)")
+    add("--pilot", action="store_const", const="pilot", dest="preset", help="same as --preset pilot")
+    add(
+        "--strategies",
+        nargs="+",
+        default=list(STRATEGIES),
+        choices=STRATEGIES,
+        metavar="NAME",
+        help=f"default: all of {', '.join(STRATEGIES)}",
+    )
+    add("--seeds", nargs="+", metavar="SEED", help="0 2 5, or 0-9; default: the preset's, or 0")
+    add_flags(parser, ExperimentConfig, MiningConfig, leave_out=("mode",))
+    add("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    add(
         "--at-once",
         type=int,
         metavar="N",
-        help="runs trained at the same time, each in a process of "
-        "its own; default: on a CPU as many as torch has threads, which they share, on a GPU 1",
+        help="runs trained at the same time, each in a process of its own; "
+        "default: on a CPU as many as torch has threads, which they share, on a GPU 1",
     )
-    parser.add_argument("--name", help="name of the study, default: the preset's and the model's")
-    parser.add_argument("--results", type=Path, default=ROOT / "results", help="default: results/ of this project")
-    parser.add_argument("--fresh", action="store_true", help="delete what an earlier study of this name left")
-    parser.add_argument("--report-only", action="store_true", help="train nothing; report the finished runs")
-    parser.add_argument("--status", action="store_true", help="train nothing; show where each run stands")
-    parser.add_argument(
+    add("--name", help="name of the study, default: the preset's and the model's")
+    add("--results", type=Path, default=ROOT / "results", help="default: results/ of this project")
+    add("--fresh", action="store_true", help="delete what an earlier study of this name left")
+    add("--report-only", action="store_true", help="train nothing; report the finished runs")
+    add("--status", action="store_true", help="train nothing; show where each run stands")
+    add(
         "--task",
         type=int,
         metavar="I",
-        help="only run I of strategies x seeds, without a report: "
-        "for job arrays; I counts from 0, run I is strategy I mod S of seed I div S",
+        help="only run I of strategies x seeds, without a report: for job arrays; I "
+        "counts from 0, run I is seed I mod N of strategy I div N, N seeds",
     )
     return parser.parse_args(arguments)
 
@@ -80,14 +101,12 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
 def resolve(options: argparse.Namespace) -> tuple[ExperimentConfig, list[int], str]:
     """Configuration, seeds and name: the flags, over the preset, the recipe, the defaults. Raises ConfigError."""
     preset = dict(PRESETS.get(options.preset, {}))
-    preset_seeds = preset.pop("seeds", "0")
-    given = {f.name: getattr(options, f.name) for f in fields(ExperimentConfig) if getattr(options, f.name) is not None}
-    recipe = RECIPES.get(options.model or ExperimentConfig.model, {})
-    config = ExperimentConfig(**{**recipe, **preset, **given})
-    seeds = parse_seeds(options.seeds if options.seeds is not None else preset_seeds)
-    for strategy in options.strategies:
-        get_mining_config(strategy, config)
-    return config, seeds, check_name(options.name or f"{options.preset or 'custom'}-{config.model}")
+    seeds = options.seeds or [preset.pop("seeds", "0")]
+    preset.pop("seeds", None)
+    recipe = RECIPES[options.model or ExperimentConfig.model]
+    mining = MiningConfig(**given(options, MiningConfig))
+    config = ExperimentConfig(**{**recipe, **preset, **given(options, ExperimentConfig)}, mining=mining)
+    return config, parse_seeds(seeds), check_name(options.name or f"{options.preset or 'custom'}-{config.model}")
 
 
 def run_folder(study: Path, strategy: str, seed: int) -> Path:
@@ -110,7 +129,9 @@ def run_study(options, config: ExperimentConfig, study: Path, arms: dict[str, di
     if options.task is not None:
         if not 0 <= options.task < len(runs):
             raise ConfigError(f"task is {options.task}; allowed: 0 to {len(runs) - 1}, one for each strategy and seed")
-        runs = dict([list(runs.items())[options.task]])
+        # strategy by strategy, so that one that is added at the end renumbers none of those before it
+        numbered = [run_folder(study, arm, seed) for arm in arms for seed in seeds]
+        runs = {numbered[options.task]: runs[numbered[options.task]]}
     if options.status:
         print(status_table(study, list(runs)))
         return 0
@@ -137,6 +158,9 @@ def train(options, config: ExperimentConfig, study: Path, runs: dict[Path, tuple
     # a published study comes without its runs: those made now are of this machine and version
     prepare_folder(study, config.to_dict(), device, renew=not (study / "runs").exists())
     at_once, threads = shares(options, len(runs))
+    header(
+        study=study, model=config.model, strategies=" ".join(arms), runs=len(runs), at_once=at_once, device=device.type
+    )
     return run_all(
         {
             f"{arm} seed {seed}": partial(run_experiment, arm, seed, config, arms[arm], folder, options.device)
@@ -162,7 +186,11 @@ def shares(options, runs: int) -> tuple[int, int]:
 
 def report(study: Path, asked: list[Path], order: list[str]):
     """Report all runs that ended, and say if those asked for are not among them. Raises ConfigError if none ended."""
-    config, reported, ended = ExperimentConfig(**read_json(study / "config.json")["config"]), None, ended_runs(study)
+    config, reported, ended = (
+        ExperimentConfig.from_dict(read_json(study / "config.json")["config"]),
+        None,
+        ended_runs(study),
+    )
     while ended != reported:  # again if a run ended meanwhile: of two reports made at a time the last must have all
         write_report(study, config, order)
         reported, ended = ended, ended_runs(study)

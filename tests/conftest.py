@@ -46,7 +46,7 @@ def device(request):
 def make_diffusion(rank=3, seed=0, **options) -> GaussianDiffusion1D:
     torch.manual_seed(seed)
     task = Inverse("train", rank)
-    return GaussianDiffusion1D(DiffusionWrapper(EBM(task.inp_dim, task.out_dim)), **options)
+    return GaussianDiffusion1D(DiffusionWrapper(EBM(task.inp_dim, task.out_dim)), **{"timesteps": 10, **options})
 
 
 def make_trainer(folder, rank=3, mode="adversarial", seed=0, **options) -> Trainer1D:

@@ -41,7 +41,7 @@ def test_batching_and_sharing_do_not_change_a_metric():
 
 def test_the_sampler_is_bounded_by_the_evaluated_task():
     diffusion, harder = make_diffusion(bound=2.0), EvaluationSet(Inverse("val", 3, ood=True), 30, "cpu")
-    wide = diffusion.p_sample_loop(harder.inp, start=harder.start, inner_steps=0, bound=harder.task.bound)
+    wide = diffusion.sample_loop(harder.inp, start=harder.start, inner_steps=0, bound=harder.task.bound)
     assert wide.abs().max() > 2.0
     expected = harder.task.errors(harder.inp, harder.target, wide)["mse"].mean().item()
     assert sampler_metrics(diffusion, harder, 0)["mse"] == pytest.approx(expected)

@@ -211,7 +211,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         trainer.train()
     assert trainer.checkpoint_path("last").read_bytes() == kept
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.pt", "metrics.csv"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.pt", "metrics.csv", "model-1.pt"]
 
 
 def test_ema_copies_the_schedule_and_averages_the_weights(tmp_path):

@@ -1,12 +1,14 @@
 """Training batches as a function of (seed, step): resuming and repeating need no saved generator."""
 
+import itertools
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import torch
+from torch.utils.data import DataLoader
 
 from diffusion_lib.seeds import seeded_generator
-from diffusion_lib.tasks import Task
+from diffusion_lib.tasks.base import ItemTask, Task, as_task
 
 # The uses of a run's seed: each has a stream of its own, so that adding one leaves the others as they are.
 INITIAL_WEIGHTS, DATA, LEVELS_AND_NOISE, NCE_NOISE = "initial weights", "data", "levels and noise", "nce noise"
@@ -26,8 +28,8 @@ class BatchStream:
     """The batches of one run. `batch(k)` depends on (seed, k) alone: not on the strategy, nor on what was drawn.
 
     On a GPU batches are made `chunk` at a time, since one launch then serves many; the CPU's cache prefers one.
-    Process `rank` of `world` gets its share of the rows of each global batch. With `workers` threads (0: none)
-    the next chunks are made while this one is used.
+    Process `rank` of `world` gets its share of the rows of each global batch. With `workers` (0: none) the next
+    chunks are made while this one is used: by threads for a task, by processes for a Dataset of items.
     """
 
     def __init__(
@@ -42,9 +44,13 @@ class BatchStream:
         rank: int = 0,
         world: int = 1,
     ):
-        self.task, self.batch_size, self.num_timesteps, self.seed = task, batch_size, num_timesteps, seed
+        self.task, self.batch_size, self.num_timesteps, self.seed = as_task(task), batch_size, num_timesteps, seed
         self.device, self.contrastive = device, contrastive
         self.chunk = 16 if device.type == "cuda" else 1
+        self.items = None
+        if isinstance(self.task, ItemTask):
+            self.items, self.chunk = ItemSource(self.task, batch_size, seed, workers), 1
+            workers = 0
         self.rows = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
         self.pool = ThreadPoolExecutor(workers) if workers else None
         self.ahead = range(1, workers + 1)
@@ -71,7 +77,10 @@ class BatchStream:
 
     def _make(self, index):
         count, size = self.chunk * self.batch_size, (self.chunk, self.batch_size)
-        inp, target = self.task.sample(count, self._generator(DATA, index), self.device)
+        if self.items:
+            inp, target = (part.to(self.device, torch.float32) for part in self.items.batch(index))
+        else:
+            inp, target = self.task.sample(count, self._generator(DATA, index), self.device)
         levels = self._generator(LEVELS_AND_NOISE, index)
         t = torch.randint(0, self.num_timesteps, size, generator=levels, device=self.device)
         noise = torch.randn(*size, self.task.out_dim, generator=levels, device=self.device)
@@ -83,3 +92,22 @@ class BatchStream:
 
     def _generator(self, use, index):
         return seeded_generator(use, self.seed, index, device=self.device)
+
+
+class ItemSource:
+    """Batches of a Dataset's items through a DataLoader; those of step k are a function of (seed, k)."""
+
+    def __init__(self, task: ItemTask, batch_size: int, seed: int, workers: int):
+        self.task, self.batch_size, self.seed, self.workers = task, batch_size, seed, workers
+        self.following, self.loader = None, None
+
+    def batch(self, step: int):
+        """Inputs and targets of step `step`, on the CPU. Asked for in order, they are loaded ahead."""
+        if step != self.following:
+            self.loader = iter(DataLoader(self.task.dataset, batch_sampler=self._from(step), num_workers=self.workers))
+        self.following = step + 1
+        return next(self.loader)
+
+    def _from(self, step):
+        for k in itertools.count(step):
+            yield self.task.indices(self.batch_size, seeded_generator(DATA, self.seed, k))

@@ -47,9 +47,8 @@ class TrainStep:
         self.accelerator.backward(loss)
         norm = self.accelerator.clip_grad_norm_(self.parameters, self.max_norm)
         # over all processes, each of which has the losses of its own rows
-        measured = torch.stack([loss, *(part for part in parts if part is not None)]).detach()
-        measured = self.accelerator.reduce(measured, "mean")
-        loss, parts = measured[0], (measured[1], measured[2] if len(measured) == 3 else None)
+        measured = torch.stack([loss, *(part for part in parts if isinstance(part, torch.Tensor))]).detach()
+        loss, *parts = self.accelerator.reduce(measured, "mean").unbind()
         self.clipped.copy_(norm > self.max_norm)
         bad = (~torch.isfinite(norm + loss)).float()
         self.non_finite.copy_(torch.maximum(self.non_finite, bad))

@@ -7,11 +7,10 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin
 from ema_pytorch import EMA
-from tabulate import tabulate
 from torch.optim import Adam
 
 from diffusion_lib.evaluation import EvaluationSet, Share, sampler_metrics
-from diffusion_lib.released_api import require_defaults
+from diffusion_lib.released_api import TRAINER_DEFAULTS, ReleasedTrainerCalls, require_defaults
 from diffusion_lib.system.errors import CheckpointError, ConfigError, Interrupted, NonFiniteLossError
 from diffusion_lib.system.files import load_checkpoint, save_checkpoint, write_csv
 from diffusion_lib.system.memory import keep_freed_memory
@@ -22,19 +21,6 @@ from diffusion_lib.training.step import TrainStep
 
 MAX_GRADIENT_NORM = 1.0
 GPU_CHECK_EVERY = 100  # steps between two looks at the loss on a GPU: each look waits for the device
-
-# Arguments of the released constructor that serve only its other tasks, or nothing.
-RELEASED_DEFAULTS = {
-    "gradient_accumulate_every": 1,
-    "num_samples": 25,
-    "amp": False,
-    "fp16": False,
-    "split_batches": True,
-    "metric": "mse",
-    "cond_mask": False,
-    "latent": False,
-    "autoencode_model": None,
-}
 
 
 def chosen_device(device: str | None) -> torch.device:
@@ -62,7 +48,7 @@ def make_accelerator(device: str | None = None, log_with: str | None = None, fol
     )
 
 
-class Trainer1D:
+class Trainer1D(ReleasedTrainerCalls):
     """Trains a GaussianDiffusion1D on a Task (names and defaults as in IRED's released trainer).
 
     seed: with the step, it decides each batch, its levels and its noise. lr_schedule: factor of train_lr at a
@@ -70,7 +56,10 @@ class Trainer1D:
     none). evaluation_size: examples in each fixed evaluation set. log_every: steps between rows of
     metrics.csv. on_log: called with each row. log_with: 'tensorboard' or None. label: shown with the progress.
     validation_dataset, extra_validation_datasets (by name, every extra_validation_every_mul-th time) are
-    evaluated each save_and_sample_every steps. Raises ConfigError for values that are not allowed.
+    evaluated each save_and_sample_every steps, and the checkpoint of that step is kept as model-N.pt, N counted from 1,
+    unless keep_milestones is False. num_samples is unused, as in the release. The datasets are tasks, or any torch
+    Dataset of (inp, target) items with `inp_dim` and `out_dim`, which data_workers processes then load.
+    Raises ConfigError for values that are not allowed.
     """
 
     def __init__(
@@ -100,9 +89,11 @@ class Trainer1D:
         log_with=None,
         on_log=None,
         label="train",
+        keep_milestones=True,
+        num_samples=None,
         **released,
     ):
-        require_defaults("Trainer1D", released, RELEASED_DEFAULTS)
+        require_defaults("Trainer1D", released, TRAINER_DEFAULTS)
         for name, value in (
             ("train_num_steps", train_num_steps),
             ("train_batch_size", train_batch_size),
@@ -113,6 +104,8 @@ class Trainer1D:
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{name} is {value!r}; allowed: a whole number from 1")
         self.results_folder = Path(results_folder)
+        self.results_folder.mkdir(parents=True, exist_ok=True)
+        self.keep_milestones = keep_milestones
         self.accelerator = accelerator = make_accelerator(device, log_with, self.results_folder)
         if train_batch_size % accelerator.num_processes:
             raise ConfigError(
@@ -136,8 +129,8 @@ class Trainer1D:
         self.model, self.opt = accelerator.prepare(diffusion_model, optimizer)
         self.train_step = TrainStep(accelerator, self.model, self.opt, MAX_GRADIENT_NORM)
         self.check_every = GPU_CHECK_EVERY if on_gpu else 1
-        # since the last row of metrics.csv: the loss, its two parts, clipped gradients, and the number of steps
-        self.loss_sums = torch.zeros(5, device=accelerator.device, dtype=torch.float64)
+        # since the last row of metrics.csv: the loss, its three parts, clipped gradients, and the number of steps
+        self.loss_sums = torch.zeros(6, device=accelerator.device, dtype=torch.float64)
 
         contrastive = diffusion_model.mining.mode != "none"
         share = Share(accelerator.process_index, accelerator.num_processes)
@@ -190,6 +183,9 @@ class Trainer1D:
             "loss_sums": self.loss_sums,
         }
         save_checkpoint(self.checkpoint_path(milestone), state)
+        number, between = divmod(self.step, self.save_and_sample_every)
+        if self.keep_milestones and milestone == "last" and number and not between:
+            save_checkpoint(self.checkpoint_path(number), state)
         if self.history:
             write_csv(self.results_folder / "metrics.csv", self.history)
 
@@ -243,7 +239,7 @@ class Trainer1D:
         if self.accelerator.log_with:
             self.accelerator.init_trackers(self.label.replace(" ", "-"))
         if self.evaluate_first:
-            self._print(self.evaluate())
+            self.evaluate()
         progress = Progress(self.label, self.step, self.train_num_steps, self.accelerator.is_main_process)
         try:
             with stop_requests() as request:
@@ -275,7 +271,7 @@ class Trainer1D:
         if check_due:
             progress.update(self.step, loss.item())
         if log_due:
-            self._log(self.evaluate() if save_due or last else {})
+            self._log(self.evaluation() if save_due or last else {})
         if save_due:
             self.save()
 
@@ -283,7 +279,7 @@ class Trainer1D:
         """The next batch, its update and the average's; returns the loss, without waiting for the device."""
         self._set_learning_rate()
         loss, parts = self.train_step(self.stream.batch(self.step))
-        parts = [loss.new_zeros(()) if part is None else part for part in parts]
+        parts = [*parts, *[loss.new_zeros(())] * (3 - len(parts))]  # without a contrastive term there is one
         self.loss_sums += torch.stack([loss, *parts, self.train_step.clipped, torch.ones_like(loss)])
         self.step += 1
         self.ema.update()
@@ -304,13 +300,14 @@ class Trainer1D:
         return asked
 
     def _log(self, evaluation):
-        loss, denoising, contrastive, clipped, _ = (self.loss_sums / self.loss_sums[-1]).tolist()
+        loss, denoising, contrastive, distance, clipped, _ = (self.loss_sums / self.loss_sums[-1]).tolist()
         self.loss_sums.zero_()
         row = {
             "step": self.step,
             "loss": loss,
             "loss_denoise": denoising,
             "loss_contrastive": contrastive,
+            "negative_distance": distance,
             "clipped": clipped,
             "train_seconds": round(self.train_seconds, 3),
             **evaluation,
@@ -321,7 +318,7 @@ class Trainer1D:
         if self.on_log and self.accelerator.is_main_process:
             self.on_log(row)
 
-    def evaluate(self) -> dict[str, float]:
+    def evaluation(self) -> dict[str, float]:
         """Mean squared error of the EMA weights on each fixed set, under the model's own sampler."""
         last = self.step >= self.train_num_steps
         everything = last or (self.step // self.save_and_sample_every) % self.extra_every == 0
@@ -331,10 +328,6 @@ class Trainer1D:
             for name, chosen in self.evaluation_sets.items()
             if everything or name == "val"
         }
-
-    def _print(self, metrics):
-        if self.accelerator.is_main_process:
-            print(tabulate(metrics.items(), headers=("metric", f"step {self.step}"), floatfmt=".6g"))
 
 
 def make_ema(diffusion_model, decay, update_every) -> EMA:

@@ -83,7 +83,7 @@ def diffusion_step_rows(diffusion, val, ood) -> list[dict]:
 
 
 def _solve(diffusion, chosen, **options):
-    return diffusion.p_sample_loop(chosen.inp, start=chosen.start, inner_steps=0, bound=chosen.task.bound, **options)
+    return diffusion.sample_loop(chosen.inp, start=chosen.start, inner_steps=0, bound=chosen.task.bound, **options)
 
 
 def conditioning_rows(diffusion, val, ood) -> list[dict]:

@@ -4,7 +4,7 @@ import json
 import math
 from pathlib import Path
 
-from diffusion_lib.config import ExperimentConfig
+from diffusion_lib.config import ExperimentConfig, current
 from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.system.files import load_checkpoint, write_atomic, write_csv, write_json
 from experiments.analysis.figures import interval_plot, learning_curves
@@ -93,7 +93,7 @@ def run_diagnosis(run: Path, config) -> dict:
 def load_run(run: Path, config):
     """The averaged (EMA) weights of a finished run, on the CPU. Raises CheckpointError."""
     recorded = read_json(run / "config.json")["config"]
-    diffusion = build_diffusion(config, recorded["mining_config"], recorded["seed"])
+    diffusion = build_diffusion(config, current(recorded)["mining"], recorded["seed"])
     state = load_checkpoint(run / "last.pt", "cpu")["ema"]
     prefix = "ema_model."
     averaged = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from diffusion_lib.config import current
 from diffusion_lib.system.environment import environment
 from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.system.files import write_json
@@ -30,15 +31,19 @@ def prepare_folder(folder: Path, config: dict, device: torch.device, remedy=REME
 def require_same(folder: Path, config: dict, remedy: str):
     """Raises ConfigError where the folder was made for another configuration."""
     path = folder / "config.json"
-    recorded = read_json(path).get("config", {})
-    keys = sorted(set(recorded) | set(config))
+    there, now = (flat(current(each)) for each in (read_json(path).get("config", {}), config))
     differing = [
-        f"{key} (there {recorded.get(key)!r}, now {config.get(key)!r})"
-        for key in keys
-        if recorded.get(key) != config.get(key)
+        f"{key} (there {there.get(key)!r}, now {now.get(key)!r})"
+        for key in sorted(there | now)
+        if there.get(key) != now.get(key)
     ]
     if differing:
         raise ConfigError(f"{folder} was made by another configuration: {'; '.join(differing)}. {remedy}")
+
+
+def flat(config: dict) -> dict:
+    """The mining's settings beside the others, for messages: 'opt_steps', as its flag is called."""
+    return {key: value for key, value in config.items() if key != "mining"} | config["mining"]
 
 
 def read_json(path: Path) -> dict:

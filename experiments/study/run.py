@@ -66,6 +66,7 @@ def build_trainer(config, diffusion, seed, folder, device=None, **options) -> Tr
         evaluation_size=min(CURVE_SIZE, config.evaluation_size),
         seed=seed,
         device=device,
+        keep_milestones=False,
         **options,
     )
 
@@ -89,7 +90,7 @@ def run_experiment(
     folder = Path(folder)
     place = chosen_device(device)
     choose_products(config.precision, place)  # first, for config.json to record them
-    recorded = {**config.to_dict(), "strategy": strategy, "seed": seed, "mining_config": mining_config}
+    recorded = {**config.to_dict(), "mining": mining_config, "strategy": strategy, "seed": seed}
     prepare_folder(folder, recorded, place)
     done = read_result(folder)
     if done:

@@ -1,0 +1,34 @@
+"""Command lines: no abbreviated flags, and a mistake is one line with exit status 2."""
+
+import argparse
+import sys
+
+from diffusion_lib.system.errors import EXIT_BAD_INPUT
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose description is the docstring as it is written."""
+
+    def __init__(self, description: str, **options):
+        options = {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter, **options}
+        super().__init__(description=description, **options)
+
+    def error(self, message):
+        print(f"error: {message}; --help lists what is allowed", file=sys.stderr)
+        sys.exit(EXIT_BAD_INPUT)
+
+
+def whole(least: int, most: int = 10**9):
+    """The type of a flag that takes a whole number in a range."""
+
+    def parse(text: str) -> int:
+        if not (text.isascii() and text.isdigit() and len(text) < 20 and least <= int(text) <= most):
+            raise argparse.ArgumentTypeError(f"{text[:40]!r} is no whole number from {least} to {most:,}")
+        return int(text)
+
+    return parse
+
+
+def header(**what):
+    """The first line of a command: what it does, where, on which device."""
+    print(" | ".join(f"{key} {value}" for key, value in what.items()), file=sys.stderr, flush=True)
