@@ -1,13 +1,12 @@
 """The folder of one run: its recorded configuration and its result."""
 
-import json
 from pathlib import Path
 
 import torch
 
 from diffusion_lib.system.environment import environment
 from diffusion_lib.system.errors import ConfigError
-from diffusion_lib.system.files import write_json
+from diffusion_lib.system.files import read_json, write_json
 
 REMEDY = "Choose another --name, the earlier values, or --fresh to delete it"
 
@@ -39,17 +38,6 @@ def require_same(folder: Path, config: dict, remedy: str):
     ]
     if differing:
         raise ConfigError(f"{folder} was made by another configuration: {'; '.join(differing)}. {remedy}")
-
-
-def read_json(path: Path) -> dict:
-    """Raises ConfigError for a file that is no JSON object."""
-    try:
-        value = json.loads(path.read_text())
-    except ValueError as error:
-        raise ConfigError(f"{path} is not valid JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise ConfigError(f"{path} holds no JSON object")
-    return value
 
 
 def read_result(folder: Path) -> dict | None:
