@@ -23,11 +23,11 @@ from diffusion_lib.evaluation import SAMPLERS, EvaluationSet, sampler_metrics
 from diffusion_lib.negatives import MiningConfig
 from diffusion_lib.system.arguments import Parser, header, whole
 from diffusion_lib.system.errors import ConfigError, exit_status
-from diffusion_lib.system.files import write_csv
+from diffusion_lib.system.files import read_json, write_csv
 from diffusion_lib.training.precision import set_precision
 from diffusion_lib.training.trainer import chosen_device
 from experiments.study.claims import Claim, RunHeld
-from experiments.study.folder import prepare_folder, read_json
+from experiments.study.folder import prepare_folder
 from experiments.study.run import build_diffusion, evaluation_tasks
 
 CURVE_SIZE = 2048  # examples behind a point of the learning curve

@@ -13,20 +13,20 @@ from pathlib import Path
 
 import torch
 
+from diffusion_lib.build import build_diffusion
 from diffusion_lib.config import ExperimentConfig, check_name
 from diffusion_lib.evaluation import SAMPLERS, EvaluationSet, mean_errors, sampler_metrics
+from diffusion_lib.inference import load_model
 from diffusion_lib.system.environment import ROOT
 from diffusion_lib.system.errors import ConfigError, exit_status
-from diffusion_lib.system.files import write_csv
+from diffusion_lib.system.files import read_json, write_csv
 from diffusion_lib.tasks import Inverse
 from diffusion_lib.training.precision import choose_products
 from experiments.analysis.figures import plt, save_figure
 from experiments.analysis.landscape_figures import draw
 from experiments.analysis.reference_solvers import Fitted, exact_inverse, newton_schulz
-from experiments.analysis.report import load_run
 from experiments.speed.timing import alternate
-from experiments.study.folder import read_json, read_result
-from experiments.study.run import build_diffusion
+from experiments.study.folder import read_result
 
 SIZES = (10, 20, 30, 40)
 RIDGES = (0.5, 0.3, 0.2, 0.1, 0.05, 0.02)  # 0.5 is the training task's, 0.1 the harder one's
@@ -160,7 +160,7 @@ def main(arguments=None):
     runs = finished_runs(study)
     config = ExperimentConfig.from_dict(read_json(study / "config.json")["config"])
     choose_products(config.precision, torch.device("cpu"))
-    models = {key: load_run(folder, config) for key, folder in runs.items()}
+    models = {key: load_model(folder) for key, folder in runs.items()}
     sizes = size_rows(models, config, options.evaluation_size)
     if sizes:
         write_csv(study / "sizes.csv", sizes)

@@ -20,10 +20,11 @@ from diffusion_lib.negatives import MiningConfig
 from diffusion_lib.system.arguments import Parser, header
 from diffusion_lib.system.environment import ROOT
 from diffusion_lib.system.errors import EXIT_BAD_INPUT, ConfigError, exit_status
+from diffusion_lib.system.files import read_json
 from diffusion_lib.training.precision import choose_products
 from diffusion_lib.training.trainer import chosen_device
 from experiments.analysis.report import write_report
-from experiments.study.folder import prepare_folder, read_json
+from experiments.study.folder import prepare_folder
 from experiments.study.run import run_experiment
 from experiments.study.run_list import Outcome, delete_study, ended_runs, run_all
 from experiments.study.status import status_table

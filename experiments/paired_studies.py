@@ -16,9 +16,8 @@ from tabulate import tabulate
 from diffusion_lib.config import check_name
 from diffusion_lib.system.environment import ROOT
 from diffusion_lib.system.errors import ConfigError, exit_status
-from diffusion_lib.system.files import write_csv
+from diffusion_lib.system.files import read_json, write_csv
 from experiments.analysis.statistics import mean_interval, paired_difference
-from experiments.study.folder import read_json
 
 SHOWN = (
     "strategy",

@@ -15,8 +15,8 @@ import torch
 from conftest import assert_same_weights, make_diffusion
 
 import train
+from diffusion_lib.checkpoint import save_checkpoint
 from diffusion_lib.system.errors import ConfigError
-from diffusion_lib.system.files import save_checkpoint
 from experiments.study.claims import Claim
 
 ROOT = Path(__file__).resolve().parent.parent

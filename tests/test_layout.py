@@ -17,7 +17,14 @@ LAYERS = (
         "diffusion_lib.released_api",
         "diffusion_lib.denoising_diffusion_pytorch_1d",
     ),
-    ("diffusion_lib.training", "diffusion_lib.config", "diffusion_lib.checkpoint", "train"),
+    (
+        "diffusion_lib.training",
+        "diffusion_lib.config",
+        "diffusion_lib.checkpoint",
+        "diffusion_lib.build",
+        "diffusion_lib.inference",
+        "train",
+    ),
     ("experiments",),
 )
 # The release's scripts find the trainer beside the diffusion.

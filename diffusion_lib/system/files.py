@@ -7,9 +7,7 @@ import os
 import tempfile
 from pathlib import Path
 
-import torch
-
-from diffusion_lib.system.errors import CheckpointError
+from diffusion_lib.system.errors import ConfigError
 
 
 def write_atomic(path: Path | str, content: bytes | str):
@@ -34,6 +32,17 @@ def write_json(path, value: dict):
     write_atomic(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
+def read_json(path: Path) -> dict:
+    """Raises ConfigError for a file that is no JSON object."""
+    try:
+        value = json.loads(path.read_text())
+    except ValueError as error:
+        raise ConfigError(f"{path} is not valid JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path} holds no JSON object")
+    return value
+
+
 def write_csv(path, rows: list[dict]):
     """Rows with one header; the columns are all keys, in order of appearance, and a missing value is empty."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
@@ -42,27 +51,3 @@ def write_csv(path, rows: list[dict]):
     writer.writeheader()
     writer.writerows(rows)
     write_atomic(path, text.getvalue())
-
-
-def save_checkpoint(path, state: dict):
-    # through memory: torch reports a full disk as an unrelated RuntimeError, a plain write as OSError
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    write_atomic(path, buffer.getvalue())
-
-
-def load_checkpoint(path, device) -> dict:
-    """The state in a checkpoint, tensors on `device`. Raises CheckpointError naming the file, which stays."""
-    try:
-        device = torch.device(device)
-        place = "cpu" if device.type == "cpu" else device  # accelerate's "cpu:0" is no place that torch can load to
-        state = torch.load(path, map_location=place, weights_only=True)
-    except FileNotFoundError:
-        raise CheckpointError(f"no checkpoint at {path}") from None
-    except Exception as error:  # torch raises half a dozen unrelated types for damaged files
-        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path} cannot be read as a checkpoint ({reason}); it is left as it was") from None
-    missing = [key for key in ("step", "model", "opt", "ema") if not isinstance(state, dict) or key not in state]
-    if missing:
-        raise CheckpointError(f"{path} is no checkpoint of a Trainer1D: it lacks {', '.join(missing)}")
-    return state

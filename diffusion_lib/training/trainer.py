@@ -9,10 +9,11 @@ from accelerate.utils import GradientAccumulationPlugin
 from ema_pytorch import EMA
 from torch.optim import Adam
 
+from diffusion_lib.checkpoint import load_checkpoint, other_model_error, save_checkpoint
 from diffusion_lib.evaluation import EvaluationSet, Share, sampler_metrics
 from diffusion_lib.released_api import TRAINER_DEFAULTS, ReleasedTrainerCalls, require_defaults
 from diffusion_lib.system.errors import CheckpointError, ConfigError, Interrupted, NonFiniteLossError
-from diffusion_lib.system.files import load_checkpoint, save_checkpoint, write_csv
+from diffusion_lib.system.files import write_csv
 from diffusion_lib.system.memory import keep_freed_memory
 from diffusion_lib.system.progress import Progress
 from diffusion_lib.system.signals import stop_requests
@@ -200,9 +201,7 @@ class Trainer1D(ReleasedTrainerCalls):
             self.ema.load_state_dict(state["ema"])
             self.opt.load_state_dict(state["opt"])
         except (RuntimeError, ValueError, KeyError) as error:
-            reason = "; ".join(line.strip() for line in str(error).splitlines()[1:3]) or str(error)
-            message = f"{path} holds another model than this run's ({reason}); it is left as it was"
-            raise CheckpointError(message) from None
+            raise other_model_error(path, error) from None
         self._fix_optimizer(self.opt.optimizer)
         self.step = state["step"]
         self.history = list(state.get("history", []))

@@ -4,17 +4,17 @@ import json
 import math
 from pathlib import Path
 
-from diffusion_lib.config import ExperimentConfig, current
+from diffusion_lib.config import ExperimentConfig
+from diffusion_lib.inference import load_model
 from diffusion_lib.system.errors import ConfigError
-from diffusion_lib.system.files import load_checkpoint, write_atomic, write_csv, write_json
+from diffusion_lib.system.files import read_json, write_atomic, write_csv, write_json
 from experiments.analysis.figures import interval_plot, learning_curves
 from experiments.analysis.landscape import diagnose
 from experiments.analysis.landscape_figures import effort_figure, level_figure, rows_with_runs, slice_figure
 from experiments.analysis.reference_solvers import reference_rows
 from experiments.analysis.tables import HEADLINE_SAMPLER, Study, format_table, original_pairing, run_rows, summary_rows
 from experiments.analysis.verdict import ADVERSARIAL, BASELINE, RULE, decide, reference_sentence
-from experiments.study.folder import read_json
-from experiments.study.run import build_diffusion, evaluation_sets
+from experiments.study.run import evaluation_sets
 
 QUESTION = "Does adversarial negative mining make an IRED energy-based diffusion model better at inverting matrices?"
 DIAGNOSED = 512  # matrices of each difficulty behind the energy landscape, fewer for a small evaluation set
@@ -86,19 +86,8 @@ def run_diagnosis(run: Path, config) -> dict:
     path = run / "diagnostics.json"
     if not path.exists():
         sets = evaluation_sets(config, min(DIAGNOSED, config.evaluation_size // 16 + 1), "cpu")
-        write_json(path, diagnose(load_run(run, config), *sets))
+        write_json(path, diagnose(load_model(run), *sets))
     return read_json(path)
-
-
-def load_run(run: Path, config):
-    """The averaged (EMA) weights of a finished run, on the CPU. Raises CheckpointError."""
-    recorded = read_json(run / "config.json")["config"]
-    diffusion = build_diffusion(config, current(recorded)["mining"], recorded["seed"])
-    state = load_checkpoint(run / "last.pt", "cpu")["ema"]
-    prefix = "ema_model."
-    averaged = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    diffusion.load_state_dict(averaged)
-    return diffusion.eval()
 
 
 def report_text(folder, config, study, summary, verdict, landscape: bool) -> str:

@@ -8,9 +8,10 @@ import numpy as np
 from tabulate import tabulate
 
 from diffusion_lib.evaluation import SAMPLERS
+from diffusion_lib.system.files import read_json
 from experiments.analysis.statistics import compare_to_baseline, mean_interval
 from experiments.analysis.verdict import BASELINE, StrategyEvidence
-from experiments.study.folder import read_json, read_result
+from experiments.study.folder import read_result
 
 METRICS = ("val_mse", "ood_mse", "recon_error", "ood_recon_error")
 EXTRA = ("energy_auc_random", "energy_auc_adversarial")

@@ -1,6 +1,5 @@
 """The folder of one run: its recorded configuration and its result."""
 
-import json
 from pathlib import Path
 
 import torch
@@ -8,7 +7,7 @@ import torch
 from diffusion_lib.config import current
 from diffusion_lib.system.environment import environment
 from diffusion_lib.system.errors import ConfigError
-from diffusion_lib.system.files import write_json
+from diffusion_lib.system.files import read_json, write_json
 
 REMEDY = "Choose another --name, the earlier values, or --fresh to delete it"
 
@@ -44,17 +43,6 @@ def require_same(folder: Path, config: dict, remedy: str):
 def flat(config: dict) -> dict:
     """The mining's settings beside the others, for messages: 'opt_steps', as its flag is called."""
     return {key: value for key, value in config.items() if key != "mining"} | config["mining"]
-
-
-def read_json(path: Path) -> dict:
-    """Raises ConfigError for a file that is no JSON object."""
-    try:
-        value = json.loads(path.read_text())
-    except ValueError as error:
-        raise ConfigError(f"{path} is not valid JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise ConfigError(f"{path} holds no JSON object")
-    return value
 
 
 def read_result(folder: Path) -> dict | None:

@@ -2,18 +2,14 @@
 
 from pathlib import Path
 
-import torch
-
+from diffusion_lib.build import build_diffusion
 from diffusion_lib.config import ExperimentConfig
-from diffusion_lib.denoising_diffusion_pytorch_1d import GaussianDiffusion1D, Trainer1D
-from diffusion_lib.energies import MODELS, DiffusionWrapper
+from diffusion_lib.denoising_diffusion_pytorch_1d import Trainer1D
 from diffusion_lib.evaluation import SAMPLERS, EvaluationSet, energy_auc, sampler_metrics
-from diffusion_lib.seeds import derive_seed
 from diffusion_lib.system.errors import NonFiniteLossError
 from diffusion_lib.system.files import write_json
 from diffusion_lib.system.memory import peak_memory_bytes, reset_peak_memory
 from diffusion_lib.tasks import Inverse, Task
-from diffusion_lib.training.batches import INITIAL_WEIGHTS
 from diffusion_lib.training.precision import choose_products, set_precision
 from diffusion_lib.training.trainer import chosen_device
 from experiments.study.claims import Claim
@@ -21,31 +17,6 @@ from experiments.study.folder import prepare_folder, read_result
 
 CURVE_SIZE = 1024  # examples behind a point of the learning curve
 AUC_SIZE = 4096  # examples behind energy_auc, at every level
-
-
-def build_diffusion(
-    config: ExperimentConfig,
-    mining_config: dict,
-    seed: int,
-    task: Task | None = None,
-    use_innerloop_opt: bool = False,
-    baseline: bool = False,
-) -> GaussianDiffusion1D:
-    """The untrained model of a run: initial weights are a function of the seed alone, not of the strategy.
-
-    task: what it is trained on, by default Inverse. use_innerloop_opt, baseline: see GaussianDiffusion1D.
-    """
-    torch.manual_seed(derive_seed(INITIAL_WEIGHTS, seed))
-    task = task or Inverse("train", config.rank)
-    return GaussianDiffusion1D(
-        DiffusionWrapper(MODELS[config.model](task.inp_dim, task.out_dim)),
-        timesteps=config.diffusion_steps,
-        mining_config=mining_config,
-        bound=task.bound,
-        use_innerloop_opt=use_innerloop_opt,
-        baseline=baseline,
-        match_release=config.match_release,
-    )
 
 
 def build_trainer(config, diffusion, seed, folder, device=None, **options) -> Trainer1D:

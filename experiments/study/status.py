@@ -5,8 +5,9 @@ from pathlib import Path
 
 from tabulate import tabulate
 
+from diffusion_lib.system.files import read_json
 from experiments.study.claims import read_claim
-from experiments.study.folder import read_json, read_result
+from experiments.study.folder import read_result
 
 HEADERS = ("run", "state", "step", "steps/s", "time left", "where or why")
 

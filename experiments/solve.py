@@ -1,0 +1,72 @@
+"""Invert matrices with a trained model.
+
+    python experiments/solve.py results/published/matrix-energy matrix.npy
+
+RUN is the folder of a run or a checkpoint in it; matrix.npy holds symmetric floating-point matrices, (n, n) or
+(B, n, n). Prints the residual ||A Y - I||_F and writes the inverses in the input's shape and type.
+Exit status: 0 done, 2 bad input, with nothing written.
+"""
+
+import argparse
+import io
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+from diffusion_lib.evaluation import SAMPLERS
+from diffusion_lib.inference import load_model, solve
+from diffusion_lib.system.errors import ConfigError, exit_status
+from diffusion_lib.system.files import write_atomic
+
+
+def parse_arguments(arguments=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, metavar="RUN", help="a folder with config.json and last.pt, or a checkpoint")
+    parser.add_argument("matrix", type=Path, metavar="matrix.npy", help="what to invert")
+    parser.add_argument("--output", type=Path, help="default: matrix.inverse.npy beside the input")
+    parser.add_argument("--overwrite", action="store_true", help="replace an output that is there")
+    parser.add_argument("--sampler", choices=SAMPLERS, default="innerloop", help="default: innerloop")
+    parser.add_argument("--seed", type=int, default=0, help="of the sampler's noise (default 0)")
+    return parser.parse_args(arguments)
+
+
+def read_array(path: Path) -> np.ndarray:
+    """The array in a .npy file. Raises ConfigError for another file, OSError for one that cannot be read."""
+    if not path.exists():
+        raise ConfigError(f"no file at {path}")
+    with open(path, "rb") as file:
+        try:
+            return np.lib.format.read_array(file, allow_pickle=False)
+        except ValueError as error:
+            raise ConfigError(f"{path} cannot be read as a .npy file ({str(error).splitlines()[0]})") from None
+
+
+def residuals(matrices: np.ndarray, inverses: np.ndarray) -> np.ndarray:
+    """||A Y - I||_F of each matrix, in float64."""
+    product = matrices.astype(np.float64) @ inverses.astype(np.float64)
+    return np.atleast_1d(np.linalg.norm(product - np.eye(product.shape[-1]), axis=(-2, -1)))
+
+
+def main(arguments=None):
+    options = parse_arguments(arguments)
+    output = options.output or options.matrix.with_name(f"{options.matrix.stem}.inverse.npy")
+    if output.exists() and not options.overwrite:
+        raise ConfigError(f"{output} is there; choose another --output, or --overwrite to replace it")
+    matrices = read_array(options.matrix)
+    model = load_model(options.run)
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+        inverses = solve(model, matrices, innerloop=options.sampler == "innerloop", seed=options.seed)
+    errors, content = residuals(matrices, inverses), io.BytesIO()
+    np.save(content, inverses)
+    write_atomic(output, content.getvalue())
+    print(f"shape {matrices.shape}, sampler {options.sampler}")
+    print(f"||A Y - I||_F: mean {errors.mean():.3g}, worst {errors.max():.3g}")
+    print(f"written: {output}")
+
+
+if __name__ == "__main__":
+    with exit_status():
+        main()
