@@ -17,7 +17,18 @@ import numpy as np
 from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.system.errors import ConfigError, exit_status
 from experiments import matrix_inversion_mining_comparison as comparison
-from experiments.analysis.figures import plt, points_and_interval, save_figure
+from experiments.analysis.figures import (
+    COLORS,
+    ERROR_LABEL,
+    choose_scale,
+    drawing,
+    guarded,
+    join_pairs,
+    legend_below,
+    name_ticks,
+    plotted,
+    points_and_interval,
+)
 from experiments.analysis.statistics import mean_interval
 from experiments.analysis.tables import run_rows
 
@@ -68,7 +79,7 @@ def run_mining(key, values, options) -> int:
     study = options.results / f"ablation-{key}-{name}"
     status = comparison.run_study(options, config, study, mining_arms(key, values, config), seeds)
     if not options.status:
-        draw_curve(key, {value: (study, f"{key}={value}") for value in values}, study / "ablation.png", study)
+        draw_curve(key, {value: (study, f"{key}={value}") for value in values}, study, path=study / "ablation.png")
     return status
 
 
@@ -84,30 +95,36 @@ def run_ranks(values, options) -> int:
         arms = {strategy: comparison.get_mining_config(strategy, config) for strategy in options.strategies}
         statuses.append(comparison.run_study(options, config, options.results / name, arms, seeds))
     if not options.status:
-        draw_curve("rank", studies, studies[values[0]][0] / "ablation.png", None)
+        draw_curve("rank", studies, None, path=studies[values[0]][0] / "ablation.png")
     return max(statuses)
 
 
-def draw_curve(key, places: dict, path: Path, baseline_of: Path | None):
-    """Both errors against the value: mean and 95% interval over seeds, every run as a point."""
-    figure, axes = plt.subplots(1, 2, figsize=(8, 3.2))
-    for axis, metric in zip(axes, ("val_mse", "ood_mse"), strict=True):
-        for place, (study, arm) in enumerate(places.values()):
-            points_and_interval(axis, place, arm_values(study, arm, metric), "C2")
-        if baseline_of:
-            mean = mean_interval(arm_values(baseline_of, "baseline", metric)).mean
-            axis.axhline(mean, color="C0", ls="--", label="baseline")
-            axis.legend(frameon=False)
-        axis.set(xticks=range(len(places)), xlabel=key, title=f"{metric}, plain sampler", yscale="log")
-        axis.set_xticklabels([str(value) for value in places])
-    save_figure(figure, path)
+@guarded
+def draw_curve(key, places: dict, baseline_of: Path | None, path: Path):
+    """Both errors against the value: every run as a point, those of a seed joined, the mean and its 95% interval.
+
+    places: value -> study and arm. baseline_of: the study whose baseline's mean is drawn.
+    """
+    with drawing(path, (9, 3.6), 1, 2) as axes:
+        for axis, metric in zip(axes.flat, ("val_mse", "ood_mse"), strict=True):
+            arms = [arm_values(study, arm, metric) for study, arm in places.values()]
+            values = np.array([[arm.get(seed, np.nan) for seed in sorted(set().union(*arms))] for arm in arms])
+            join_pairs(axis, values)
+            if baseline_of:
+                mean = mean_interval(list(arm_values(baseline_of, "baseline", metric).values())).mean
+                axis.axhline(mean, color=COLORS["baseline"], ls="--", label="baseline, mean")
+            choose_scale(axis, "y", plotted(axis))  # by the runs: an interval may reach below 0
+            for place, row in enumerate(values):
+                points_and_interval(axis, place, row, COLORS["adversarial"])
+            axis.set(xlabel=key, title=f"{metric} of adversarial, plain sampler")
+            axis.set_ylabel(ERROR_LABEL)
+            name_ticks(axis, [str(value) for value in places])
+        legend_below(axes)
 
 
-def arm_values(study: Path, arm: str, metric: str) -> np.ndarray:
-    """The finished runs' values of a metric, under the plain sampler; none where no run of the arm has ended."""
-    rows = [row for row in run_rows(study) if (row["strategy"], row["sampler"]) == (arm, "plain")]
-    values = np.array([row[metric] for row in rows], dtype=float)
-    return values[np.isfinite(values)]
+def arm_values(study: Path, arm: str, metric: str) -> dict[int, float]:
+    """Seed -> a metric under the plain sampler, of the arm's runs that ended; nan for a failed one."""
+    return {row["seed"]: row[metric] for row in run_rows(study) if (row["strategy"], row["sampler"]) == (arm, "plain")}
 
 
 def main(arguments=None) -> int:

@@ -28,7 +28,7 @@ from diffusion_lib.system.files import write_csv
 from diffusion_lib.tasks import Inverse
 from diffusion_lib.training.precision import bf16_product, choose_products
 from diffusion_lib.training.trainer import chosen_device, make_ema
-from experiments.analysis.figures import plt, save_figure
+from experiments.analysis.figures import choose_scale, drawing, guarded, legend_below, plotted
 from experiments.speed import timing
 from experiments.speed.released_way import PlainTrainer, item_batches, plain_loss, plain_sample
 from experiments.speed.timing import RemoteTimer, alternate
@@ -259,15 +259,22 @@ def measure_scaling(options, released) -> list[dict]:
     return rows
 
 
+@guarded
 def scaling_figure(rows, path):
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.2))
-    for axis, name in zip(axes, ("batch_size", "rank"), strict=True):
-        chosen = [r for r in rows if r["measured"].startswith(f"scaling, {name}")]
-        axis.plot([r[name] for r in chosen], [r["released_ms"] for r in chosen], "o-", label="released way")
-        axis.plot([r[name] for r in chosen], [r["ours_ms"] for r in chosen], "o-", label="this project")
-        axis.set(xlabel=name, ylabel="ms a step, adversarial", xscale="log", yscale="log")
-        axis.legend(frameon=False)
-    save_figure(figure, path)
+    """Time of an adversarial step of both ways, over batch sizes and over ranks."""
+    panels = (("batch_size", "matrices a step"), ("rank", "rank n of the matrices"))
+    with drawing(path, (9, 3.4), 1, 2) as axes:
+        for axis, (name, label) in zip(axes.flat, panels, strict=True):
+            chosen = [r for r in rows if r["measured"].startswith(f"scaling, {name}")]
+            values = [r[name] for r in chosen]
+            axis.plot(values, [r["released_ms"] for r in chosen], "o-", label="released way")
+            axis.plot(values, [r["ours_ms"] for r in chosen], "o-", label="this project")
+            choose_scale(axis, "x", values)
+            choose_scale(axis, "y", plotted(axis))
+            axis.set(xlabel=label, ylabel="ms", title=f"an adversarial training step over {name}")
+            axis.set_xticks(values, [str(value) for value in values])
+            axis.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
+        legend_below(axes)
 
 
 def print_table(rows, columns):
@@ -287,7 +294,7 @@ def main(arguments=None):
         rows += [measure_data(options, released), *measure_sampling(options, released)]
         if not options.no_scaling:
             rows += measure_scaling(options, released)
-            scaling_figure(rows, options.results / "benchmark.png")
+            scaling_figure(rows, path=options.results / "benchmark.png")
     shared = measure_runs_at_once(options)
     about["float32_products"] = torch.get_float32_matmul_precision()
     print(

@@ -22,7 +22,7 @@ from diffusion_lib.system.errors import ConfigError, exit_status
 from diffusion_lib.system.files import read_json, write_csv
 from diffusion_lib.tasks import Inverse
 from diffusion_lib.training.precision import choose_products
-from experiments.analysis.figures import plt, save_figure
+from experiments.analysis.figures import ERROR_LABEL, choose_scale, drawing, guarded, legend_below
 from experiments.analysis.landscape_figures import draw
 from experiments.analysis.reference_solvers import Fitted, exact_inverse, newton_schulz
 from experiments.speed.timing import alternate
@@ -118,22 +118,24 @@ def ridge_rows(models: dict, config: ExperimentConfig, count: int) -> list[dict]
     return rows
 
 
+@guarded
 def ridge_figure(rows: list[dict], path: Path):
     """Error against the ridge, a panel per sampler: mean over seeds, their range, and the references dashed."""
-    figure, axes = plt.subplots(1, len(SAMPLERS), figsize=(9, 3.4), sharey=True)
     strategies = list(dict.fromkeys(row["strategy"] for row in rows if row["sampler"] in SAMPLERS))
     references = list(dict.fromkeys(row["strategy"] for row in rows if row["sampler"] == "reference"))
-    for axis, sampler in zip(axes, SAMPLERS, strict=True):
-        draw(axis, [row for row in rows if row["sampler"] == sampler], strategies, "ridge", "mse")
-        for name, style in zip(references, ("--", ":"), strict=True):
-            line = [(row["ridge"], row["mse"]) for row in rows if row["strategy"] == name]
-            axis.plot(*zip(*line, strict=True), color="black", ls=style, lw=0.9, label=name)
-        axis.set(xlabel="ridge (training: 0.5)", title=f"{sampler} sampler", xscale="log", yscale="log")
-        axis.set_xticks(RIDGES, [f"{ridge:g}" for ridge in RIDGES])
-        axis.minorticks_off()
-    axes[0].set_ylabel("mean squared error")
-    axes[0].legend(frameon=False, fontsize=7)
-    save_figure(figure, path)
+    with drawing(path, (9, 3.6), 1, len(SAMPLERS), sharey=True) as axes:
+        for axis, sampler in zip(axes.flat, SAMPLERS, strict=True):
+            draw(axis, [row for row in rows if row["sampler"] == sampler], strategies, "ridge", "mse")
+            for name, style in zip(references, ("--", ":"), strict=True):
+                line = [(row["ridge"], row["mse"]) for row in rows if row["strategy"] == name]
+                axis.plot(*zip(*line, strict=True), color="black", ls=style, lw=0.9, label=name)
+            axis.set(xlabel="ridge of A (training: 0.5)", title=f"{sampler} sampler")
+            choose_scale(axis, "x", RIDGES)
+            choose_scale(axis, "y", [row["mse"] for row in rows])
+            axis.set_xticks(RIDGES, [f"{ridge:g}" for ridge in RIDGES])
+            axis.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
+        axes[0, 0].set_ylabel(ERROR_LABEL)
+        legend_below(axes)
 
 
 def timing_rows(diffusion, config: ExperimentConfig, repeats: int) -> list[dict]:
@@ -168,7 +170,7 @@ def main(arguments=None):
         print(f"sizes left out: the weights of {config.model} depend on n")
     ridges = ridge_rows(models, config, options.evaluation_size)
     write_csv(study / "ridge.csv", ridges)
-    ridge_figure(ridges, study / "ridge.png")
+    ridge_figure(ridges, path=study / "ridge.png")
     write_csv(study / "timing.csv", timing_rows(next(iter(models.values())), config, options.repeats))
     print(f"{len(models)} runs; written to {study}: {'sizes.csv, ' if sizes else ''}ridge.csv, ridge.png, timing.csv")
 

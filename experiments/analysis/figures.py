@@ -1,28 +1,150 @@
-"""Figures of a study, as PNG."""
+"""Figures of a study, each as PNG and PDF; and what every figure shares: style, colours, scales, ticks.
+
+Nothing here is global: no pyplot, no backend, and matplotlib's settings are as they were outside a `drawing`.
+"""
 
 import csv
 import io
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import contextmanager, suppress
+from functools import wraps
 from pathlib import Path
+from threading import RLock
 
-import matplotlib
-
-matplotlib.use("Agg")  # no display on a cluster's node
-import matplotlib.pyplot as plt
 import numpy as np
 
 from diffusion_lib.system.files import write_atomic
 from experiments.analysis.statistics import mean_interval
 from experiments.analysis.tables import HEADLINE_SAMPLER, Study
 
-plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 130})
+
+def import_matplotlib():
+    """matplotlib, even where MPLBACKEND names a backend that this environment lacks, which would stop its import."""
+    if "matplotlib" in sys.modules:
+        return sys.modules["matplotlib"]
+    named = os.environ.pop("MPLBACKEND", None)
+    try:
+        import matplotlib
+    finally:
+        if named is not None:
+            os.environ["MPLBACKEND"] = named
+    if named:
+        with suppress(ValueError):
+            matplotlib.rcParams["backend"] = named  # as matplotlib's own import does
+    return matplotlib
 
 
-def save_figure(figure, path: Path):
-    buffer = io.BytesIO()
-    figure.tight_layout()
-    figure.savefig(buffer, format="png")
-    plt.close(figure)
-    write_atomic(path, buffer.getvalue())
+matplotlib = import_matplotlib()
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter  # noqa: E402
+
+# matplotlib's own defaults, whatever the user's matplotlibrc says, and over them ours.
+STYLE = {key: value for key, value in matplotlib.rcParamsDefault.items() if key != "backend"} | {
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "savefig.dpi": 130,
+}
+STYLE_LOCK = RLock()  # matplotlib's settings belong to the process: threads draw in turn
+
+# Of Okabe and Ito's colours, which the colour-blind can tell apart.
+COLORS = {"baseline": "#0072B2", "random": "#E69F00", "adversarial": "#009E73", "baseline-compute": "#56B4E9"}
+OTHER_COLORS = ("#CC79A7", "#D55E00", "#332288", "#999933", "#882255", "#44AA99")
+PAIR_COLOR = "0.75"
+ERROR_LABEL = "mean squared error of an entry"
+
+
+def strategy_colors(strategies: Sequence[str]) -> dict[str, str]:
+    """Name -> colour: the known strategies' own, the others' by their order. Pass all strategies of a study."""
+    others = [name for name in strategies if name not in COLORS]
+    return {name: COLORS.get(name) or OTHER_COLORS[others.index(name) % len(OTHER_COLORS)] for name in strategies}
+
+
+def guarded(draw):
+    """`draw(…, path=path)` costs its figure alone where it fails: a line on stderr, and no old file in its place."""
+
+    @wraps(draw)
+    def attempt(*arguments, path: Path):
+        try:
+            draw(*arguments, path=path)
+        except Exception as error:
+            reason = (str(error).splitlines() or [""])[0][:200]
+            print(f"warning: {path} is not drawn ({type(error).__name__}: {reason})", file=sys.stderr)
+            for file in (path, path.with_suffix(".pdf")):
+                with suppress(OSError):
+                    file.unlink(missing_ok=True)
+
+    return attempt
+
+
+@contextmanager
+def drawing(path: Path, size: tuple[float, float], rows: int = 1, columns: int = 1, **options):
+    """The axes (rows, columns) of a figure, which is written at the end to `path`, a PNG, and beside it as PDF."""
+    with STYLE_LOCK, matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=size, layout="constrained")
+        FigureCanvasAgg(figure)
+        yield figure.subplots(rows, columns, squeeze=False, **options)
+        for file, form in ((path, "png"), (path.with_suffix(".pdf"), "pdf")):
+            buffer = io.BytesIO()
+            # without its date the same figure is the same file
+            figure.savefig(buffer, format=form, metadata={"CreationDate": None} if form == "pdf" else None)
+            write_atomic(file, buffer.getvalue())
+
+
+def spans_decades(values) -> bool:
+    """Whether all (finite) values are positive and the greatest is over ten times the least."""
+    finite = np.asarray(values, dtype=float)
+    finite = finite[np.isfinite(finite)]
+    return bool(finite.size and finite.min() > 0 and finite.max() / finite.min() > 10)
+
+
+def choose_scale(axis, which: str, values):
+    """A log axis 'x' or 'y' where the values span decades, else a linear one; with few ticks."""
+    side = getattr(axis, f"{which}axis")
+    if not spans_decades(values):
+        side.set_major_locator(MaxNLocator(5))
+        return
+    axis.set(**{f"{which}scale": "log"})
+    if np.nanmax(values) < 100 * np.nanmin(values):  # too few powers of ten for an axis to read
+        side.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        side.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    side.set_minor_formatter(NullFormatter())
+
+
+def legend_below(axes):
+    """One legend for all axes, under them, where it hides nothing; each label once."""
+    entries = {}
+    for axis in axes.flat:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
+    if entries:
+        axes.flat[0].figure.legend(entries.values(), entries, loc="outside lower center", ncols=min(6, len(entries)))
+
+
+def plotted(axis) -> np.ndarray:
+    """The heights of all lines of an axis."""
+    return np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in axis.lines] or [np.empty(0)])
+
+
+def name_ticks(axis, names: Sequence[str]):
+    """Ticks 0, 1, … under the names, turned where they would not fit side by side."""
+    turned = sum(len(name) + 2 for name in names) > 42
+    axis.set_xticks(range(len(names)), names, **({"rotation": 30, "ha": "right"} if turned else {}))
+    axis.set_xlim(-0.5, len(names) - 0.5)
+
+
+def reference_line(axis, references: list[dict], metric: str):
+    """Linear regression's error, where it is among the references, as a dashed line."""
+    for row in references:
+        if row["strategy"] == "linear regression" and metric in row:
+            axis.axhline(row[metric], color="black", ls="--", lw=0.8, label="linear regression")
 
 
 def read_curves(study_folder: Path, strategy: str) -> dict[int, list[dict]]:
@@ -36,24 +158,30 @@ def read_curves(study_folder: Path, strategy: str) -> dict[int, list[dict]]:
     return curves
 
 
+CURVES = (
+    ("loss_denoise", "denoising loss, training", "mean squared error of the noise"),
+    ("val_mse", "val_mse, plain sampler", ERROR_LABEL),
+    ("ood_mse", "ood_mse (harder), plain sampler", ERROR_LABEL),
+)
+
+
+@guarded
 def learning_curves(study_folder: Path, strategies: list[str], references: list[dict], path: Path):
     """Loss and the two errors against the step: mean over seeds, and the band from the least to the greatest."""
-    panels = (("loss_denoise", "denoising loss"), ("val_mse", "val_mse"), ("ood_mse", "ood_mse"))
-    figure, axes = plt.subplots(1, 3, figsize=(11, 3.2))
-    for strategy in strategies:
-        curves = read_curves(study_folder, strategy)
-        for axis, (column, _) in zip(axes, panels, strict=True):
-            steps, values = _aligned(curves, column)
-            if steps.size:
-                (line,) = axis.plot(steps, values.mean(0), label=f"{strategy} (n={len(values)})")
-                axis.fill_between(steps, values.min(0), values.max(0), color=line.get_color(), alpha=0.2, lw=0)
-    for axis, (column, title) in zip(axes, panels, strict=True):
-        axis.set(xlabel="step", title=title, yscale="log")
-        for row in references:
-            if row["strategy"] == "linear regression" and column in row:
-                axis.axhline(row[column], color="black", ls="--", lw=0.8, label="linear regression")
-    axes[1].legend(frameon=False)
-    save_figure(figure, path)
+    with drawing(path, (11, 3.4), 1, len(CURVES)) as axes:
+        for strategy, color in strategy_colors(strategies).items():
+            curves = read_curves(study_folder, strategy)
+            for axis, (column, _, _) in zip(axes.flat, CURVES, strict=True):
+                steps, values = _aligned(curves, column)
+                if steps.size:
+                    axis.plot(steps, values.mean(0), color=color, label=f"{strategy} (n = {len(values)})")
+                    axis.fill_between(steps, values.min(0), values.max(0), color=color, alpha=0.2, lw=0)
+        for axis, (column, title, label) in zip(axes.flat, CURVES, strict=True):
+            reference_line(axis, references, column)
+            axis.set(xlabel="training step", title=title, ylabel=label)
+            axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+            choose_scale(axis, "y", plotted(axis))
+        legend_below(axes)
 
 
 def _aligned(curves: dict[int, list[dict]], column: str):
@@ -66,24 +194,34 @@ def _aligned(curves: dict[int, list[dict]], column: str):
 
 
 def points_and_interval(axis, place: float, values: np.ndarray, color: str):
-    """Every value as a point, and beside them the mean with its 95% t-interval."""
+    """Every finite value as a point, and beside them the mean with its 95% t-interval."""
+    values = values[np.isfinite(values)]
     interval = mean_interval(values)
-    axis.plot(np.full(values.size, place - 0.12), values, "o", ms=3.5, alpha=0.6, color=color)
+    axis.plot(np.full(values.size, place - 0.12), values, "o", ms=3.5, alpha=0.7, color=color)
     if np.isfinite(interval.low):
         spread = [[interval.mean - interval.low], [interval.high - interval.mean]]
-        axis.errorbar([place + 0.12], [interval.mean], spread, fmt="s", capsize=3, color=color)
+        style = {"fmt": "s", "ms": 5, "capsize": 3, "color": color, "label": "mean and 95% interval"}
+        axis.errorbar([place + 0.12], [interval.mean], spread, **style)
 
 
+def join_pairs(axis, values: np.ndarray):
+    """Thin grey lines through the points of each seed; values (places, seeds), nan where a run is absent."""
+    for i, seed in enumerate(values.T):
+        axis.plot(np.arange(len(seed)) - 0.12, seed, color=PAIR_COLOR, lw=0.6, zorder=0, label="" if i else "one seed")
+
+
+@guarded
 def interval_plot(study: Study, references: list[dict], path: Path):
-    """Every run as a point beside the mean and its 95% interval, for both difficulties."""
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4))
-    for axis, metric in zip(axes, ("val_mse", "ood_mse"), strict=True):
-        for i, values in enumerate(study.values(metric, HEADLINE_SAMPLER)):
-            points_and_interval(axis, i, values[np.isfinite(values)], f"C{i}")
-        for row in references:
-            if row["strategy"] == "linear regression":
-                axis.axhline(row[metric], color="black", ls="--", lw=0.8, label="linear regression")
-        axis.set(title=f"{metric}, {HEADLINE_SAMPLER} sampler", xticks=range(len(study.strategies)))
-        axis.set_xticklabels(study.strategies)
-        axis.legend(frameon=False)
-    save_figure(figure, path)
+    """Every run as a point, those of a seed joined, beside the mean and its 95% interval, for both difficulties."""
+    colors = strategy_colors(study.strategies)
+    with drawing(path, (9, 3.6), 1, 2) as axes:
+        for axis, metric in zip(axes.flat, ("val_mse", "ood_mse"), strict=True):
+            values = study.values(metric, HEADLINE_SAMPLER)
+            join_pairs(axis, values)
+            reference_line(axis, references, metric)
+            choose_scale(axis, "y", plotted(axis))  # by the runs: an interval may reach below 0
+            for i, (row, color) in enumerate(zip(values, colors.values(), strict=True)):
+                points_and_interval(axis, i, row, color)
+            axis.set(title=f"{metric}, {HEADLINE_SAMPLER} sampler", ylabel=ERROR_LABEL)
+            name_ticks(axis, study.strategies)
+        legend_below(axes)

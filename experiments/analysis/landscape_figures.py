@@ -4,15 +4,30 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.analysis.figures import plt, save_figure
+from experiments.analysis.figures import (
+    ERROR_LABEL,
+    choose_scale,
+    drawing,
+    guarded,
+    legend_below,
+    plotted,
+    strategy_colors,
+)
 
 LEVEL_PANELS = (
-    ("auc_random", "P(E(real) < E(fake)), random"),
-    ("auc_adversarial", "P(E(real) < E(fake)), adversarial"),
-    ("gap_adversarial", "E(fake) - E(real), adversarial"),
-    ("distance_adversarial", "distance of mined negatives"),
-    ("accepted", "share of opt_steps kept"),
-    ("alignment", "cos(dE/dx, x - x*)"),
+    ("auc_random", "random negatives ranked behind", "P(E(real) < E(fake))"),
+    ("auc_adversarial", "mined negatives ranked behind", "P(E(real) < E(fake))"),
+    ("gap_adversarial", "gap to mined negatives", "E(fake) - E(real), energy units"),
+    ("distance_adversarial", "distance of mined negatives", "root mean square of an entry"),
+    ("accepted", "descents of the mining kept", "share of opt_steps"),
+    ("alignment", "gradient and way from the solution", "cos(dE/dx, x - x*)"),
+)
+SHARES = ("auc_random", "auc_adversarial", "accepted")  # drawn from 0 to 1
+EFFORT_PANELS = (
+    ("inner_steps", "inner_steps", "val_mse", "val_mse, innerloop sampler", "descents a level (0: plain)"),
+    ("inner_steps", "inner_steps", "ood_mse", "ood_mse (harder), innerloop sampler", "descents a level (0: plain)"),
+    ("diffusion_steps", "diffusion_steps", "val_mse", "val_mse, plain sampler", "levels visited"),
+    ("conditioning", "condition_from", "mse", "both difficulties, plain sampler", "condition number of A, from"),
 )
 
 
@@ -26,51 +41,56 @@ def rows_with_runs(diagnoses: dict[tuple[str, int], dict], part: str) -> list[di
 
 
 def draw(axis, rows, strategies, x, y):
-    """Mean over seeds and the band from the least to the greatest, a line per strategy."""
-    for i, strategy in enumerate(strategies):
+    """Mean over seeds and the band from the least to the greatest, a line per strategy that has rows."""
+    for strategy, color in strategy_colors(strategies).items():
         chosen = [row for row in rows if row["strategy"] == strategy]
+        if not chosen:
+            continue
         places = sorted({row[x] for row in chosen})
         values = [[row[y] for row in chosen if row[x] == place] for place in places]
-        axis.plot(places, [np.mean(v) for v in values], "o-", ms=3, color=f"C{i}", label=strategy)
-        axis.fill_between(places, [min(v) for v in values], [max(v) for v in values], color=f"C{i}", alpha=0.2, lw=0)
+        axis.plot(places, [np.mean(v) for v in values], "o-", ms=3, color=color, label=strategy)
+        axis.fill_between(places, [min(v) for v in values], [max(v) for v in values], color=color, alpha=0.2, lw=0)
 
 
+@guarded
 def level_figure(diagnoses, strategies, path: Path):
+    """What the energy does at each noise level. strategies: all of the study, for their colours."""
     rows = rows_with_runs(diagnoses, "levels")
-    figure, axes = plt.subplots(2, 3, figsize=(11, 5.4))
-    for axis, (column, title) in zip(axes.flat, LEVEL_PANELS, strict=True):
-        draw(axis, rows, strategies, "t", column)
-        axis.set(xlabel="level t", title=title)
-    axes.flat[0].legend(frameon=False)
-    save_figure(figure, path)
+    with drawing(path, (11, 5.6), 2, 3) as axes:
+        for axis, (column, title, label) in zip(axes.flat, LEVEL_PANELS, strict=True):
+            draw(axis, rows, strategies, "t", column)
+            axis.set(xlabel="noise level t", title=title, ylabel=label)
+            choose_scale(axis, "y", plotted(axis))
+            if column in SHARES:
+                axis.set_ylim(-0.03, 1.03)
+        legend_below(axes)
 
 
+@guarded
 def effort_figure(diagnoses, strategies, path: Path):
     """Errors against inner steps and against diffusion steps, and against the condition number."""
-    figure, axes = plt.subplots(1, 4, figsize=(14, 3.2))
-    panels = (
-        ("inner_steps", "inner_steps", "val_mse"),
-        ("inner_steps", "inner_steps", "ood_mse"),
-        ("diffusion_steps", "diffusion_steps", "val_mse"),
-        ("conditioning", "condition_from", "mse"),
-    )
-    for axis, (part, x, y) in zip(axes, panels, strict=True):
-        draw(axis, rows_with_runs(diagnoses, part), strategies, x, y)
-        axis.set(xlabel={"condition_from": "condition number of A, from"}.get(x, x), title=y, yscale="log")
-    axes[0].legend(frameon=False)
-    save_figure(figure, path)
+    with drawing(path, (14, 3.4), 1, len(EFFORT_PANELS)) as axes:
+        for axis, (part, x, y, title, label) in zip(axes.flat, EFFORT_PANELS, strict=True):
+            rows = rows_with_runs(diagnoses, part)
+            draw(axis, rows, strategies, x, y)
+            axis.set(xlabel=label, title=title)
+            choose_scale(axis, "x", [row[x] for row in rows])
+            choose_scale(axis, "y", plotted(axis))
+        axes[0, 0].set_ylabel(ERROR_LABEL)
+        legend_below(axes)
 
 
+@guarded
 def slice_figure(diagnoses, strategies, path: Path):
     """The energy around one solution, for each strategy's first seed."""
-    first = {strategy: min(key for key in diagnoses if key[0] == strategy) for strategy in strategies}
-    figure, axes = plt.subplots(1, len(first), figsize=(3.6 * len(first), 3.2), squeeze=False)
-    for axis, (strategy, key) in zip(axes[0], first.items(), strict=True):
-        part = diagnoses[key]["slice"]
-        filled = axis.contourf(part["axis"], part["axis"], np.array(part["energy"]), levels=20)
-        axis.plot([0], [0], "w*", ms=9)
-        axis.plot([1], [0], "rx", ms=7)
-        axis.set(title=f"{strategy}, seed {key[1]}, t = {part['level']}", xlabel="to the mined negative")
-        figure.colorbar(filled, ax=axis)
-    axes[0][0].set_ylabel("random direction")
-    save_figure(figure, path)
+    first = {key[0]: key for key in sorted(diagnoses, reverse=True)}
+    shown = [first[strategy] for strategy in strategies if strategy in first]
+    with drawing(path, (3.6 * len(shown), 3.2), 1, len(shown), sharey=True) as axes:
+        for axis, key in zip(axes.flat, shown, strict=True):
+            part = diagnoses[key]["slice"]
+            filled = axis.contourf(part["axis"], part["axis"], np.array(part["energy"]), levels=20)
+            axis.plot([0], [0], "w*", ms=9)
+            axis.plot([1], [0], "rx", ms=7)
+            axis.set(title=f"{key[0]}, seed {key[1]}, level t = {part['level']}", xlabel="to the mined negative (= 1)")
+            axis.figure.colorbar(filled, ax=axis, label="energy")
+        axes[0, 0].set_ylabel("random direction")

@@ -12,7 +12,15 @@ from experiments.analysis.figures import interval_plot, learning_curves
 from experiments.analysis.landscape import diagnose
 from experiments.analysis.landscape_figures import effort_figure, level_figure, rows_with_runs, slice_figure
 from experiments.analysis.reference_solvers import reference_rows
-from experiments.analysis.tables import HEADLINE_SAMPLER, Study, format_table, original_pairing, run_rows, summary_rows
+from experiments.analysis.tables import (
+    HEADLINE_SAMPLER,
+    Study,
+    format_table,
+    original_pairing,
+    run_rows,
+    summary_rows,
+    tidy_rows,
+)
 from experiments.analysis.verdict import ADVERSARIAL, BASELINE, RULE, decide, reference_sentence
 from experiments.study.run import evaluation_sets
 
@@ -30,11 +38,12 @@ def write_report(folder: Path, config: ExperimentConfig, strategies: list[str]):
     summary = summary_rows(study, references)
     write_csv(folder.with_name(f"{folder.name}.runs.csv"), rows)
     write_csv(folder.with_name(f"{folder.name}.summary.csv"), summary)
+    write_csv(folder.with_name(f"{folder.name}.tidy.csv"), tidy_rows(rows, folder.name, config))
     runs = dict.fromkeys(row["run"] for row in rows)  # each has a row for every sampler
     write_json(folder / "configs.json", {run: read_json(folder / run / "config.json") for run in runs})
     write_atomic(folder / "table.tex", format_table(summary, "latex_booktabs") + "\n")
-    learning_curves(folder, study.strategies, references, folder / "learning_curves.png")
-    interval_plot(study, references, folder / "intervals.png")
+    learning_curves(folder, study.strategies, references, path=folder / "learning_curves.png")
+    interval_plot(study, references, path=folder / "intervals.png")
     landscape = write_landscape(folder, config, study)
     verdict = verdict_lines(study, summary)
     write_atomic(folder / "report.md", report_text(folder, config, study, summary, verdict, landscape))
@@ -71,12 +80,11 @@ def write_landscape(folder: Path, config, study: Study) -> bool:
     for row in study.rows:
         if row["sampler"] == HEADLINE_SAMPLER and row["status"] == "finished":
             diagnoses[row["strategy"], row["seed"]] = run_diagnosis(folder / row["run"], config)
-    strategies = [name for name in study.strategies if any(key[0] == name for key in diagnoses)]
     if not diagnoses:
         return False
-    level_figure(diagnoses, strategies, folder / "landscape.png")
-    effort_figure(diagnoses, strategies, folder / "effort.png")
-    slice_figure(diagnoses, strategies, folder / "slice.png")
+    level_figure(diagnoses, study.strategies, path=folder / "landscape.png")
+    effort_figure(diagnoses, study.strategies, path=folder / "effort.png")
+    slice_figure(diagnoses, study.strategies, path=folder / "slice.png")
     for part in ("levels", "inner_steps", "diffusion_steps", "conditioning"):
         write_csv(folder / f"{part}.csv", rows_with_runs(diagnoses, part))
     return True
@@ -101,14 +109,15 @@ def report_text(folder, config, study, summary, verdict, landscape: bool) -> str
         f"Mean over seeds with 95% t-intervals; {config.evaluation_size:,} fixed matrices of each difficulty; the "
         "comparison with baseline is paired by seed, its p adjusted by Holm's method. All columns are in "
         f"[{folder.name}.summary.csv](../{folder.name}.summary.csv), all runs in "
-        f"[{folder.name}.runs.csv](../{folder.name}.runs.csv), each run's settings and machine in "
+        f"[{folder.name}.runs.csv](../{folder.name}.runs.csv), every value of theirs in a row of its own in "
+        f"[{folder.name}.tidy.csv](../{folder.name}.tidy.csv), each run's settings and machine in "
         "[configs.json](configs.json).",
         format_table(summary, "github"),
         original_pairing(study) + ".",
         "## All runs and their intervals",
-        "![all runs](intervals.png)",
+        image(folder, "intervals", "all runs"),
         "## Learning curves",
-        "![learning curves](learning_curves.png)",
+        image(folder, "learning_curves", "learning curves"),
         "## Cost",
         cost_table(summary),
     ]
@@ -117,13 +126,13 @@ def report_text(folder, config, study, summary, verdict, landscape: bool) -> str
             "## Energy landscape",
             "By noise level, on the fixed set ([levels.csv](levels.csv)): whether the energy ranks the true solution "
             "first, by how much, how far the mined negatives lie from it, whether the gradient points away from it.",
-            "![energy landscape by level](landscape.png)",
+            image(folder, "landscape", "energy landscape by level"),
             "The energy around one solution (star) towards its mined negative (cross):",
-            "![slice](slice.png)",
+            image(folder, "slice", "slice"),
             "## Effort at evaluation and difficulty",
             "Inner steps at each level ([inner_steps.csv](inner_steps.csv)), levels visited "
             "([diffusion_steps.csv](diffusion_steps.csv)), condition number ([conditioning.csv](conditioning.csv)).",
-            "![effort](effort.png)",
+            image(folder, "effort", "effort"),
         ]
     parts += [
         "## The rule",
@@ -135,6 +144,11 @@ def report_text(folder, config, study, summary, verdict, landscape: bool) -> str
         "```json\n" + json.dumps(config.to_dict(), indent=2) + "\n```",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def image(folder: Path, name: str, words: str) -> str:
+    """The figure in the report, or that there is none."""
+    return f"![{words}]({name}.png)" if (folder / f"{name}.png").exists() else f"({words}: the figure was not drawn)"
 
 
 def cost_table(summary: list[dict]) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from tabulate import tabulate
 
+from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.evaluation import SAMPLERS
 from diffusion_lib.system.files import read_json
 from experiments.analysis.statistics import compare_to_baseline, mean_interval
@@ -92,6 +93,27 @@ class Study:
             )
             for name in self.strategies
         ]
+
+
+def tidy_rows(rows: list[dict], study: str, config: ExperimentConfig) -> list[dict]:
+    """One row for each value of each run; what no sampler decides stands once, without a sampler."""
+    tidy = []
+    for row in rows:
+        setting, _, setting_value = row["strategy"].partition("=")
+        about = {
+            "study": study,
+            "model": config.model,
+            "task": "inverse",
+            "rank": config.rank,
+            "strategy": row["strategy"],
+            "setting": setting if setting_value else "",
+            "setting_value": setting_value,
+            "seed": row["seed"],
+        }
+        parts = {row["sampler"]: METRICS} | ({"": EXTRA + COSTS} if row["sampler"] == HEADLINE_SAMPLER else {})
+        for sampler, names in parts.items():
+            tidy += [{**about, "sampler": sampler, "metric": name, "value": row[name]} for name in names]
+    return tidy
 
 
 def _mean(values) -> float:

@@ -1,0 +1,134 @@
+"""Figures: two formats, colours by name, scales by the data; no global state, and no figure takes the report down."""
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import matplotlib
+import numpy as np
+import pytest
+
+from experiments.analysis import figures
+from experiments.analysis.figures import COLORS, drawing, guarded, interval_plot, spans_decades, strategy_colors
+from experiments.analysis.tables import Study
+
+
+@pytest.fixture
+def study():
+    rows = [
+        {"strategy": name, "seed": seed, "sampler": "plain", "val_mse": 10.0 ** (i - seed), "ood_mse": 1 + 0.1 * seed}
+        for i, name in enumerate(("baseline", "random"))
+        for seed in range(3)
+    ]
+    return Study(rows, ["baseline", "random"])
+
+
+def python(code, **variables):
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **variables}, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_the_import_changes_neither_backend_nor_settings():
+    code = (
+        "import sys, matplotlib; before = dict(matplotlib.rcParams.copy());"
+        "backend = matplotlib.rcParams._get('backend');"
+        "import experiments.analysis.figures, experiments.ablations, experiments.matrix_generalisation;"
+        "assert dict(matplotlib.rcParams.copy()) == before; assert matplotlib.rcParams._get('backend') == backend;"
+        "assert 'matplotlib.pyplot' not in sys.modules"
+    )
+    python(code)
+
+
+def test_a_valid_backend_of_the_user_is_kept():
+    code = (
+        "import os, experiments.analysis.figures, matplotlib;"
+        "assert matplotlib.rcParams['backend'].lower() == os.environ['MPLBACKEND'] == 'svg'"
+    )
+    python(code, MPLBACKEND="svg")
+
+
+def test_no_setting_of_the_user_breaks_a_figure(tmp_path):
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True\nsavefig.bbox: tight\nbackend: nowhere\n")
+    code = (
+        "from pathlib import Path; from experiments.analysis.figures import drawing\n"
+        f"with drawing(Path({str(tmp_path / 'a.png')!r}), (3, 2)) as axes: axes[0, 0].set(title='x_1', yscale='log')"
+    )
+    python(code, MPLBACKEND="module://not_installed.backend", MATPLOTLIBRC=str(tmp_path))
+    assert (tmp_path / "a.png").exists()
+
+
+def test_png_and_pdf_and_the_same_again(tmp_path, study):
+    before = dict(matplotlib.rcParams.copy())
+    path, pdf = tmp_path / "a.png", tmp_path / "a.pdf"
+    interval_plot(study, [], path=path)
+    first = path.read_bytes(), pdf.read_bytes()
+    interval_plot(study, [], path=path)
+    assert (path.read_bytes(), pdf.read_bytes()) == first
+    assert first[0].startswith(b"\x89PNG")
+    assert first[1].startswith(b"%PDF")
+    assert dict(matplotlib.rcParams.copy()) == before
+
+
+def test_threads_draw_without_disturbing_each_other(tmp_path, study):
+    before = dict(matplotlib.rcParams.copy())
+    paths = [tmp_path / f"{i}.png" for i in range(6)]
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda path: interval_plot(study, [], path=path), paths))
+    assert len({path.read_bytes() for path in paths}) == 1
+    assert dict(matplotlib.rcParams.copy()) == before
+
+
+def test_a_strategy_has_one_colour_everywhere():
+    alone, among = strategy_colors(["adversarial"]), strategy_colors(["weight=0.5", "random", "adversarial", "x"])
+    assert alone["adversarial"] == among["adversarial"] == COLORS["adversarial"]
+    assert len(set(among.values())) == 4
+    assert not set(COLORS.values()) & set(figures.OTHER_COLORS)
+    assert len(strategy_colors([f"arm-{i}" for i in range(20)])) == 20
+
+
+def test_the_points_of_a_strategy_have_its_colour(monkeypatch, tmp_path, study):
+    seen = []
+    monkeypatch.setattr(figures, "points_and_interval", lambda *given: seen.append(given[-1]))
+    interval_plot(Study(study.rows, ["random", "baseline"]), [], path=tmp_path / "a.png")
+    assert seen == [COLORS["random"], COLORS["baseline"]] * 2
+
+
+@pytest.mark.parametrize(
+    ("values", "log"),
+    [([1, 11], True), ([1, 9], False), ([0, 100], False), ([-1, 100], False), ([np.nan, 1, 99], True), ([], False)],
+)
+def test_an_axis_is_logarithmic_where_values_span_decades(values, log):
+    assert spans_decades(values) is log
+
+
+def test_the_scale_of_a_figure_follows_its_runs(tmp_path, monkeypatch, study):
+    scales = []
+    monkeypatch.setattr(figures, "name_ticks", lambda axis, _: scales.append(axis.get_yscale()))
+    interval_plot(study, [], path=tmp_path / "a.png")
+    assert scales == ["log", "linear"]
+
+
+def test_the_runs_of_a_seed_are_joined(tmp_path, monkeypatch, study):
+    joined = []
+    monkeypatch.setattr(figures, "join_pairs", lambda _, values: joined.append(values.shape))
+    interval_plot(study, [], path=tmp_path / "a.png")
+    assert joined == [(2, 3), (2, 3)]
+
+
+def test_a_figure_that_fails_is_one_line_and_leaves_no_old_one(tmp_path, capsys):
+    @guarded
+    def broken(path):
+        with drawing(path, (3, 2)) as axes:
+            axes[0, 0].plot([1], [1, 2])
+
+    path = tmp_path / "a.png"
+    for file in (path, path.with_suffix(".pdf")):
+        file.write_text("old")
+    broken(path=path)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"warning: {path} is not drawn (ValueError: x and y must have same first dimension")
+    assert not list(tmp_path.iterdir())

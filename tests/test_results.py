@@ -1,0 +1,142 @@
+"""What a study leaves: tables whose every column is documented, one tidy table, figures, and a clean checkout."""
+
+import csv
+import re
+import subprocess
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from diffusion_lib.config import ExperimentConfig
+from experiments.ablations import main
+from experiments.analysis import figures, report
+from experiments.analysis.reference_solvers import reference_rows
+from experiments.analysis.tables import COSTS, EXTRA, METRICS, tidy_rows
+from experiments.matrix_inversion_mining_comparison import main as comparison
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = ["--rank=3", "--train-steps=6", "--batch-size=8", "--evaluation-size=32", "--device=cpu", "--at-once=1"]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """The folder of a small ablation, with an arm beside the baseline."""
+    folder = tmp_path_factory.mktemp("results")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "reference_rows", partial(reference_rows, fit_samples=500))  # the fit takes the longest
+        assert main(["opt_steps", "--values", "1", *SMALL, "--seeds=0-1", "--name=a", f"--results={folder}"]) == 0
+        yield folder
+
+
+def read_csv(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def undocumented(paths) -> set[str]:
+    """The columns that results/README.md names neither as they are nor as a metric and an ending."""
+    named = set(re.findall(r"`(\w+)`", (ROOT / "results" / "README.md").read_text()))
+    endings = tuple(name for name in named if name.startswith("_"))
+    whole = named | {name + ending for name in METRICS + EXTRA + COSTS for ending in endings if name in named}
+    columns = set()
+    for path in paths:
+        with open(path, newline="") as file:
+            columns.update(next(csv.reader(file)))
+    return columns - whole
+
+
+def test_every_column_of_a_study_is_documented(results):
+    paths = list(results.glob("**/*.csv"))
+    names = {path.name.removeprefix("ablation-opt_steps-a.") for path in paths}
+    assert names == {
+        *("runs.csv", "summary.csv", "tidy.csv", "metrics.csv"),
+        *("levels.csv", "inner_steps.csv", "diffusion_steps.csv", "conditioning.csv"),
+    }
+    assert not undocumented(paths)
+
+
+def test_every_published_column_is_documented():
+    paths = list((ROOT / "results" / "published").glob("**/*.csv"))
+    assert {"benchmark.csv", "benchmark-at-once.csv", "ridge.csv", "timing.csv"} <= {path.name for path in paths}
+    assert not undocumented(paths)
+
+
+def test_the_tidy_table_holds_every_value_once(results):
+    runs, tidy = (read_csv(results / f"ablation-opt_steps-a.{name}.csv") for name in ("runs", "tidy"))
+    found = {(row["strategy"], row["seed"], row["sampler"], row["metric"]): row["value"] for row in tidy}
+    assert len(found) == len(tidy) == 2 * 2 * (2 * len(METRICS) + len(EXTRA + COSTS))
+    for row in runs:
+        for name in METRICS:
+            assert found[row["strategy"], row["seed"], row["sampler"], name] == row[name]
+        for name in EXTRA + COSTS:
+            assert found[row["strategy"], row["seed"], "", name] == row[name]
+    about = {tuple(row[key] for key in ("study", "model", "task", "rank", "setting", "setting_value")) for row in tidy}
+    start = ("ablation-opt_steps-a", "mlp", "inverse", "3")
+    assert about == {(*start, "", ""), (*start, "opt_steps", "1")}
+
+
+def test_a_strategy_without_a_setting_has_none():
+    row = {"strategy": "baseline-compute", "seed": 0, "sampler": "innerloop", **dict.fromkeys(METRICS, 1.0)}
+    tidy = tidy_rows([row], "it", ExperimentConfig())
+    assert {(part["strategy"], part["setting"], part["setting_value"]) for part in tidy} == {
+        ("baseline-compute", "", "")
+    }
+    assert [part["metric"] for part in tidy] == list(METRICS)
+
+
+def test_every_figure_has_a_pdf_beside_it(results):
+    study = results / "ablation-opt_steps-a"
+    drawn = {path.stem for path in study.glob("*.png")}
+    assert drawn == {"learning_curves", "intervals", "landscape", "effort", "slice", "ablation"}
+    assert {path.stem for path in study.glob("*.pdf")} == drawn
+
+
+def test_a_figure_that_fails_leaves_the_report(results, monkeypatch, capsys):
+    def broken(*_):
+        raise RuntimeError("no ink")
+
+    again = ["--report-only", "--name", "ablation-opt_steps-a", "--results", str(results), "--seeds", "0"]
+    study = results / "ablation-opt_steps-a"
+    with monkeypatch.context() as patch:
+        patch.setattr(figures, "join_pairs", broken)
+        comparison(again)
+    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
+    assert warnings == [f"warning: {study / 'intervals.png'} is not drawn (RuntimeError: no ink)"]
+    text = (study / "report.md").read_text()
+    assert "(intervals.png)" not in text
+    assert all((study / link).exists() for link in re.findall(r"\]\(([^)]+)\)", text))
+    comparison(again)
+    assert "(intervals.png)" in (study / "report.md").read_text()
+
+
+def test_a_report_can_be_made_where_no_figure_can(results, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("no ink")
+
+    monkeypatch.setattr(figures, "Figure", broken)
+    comparison(["--report-only", "--name", "ablation-opt_steps-a", "--results", str(results), "--seeds", "0"])
+    assert (results / "ablation-opt_steps-a" / "report.md").read_text().count("was not drawn") == 5
+    monkeypatch.undo()
+    assert report.image(results, "absent", "x") == "(x: the figure was not drawn)"
+
+
+IGNORED = (
+    *("results/demo-mlp/report.md", "results/demo-mlp.runs.csv", "results/benchmark.png", "results/ds_inverse/last.pt"),
+    *("results/published/a/runs/b/seed-0/last.pt", "results/published/a/runs/b/seed-0/diagnostics.json"),
+)
+KEPT = (
+    *("results/README.md", "results/published/a.tidy.csv", "results/published/a/report.md"),
+    *(f"results/published/a/runs/b/seed-0/{name}" for name in ("config.json", "result.json", "metrics.csv")),
+    "results/published/matrix-energy/last.pt",
+)
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a checkout")
+def test_git_sees_published_results_alone():
+    done = subprocess.run(
+        ["git", "check-ignore", "--no-index", *IGNORED, *KEPT], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.stdout.splitlines() == list(IGNORED)
+    tracked = subprocess.run(["git", "ls-files", "results"], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    assert all(path == "results/README.md" or path.startswith("results/published/") for path in tracked)
