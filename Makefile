@@ -5,15 +5,19 @@ ARGS ?=
 
 JOBS := submit-pilot submit-compare submit-array submit-ablations
 
-.PHONY: compare test lint benchmark setup clean-env $(JOBS)
+.DEFAULT_GOAL := help
+.PHONY: help compare test lint benchmark setup clean-env $(JOBS)
 
-compare: .venv/.runtime  ## the main job: three strategies, two seeds, minutes on a laptop
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z$$(){}A-Z-]+:.*## / {gsub(/\$$\(JOBS\)/, "$(JOBS)", $$1); printf "  %-16s %s\n", $$1, $$2}' Makefile
+
+compare: .venv/.runtime  ## the main job: three strategies, two seeds, minutes on two cores
 	$(BIN)/python experiments/matrix_inversion_mining_comparison.py --preset demo $(ARGS)
 
 test: .venv/.development  ## all tests
 	$(BIN)/python -m pytest $(ARGS)
 
-lint: .venv/.development
+lint: .venv/.development  ## the linter and the formatter's check
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
 benchmark: .venv/.runtime  ## speed against the released way of working, on an idle machine
@@ -36,5 +40,5 @@ $(JOBS):  ## a job on a Slurm cluster: docs/cluster.md
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt -e .
 	touch $@ .venv/.runtime
 
-clean-env:
+clean-env:  ## delete the environment
 	rm -rf .venv
