@@ -35,17 +35,20 @@ class EnergyModel(nn.Module):
         raise NotImplementedError
 
     def energy(self, cond, x: torch.Tensor) -> torch.Tensor:
-        """Energies (B,) of the candidates x (B, out_dim)."""
+        """Energies (B,) of the candidates x (B, out_dim), differentiable in x, to any order, where x.requires_grad."""
         raise NotImplementedError
 
     def energy_and_gradient(self, cond, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Energies (B,) and gradients dE/dx (B, out_dim), a row's gradient independent of the batch's size.
 
-        With gradients enabled both can be differentiated in the parameters; x is taken as a constant.
+        With gradients enabled both can be differentiated in the parameters and, where x.requires_grad, in x.
         """
         differentiable = torch.is_grad_enabled()
         with torch.enable_grad():
-            x = x.detach().requires_grad_()  # a leaf of our own: the caller's tensor keeps its flags
+            if differentiable and x.requires_grad:
+                x = x.view_as(x)  # dE/dx at a fixed `cond`, even where that was computed from x
+            else:
+                x = x.detach().requires_grad_()  # a leaf of our own: the caller's tensor keeps its flags
             energy = self.energy(cond, x)
             (gradient,) = torch.autograd.grad(energy.sum(), x, create_graph=differentiable)
         return (energy, gradient) if differentiable else (energy.detach(), gradient)
@@ -59,8 +62,9 @@ class DiffusionWrapper(nn.Module):
     """What a diffusion calls: the noise prediction dE/dx, the energy, or both, of an energy model.
 
     `forward(inp, opt_out, t)` takes (B, inp_dim), (B, out_dim) and (B,), and returns the gradient (B, out_dim);
-    with `return_energy` the energy (B, 1); with `return_both` the pair. Raises ConfigError for a model that
-    has no energy.
+    with `return_energy` the energy (B, 1); with `return_both` the pair. As in the released code, with gradients
+    enabled it sets opt_out.requires_grad, and what it returns can be differentiated in opt_out, to any order, and in
+    the parameters. Raises ConfigError for a model that has no energy.
     """
 
     def __init__(self, ebm: EnergyModel):
@@ -71,6 +75,8 @@ class DiffusionWrapper(nn.Module):
         self.inp_dim, self.out_dim = ebm.inp_dim, ebm.out_dim
 
     def forward(self, inp, opt_out, t, return_energy=False, return_both=False):
+        if torch.is_grad_enabled():
+            opt_out.requires_grad_()
         cond = self.ebm.condition(inp, t)
         if return_energy:
             return self.ebm.energy(cond, opt_out)[:, None]

@@ -132,7 +132,7 @@ class MatrixEBM(EnergyModel):
         return 0.5 * self._preconditioned_residual(cond, x).square().sum((1, 2))
 
     def energy_and_gradient(self, cond, x):
-        residual = self._preconditioned_residual(cond, x.detach())
+        residual = self._preconditioned_residual(cond, x)
         gradient = cond.g * (cond.pa.mT @ residual)
         return 0.5 * residual.square().sum((1, 2)), gradient.flatten(1)
 

@@ -1,10 +1,17 @@
-"""The MLP energy's calculus, written out: E, dE/dx and their gradients in the weights, as fixed lists of products.
+"""The MLP energy faster: E, dE/dx and their gradients in the weights as fixed lists of products, without autograd.
 
-In each of three hidden layers m = W h_below, a = gain m + shift, h = swish(a); E = ||W4 h3 + b4||^2. The first layer
-has no gain, and its shift is the input's share of it; those of the other two depend on the noise level.
-Where only dE/dx is wanted, the output is never formed: dE/dh3 = 2 (G h3 + W4^T b4) with G = W4^T W4 is one product of
-hidden size instead of two of out_dim, in both directions.
-d_y is dE/dy, y_dot the derivative of y along v, y_bar the gradient of the loss in y. Arrays are (B, hidden size).
+Training needs gradients, in the weights, of a loss that contains dE/dx. Autograd would trace the gradient's own graph
+for that; here the formulas are written out, nothing is computed that no caller needs, and memory is reused.
+`FastGradients` attaches it to the model in mlp.py; the tests hold the two equal.
+
+Notation. Each of the three hidden layers computes m = W h_below, a = gain m + shift and h = swish(a), and
+E = ||W4 h3 + b4||^2. The first layer has no gain, and its shift is the inputs' share of its product, bias included.
+The gains and shifts of the other two depend on the noise level; their biases are in the shifts.
+d_y is dE/dy; y_dot the directional derivative of y along a direction v of x; y_bar the gradient of the loss in y.
+Arrays are (B, H), H the hidden size, unless said otherwise.
+
+Where only dE/dx is wanted the output is never formed: dE/dh3 = 2 (G h3 + W4^T b4), G = W4^T W4, is one product of
+hidden size instead of two of size out_dim.
 """
 
 from typing import NamedTuple
@@ -15,61 +22,116 @@ from torch.autograd.function import once_differentiable
 
 
 class Levels(NamedTuple):
-    """The middle layers' gains and shifts at the samples' levels.
+    """The samples' noise levels, as constants.
 
-    rows: gain2, shift2, gain3, shift3, each (B, H), or (1, H) where one level serves all. choice: (B, L) one-hot,
-    which of L levels each sample has.
+    rows: gain2, shift2, gain3, shift3 of each sample, (B, H), or (1, H) where all samples have one level.
+    one_hot: (B, L), which of the L levels in use each sample has.
     """
 
     rows: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
-    choice: torch.Tensor
-
-
-class Layer(NamedTuple):
-    """What the way down leaves of a hidden layer. The first has no m: nothing needs it."""
-
-    m: torch.Tensor | None
-    sigmoid: torch.Tensor
-    h: torch.Tensor
-
-
-class Ascent(NamedTuple):
-    """What the way up leaves of a hidden layer; slope is swish'(a)."""
-
-    slope: torch.Tensor
-    d_h: torch.Tensor
-    d_a: torch.Tensor
-    d_m: torch.Tensor
-
-
-class Tangent(NamedTuple):
-    """How a hidden layer changes along v."""
-
-    m_dot: torch.Tensor
-    a_dot: torch.Tensor
-    h_dot: torch.Tensor
+    one_hot: torch.Tensor
 
 
 class Gram(NamedTuple):
-    """G = W4^T W4 (H, H) and W4^T b4 (H,)."""
+    """matrix: G = W4^T W4, (H, H). shift: W4^T b4, (H,)."""
 
     matrix: torch.Tensor
     shift: torch.Tensor
 
     @classmethod
     def of(cls, w4, b4):
+        """From W4 (out_dim, H) and b4 (out_dim,)."""
         return cls(w4.t() @ w4, w4.t() @ b4)
 
 
-class Sweep:
-    """An evaluation at x (B, out_dim) that keeps nothing and overwrites what it can.
+class FastCondition(NamedTuple):
+    """What energies at the same inputs and levels share.
 
-    product: multiplies all large matrices. gram: that of W4 and b4. projected: the input's share of the first layer
-    (B, H). weights: W1 (its columns for x), W2, W3, W4, b4.
+    inp (B, inp_dim) and t ((B,) or one int): as given, for the plain energy. projected: the inputs' share of fc1, bias
+    included, (B, H). w1: fc1's columns for x, (H, out_dim). gram: that of fc4.
+    tables: gain2, shift2, gain3, shift3 of each level in use, (L, H), differentiable. levels: each sample's.
+    """
+
+    inp: torch.Tensor
+    t: torch.Tensor | int
+    projected: torch.Tensor
+    w1: torch.Tensor
+    gram: Gram
+    tables: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+    levels: Levels
+
+
+class FastGradients:
+    """Replaces the methods of PlainEBM, in front of which it stands in a class's list of bases.
+
+    Without gradients enabled nothing is saved. With them, results can be differentiated once, in the parameters and
+    inputs. Where x.requires_grad the plain energy is used, by autograd, for derivatives in x and of any order.
+    """
+
+    def condition(self, inp, t):
+        projected = self.product(inp, self.fc1.weight[:, : self.inp_dim].t()).add_(self.fc1.bias)
+        gram = Gram.of(self.fc4.weight.detach(), self.fc4.bias.detach())
+        tables_and_levels = self._time_features(t, len(inp))
+        return FastCondition(inp, t, projected, self.fc1.weight[:, self.inp_dim :], gram, *tables_and_levels)
+
+    def retime(self, cond, t):
+        tables, levels = self._time_features(t, len(cond.inp))
+        return cond._replace(t=t, tables=tables, levels=levels)
+
+    def energy(self, cond, x):
+        if not torch.is_grad_enabled():
+            return self._evaluation(cond, x).energy()
+        if x.requires_grad:
+            return super().energy(super().condition(cond.inp, cond.t), x)
+        return Energy.apply(*self._arguments(cond, x))
+
+    def energy_and_gradient(self, cond, x):
+        if not torch.is_grad_enabled():
+            return self._evaluation(cond, x).energy_and_gradient()
+        if x.requires_grad:
+            return super().energy_and_gradient(cond, x)
+        return self.energy(cond, x), self.gradient(cond, x)
+
+    def gradient(self, cond, x):
+        if not torch.is_grad_enabled():
+            return self._evaluation(cond, x).gradient()
+        if x.requires_grad:
+            return super().gradient(cond, x)
+        return Gradient.apply(*self._arguments(cond, x))
+
+    def _time_features(self, t, batch_size):
+        """`tables` and `levels` of a FastCondition. Once a level, not once a sample: there are few levels."""
+        weight = self.fc1.weight
+        embedded = self.time_mlp(torch.arange(self.num_timesteps, device=weight.device, dtype=weight.dtype))
+        tables = []
+        for layer, time_map in ((self.fc2, self.t_map_fc2), (self.fc3, self.t_map_fc3)):
+            gain, shift = time_map(embedded).chunk(2, dim=1)
+            tables += [gain + 1, torch.addcmul(shift, layer.bias, gain + 1)]
+        if isinstance(t, int):
+            tables = [table[t : t + 1] for table in tables]
+            return tuple(tables), Levels(tuple(table.detach() for table in tables), weight.new_ones(batch_size, 1))
+        rows = tuple(table.detach().index_select(0, t) for table in tables)
+        return tuple(tables), Levels(rows, F.one_hot(t, self.num_timesteps).to(weight.dtype))
+
+    def _evaluation(self, cond, x):
+        return Evaluation(self.product, x, cond.levels, cond.gram, cond.projected, *self._weights(cond))
+
+    def _arguments(self, cond, x):
+        return self.product, x, cond.levels, cond.gram, cond.projected, *cond.tables, *self._weights(cond)
+
+    def _weights(self, cond):
+        return cond.w1, self.fc2.weight, self.fc3.weight, self.fc4.weight, self.fc4.bias
+
+
+class Evaluation:
+    """An evaluation at x (B, out_dim) of which nothing is differentiated: it saves nothing and reuses its memory.
+
+    product: multiplies all large matrices. projected: the first layer's shift (B, H). gram: that of W4 and b4.
+    Weights: w1 (H, out_dim), w2 and w3 (H, H), w4 (out_dim, H), b4 (out_dim,).
     """
 
     def __init__(self, product, x, levels: Levels, gram: Gram, projected, w1, w2, w3, w4, b4):
-        self.product, self.x, self.choice, self.gram = product, x, levels.choice, gram
+        self.product, self.x, self.one_hot, self.gram = product, x, levels.one_hot, gram
         gain2, shift2, gain3, shift3 = levels.rows
         self.hidden = ((w1, None, projected), (w2, gain2, shift2), (w3, gain3, shift3))
         self.w4, self.b4 = w4, b4
@@ -84,18 +146,18 @@ class Sweep:
 
     def energy_and_gradient(self):
         """E (B,) and dE/dx (B, out_dim)."""
-        h, slopes = self._slopes()
+        h, slopes = self._forward_with_slopes()
         out = self._output(h)
         energy = out.square().sum(1)
         return energy, self._gradient(self.product(out.mul_(2), self.w4), slopes)
 
     def gradient(self):
         """dE/dx (B, out_dim)."""
-        h, slopes = self._slopes()
+        h, slopes = self._forward_with_slopes()
         return self._gradient(self._d_h3(h), slopes)
 
-    def _slopes(self):
-        """The last layer's h, and swish'(a) of each."""
+    def _forward_with_slopes(self):
+        """h3, and swish'(a) of each hidden layer."""
         slopes, h = [], self.x
         for weight, gain, shift in self.hidden:
             m = self.product(h, weight.t())
@@ -106,151 +168,184 @@ class Sweep:
         return h, slopes
 
     def _gradient(self, d, slopes):
-        """dE/dx, from dE/dh3."""
+        """dE/dx (B, out_dim), from d = dE/dh3, which is overwritten."""
         for (weight, gain, _), slope in zip(reversed(self.hidden), reversed(slopes), strict=True):
             d.mul_(slope)
             d = self.product(d if gain is None else d.mul_(gain), weight)
         return d
 
     def _output(self, h):
+        """W4 h + b4, (B, out_dim)."""
         return self.product(h, self.w4.t()).add_(self.b4)
 
     def _d_h3(self, h):
+        """dE/dh3 at h3 = h, by the Gram matrix."""
         return self.product(h, self.gram.matrix).add_(self.gram.shift).mul_(2)
 
 
-class KeptSweep(Sweep):
-    """An evaluation that keeps what gradients in the weights need: `down` and `pull_energy` for those of E, or `up`,
-    `push` and `pull_gradient` for those of dE/dx."""
+class SavedForward(NamedTuple):
+    """Activations that the forward pass saves of a hidden layer. m is None in the first, where nothing needs it."""
 
-    tangents = None  # until `push`
+    m: torch.Tensor | None
+    sigmoid: torch.Tensor  # of a
+    h: torch.Tensor
 
-    def _layers(self):
+
+class SavedGradient(NamedTuple):
+    """What the computation of dE/dx saves of a hidden layer; slope is swish'(a)."""
+
+    slope: torch.Tensor
+    d_h: torch.Tensor
+    d_a: torch.Tensor
+    d_m: torch.Tensor
+
+
+class SavedTangent(NamedTuple):
+    """A hidden layer's directional derivatives along v."""
+
+    m_dot: torch.Tensor
+    a_dot: torch.Tensor
+    h_dot: torch.Tensor
+
+
+class SavingEvaluation(Evaluation):
+    """An evaluation that saves what gradients in the weights need.
+
+    Either `forward_energy`, then `backward_energy`; or `forward_gradient`, then `backward_gradient`.
+    """
+
+    tangents = None  # one for each hidden layer while dE/dx is differentiated, None while E is
+
+    def forward_energy(self):
+        """E (B,)."""
+        self.layers = self._forward()
+        out = self._output(self.layers[-1].h)
+        energy = out.square().sum(1)
+        self.d_out = out.mul_(2)
+        return energy
+
+    def forward_gradient(self):
+        """dE/dx (B, out_dim)."""
+        self.layers, self.gradients = self._forward(), []
+        d_h = self._d_h3(self.layers[-1].h)
+        for (weight, gain, _), layer in zip(reversed(self.hidden), reversed(self.layers), strict=True):
+            slope = _slope(layer.h, layer.sigmoid)
+            d_a = d_h * slope
+            d_m = d_a if gain is None else d_a * gain
+            self.gradients.insert(0, SavedGradient(slope, d_h, d_a, d_m))
+            d_h = self.product(d_m, weight)
+        return d_h
+
+    def backward_energy(self, e_bar):
+        """Gradients of sum(e_bar E), e_bar (B,), as a tuple: in projected (B, H); in gain2, shift2, gain3, shift3 of
+        each level (L, H); in w1, w2, w3, w4 and b4."""
+        out_bar = self.d_out * e_bar[:, None]
+        w4_bar = self.product(out_bar.t(), self.layers[-1].h)
+        return *self._backward_hidden(self.product(out_bar, self.w4)), w4_bar, out_bar.sum(0)
+
+    def backward_gradient(self, v):
+        """Gradients of sum(v dE/dx), v (B, out_dim), in the order of `backward_energy`.
+
+        sum(v dE/dx) is the directional derivative of E along v: a forward pass of it, then a backward pass through
+        that, which needs of dE/dx only what `forward_gradient` has saved.
+        """
+        self._forward_tangent(v)
+        h, h_dot = self.layers[-1].h, self.tangents[-1].h_dot
+        pairs, total = self.product(h_dot.t(), h), h_dot.sum(0)
+        w4_bar = torch.addmm(torch.outer(self.b4, total), self.w4, pairs + pairs.t()).mul_(2)
+        b4_bar = 2 * (self.w4 @ total)
+        return *self._backward_hidden(self.product(h_dot, self.gram.matrix).mul_(2)), w4_bar, b4_bar
+
+    def _forward(self):
         layers, h = [], self.x
         for weight, gain, shift in self.hidden:
             m = self.product(h, weight.t())
             a = m.add_(shift) if gain is None else torch.addcmul(shift, m, gain)
             sigmoid = torch.sigmoid(a)
             h = a.mul_(sigmoid)
-            layers.append(Layer(None if gain is None else m, sigmoid, h))
+            layers.append(SavedForward(None if gain is None else m, sigmoid, h))
         return layers
 
-    def down(self):
-        """E (B,)."""
-        self.layers = self._layers()
-        out = self._output(self.layers[-1].h)
-        energy = out.square().sum(1)
-        self.d_out = out.mul_(2)
-        return energy
-
-    def up(self):
-        """dE/dx (B, out_dim)."""
-        self.layers, self.ascents = self._layers(), []
-        d_h = self._d_h3(self.layers[-1].h)
-        for (weight, gain, _), layer in zip(reversed(self.hidden), reversed(self.layers), strict=True):
-            slope = _slope(layer.h, layer.sigmoid)
-            d_a = d_h * slope
-            d_m = d_a if gain is None else d_a * gain
-            self.ascents.insert(0, Ascent(slope, d_h, d_a, d_m))
-            d_h = self.product(d_m, weight)
-        return d_h
-
-    def push(self, v):
-        """Follow the change of x along v (B, out_dim)."""
+    def _forward_tangent(self, v):
         self.v, self.tangents, h_dot = v, [], v
-        for (weight, gain, _), ascent in zip(self.hidden, self.ascents, strict=True):
+        for (weight, gain, _), saved in zip(self.hidden, self.gradients, strict=True):
             m_dot = self.product(h_dot, weight.t())
             a_dot = m_dot if gain is None else m_dot * gain
-            h_dot = ascent.slope * a_dot
-            self.tangents.append(Tangent(m_dot, a_dot, h_dot))
+            h_dot = saved.slope * a_dot
+            self.tangents.append(SavedTangent(m_dot, a_dot, h_dot))
 
-    def pull_energy(self, e_bar):
-        """Gradients of <e_bar, E>, e_bar (B,): in projected (B, H), in gain2, shift2, gain3, shift3 of each level
-        (L, H), and in the weights."""
-        out_bar = self.d_out * e_bar[:, None]
-        w4_bar = self.product(out_bar.t(), self.layers[-1].h)
-        return *self._pull_hidden(self.product(out_bar, self.w4)), w4_bar, out_bar.sum(0)
-
-    def pull_gradient(self):
-        """Gradients of <v, dE/dx>, as those of pull_energy.
-
-        It is the derivative of E along v: what they need of dE/dx is what `up` has left.
-        """
-        h, h_dot = self.layers[-1].h, self.tangents[-1].h_dot
-        pairs, total = self.product(h_dot.t(), h), h_dot.sum(0)
-        w4_bar = torch.addmm(torch.outer(self.b4, total), self.w4, pairs + pairs.t()).mul_(2)
-        b4_bar = 2 * (self.w4 @ total)
-        return *self._pull_hidden(self.product(h_dot, self.gram.matrix).mul_(2)), w4_bar, b4_bar
-
-    def _pull_hidden(self, h_bar):
-        """The part of the gradients that belongs to the hidden layers, from that in h3."""
-        gain3, shift3, w3_bar, h_bar = self._pull_layer(2, h_bar)
-        gain2, shift2, w2_bar, h_bar = self._pull_layer(1, h_bar)
-        _, projected, w1_bar, _ = self._pull_layer(0, h_bar)
+    def _backward_hidden(self, h_bar):
+        """The first eight of `backward_energy`'s gradients, from that in h3."""
+        gain3, shift3, w3_bar, h_bar = self._backward_layer(2, h_bar)
+        gain2, shift2, w2_bar, h_bar = self._backward_layer(1, h_bar)
+        _, projected, w1_bar, _ = self._backward_layer(0, h_bar)
         return projected, gain2, shift2, gain3, shift3, w1_bar, w2_bar, w3_bar
 
-    def _pull_layer(self, i, h_bar):
-        """Gradients in a hidden layer's gain and shift, in its weights, and in what lies below it."""
+    def _backward_layer(self, i, h_bar):
+        """Gradients in hidden layer i's gain and shift, in its weights, and in the h below it; None where unused.
+
+        Of a directional derivative, h_dot, a_dot and m_dot have gradients too, which are d_h, d_a and d_m: they add
+        the terms below that only occur with tangents.
+        """
         (weight, gain, _), layer = self.hidden[i], self.layers[i]
         below = self.layers[i - 1].h if i else self.x
         if self.tangents is None:
             a_bar = h_bar.mul_(_slope(layer.h, layer.sigmoid))
         else:
-            up, dot = self.ascents[i], self.tangents[i]
-            a_bar = h_bar.mul_(up.slope).addcmul_(_curvature(layer, up.slope).mul_(dot.a_dot), up.d_h)
+            saved, tangent = self.gradients[i], self.tangents[i]
+            a_bar = h_bar.mul_(saved.slope).addcmul_(_curvature(layer, saved.slope).mul_(tangent.a_dot), saved.d_h)
         m_bar = a_bar if gain is None else a_bar * gain
         w_bar = self.product(m_bar.t(), below)
         if self.tangents is not None:
-            w_bar.add_(self.product(up.d_m.t(), self.tangents[i - 1].h_dot if i else self.v))
+            w_bar.add_(self.product(saved.d_m.t(), self.tangents[i - 1].h_dot if i else self.v))
         if gain is None:
             return None, a_bar, w_bar, None
-        by_level = self.choice.t()  # a product sums in a fixed order on every device
+        by_level = self.one_hot.t()  # a product sums in a fixed order on every device
         shift_bar = by_level @ a_bar
         gain_bar = a_bar.mul_(layer.m)
         if self.tangents is not None:
-            gain_bar.addcmul_(up.d_a, dot.m_dot)
+            gain_bar.addcmul_(saved.d_a, tangent.m_dot)
         return by_level @ gain_bar, shift_bar, w_bar, self.product(m_bar, weight)
 
 
 def _slope(h, sigmoid, out=None):
-    """swish' = h + sigmoid (1 - h)."""
+    """swish'(a) = h + sigmoid (1 - h), from h = swish(a) and sigmoid(a)."""
     return torch.lerp(h, h.new_ones(()), sigmoid, out=out)
 
 
 def _curvature(layer, slope):
-    """swish'' = (1 - sigmoid) (2 swish' - h)."""
+    """swish''(a) = (1 - sigmoid) (2 swish' - h)."""
     factor = torch.lerp(layer.h, slope, 2.0)
     return factor.addcmul_(factor, layer.sigmoid, value=-1)
 
 
 class Energy(torch.autograd.Function):
-    """E (B,), differentiable once, in everything but x.
+    """E (B,) as an autograd operation, differentiable once, in everything but x.
 
-    After a Sweep's first four arguments come `projected`; gain2, shift2, gain3, shift3 of each level (L, H), which are
-    there for their gradients alone; and the weights.
+    Arguments: product, x, levels and gram as of Evaluation, which get no gradient; `projected` (B, H); gain2, shift2,
+    gain3, shift3 of each level (L, H), here only to receive their gradients; w1, w2, w3, w4, b4.
     """
 
     @staticmethod
     def forward(ctx, product, x, levels, gram, projected, _gain2, _shift2, _gain3, _shift3, *weights):
-        ctx.sweep = KeptSweep(product, x, levels, gram, projected, *weights)
-        return ctx.sweep.down()
+        ctx.evaluation = SavingEvaluation(product, x, levels, gram, projected, *weights)
+        return ctx.evaluation.forward_energy()
 
     @staticmethod
     @once_differentiable
     def backward(ctx, e_bar):
-        return None, None, None, None, *ctx.sweep.pull_energy(e_bar)
+        return None, None, None, None, *ctx.evaluation.backward_energy(e_bar)
 
 
 class Gradient(torch.autograd.Function):
-    """dE/dx (B, out_dim), differentiable once, in everything but x; arguments as of Energy."""
+    """dE/dx (B, out_dim) as an autograd operation, differentiable once, in everything but x; arguments of Energy."""
 
     @staticmethod
     def forward(ctx, product, x, levels, gram, projected, _gain2, _shift2, _gain3, _shift3, *weights):
-        ctx.sweep = KeptSweep(product, x, levels, gram, projected, *weights)
-        return ctx.sweep.up()
+        ctx.evaluation = SavingEvaluation(product, x, levels, gram, projected, *weights)
+        return ctx.evaluation.forward_gradient()
 
     @staticmethod
     @once_differentiable
     def backward(ctx, v):
-        ctx.sweep.push(v)
-        return None, None, None, None, *ctx.sweep.pull_gradient()
+        return None, None, None, None, *ctx.evaluation.backward_gradient(v)
