@@ -22,9 +22,9 @@ from diffusion_lib.denoising_diffusion_pytorch_1d import Trainer1D
 from diffusion_lib.evaluation import SAMPLERS, EvaluationSet, sampler_metrics
 from diffusion_lib.negatives import MODES
 from diffusion_lib.system.errors import ConfigError, exit_status
+from diffusion_lib.system.lock import RunHeld, RunLock
 from diffusion_lib.training.precision import PRECISIONS, set_precision
 from diffusion_lib.training.trainer import chosen_device
-from experiments.study.claims import Claim, RunHeld
 from experiments.study.folder import prepare_folder
 from experiments.study.run import build_diffusion, evaluation_tasks
 from models import MODELS
@@ -79,6 +79,7 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     add("--seed", type=int, default=0)
     add("--device", help="cpu or cuda; default: cuda where there is one")
     add("--results-folder", type=Path, help="default: results/ds_<dataset>/model_<model>_diffsteps_<T>")
+    add("--no-lock", action="store_true", help="where the file system has no locks, and nobody else trains this run")
     add("--log-with", choices=["tensorboard"], help="write its events into the results folder")
     return parser.parse_args(arguments)
 
@@ -149,9 +150,10 @@ def train(trainer: Trainer1D, options, config: ExperimentConfig, mining_mode: st
     folder, accelerator = trainer.results_folder, trainer.accelerator
     with accelerator.main_process_first():
         prepare_folder(folder, recorded, trainer.device, "Choose another --results-folder or the earlier values")
-        claim = Claim(folder) if accelerator.is_main_process else nullcontext()
-    with claim:
-        trainer.on_log = claim.note if accelerator.is_main_process else None
+    lock = RunLock(folder, not options.no_lock) if accelerator.is_main_process else None
+    with lock or nullcontext():
+        if lock:
+            trainer.on_log, trainer.before_save = lock.note, lock.check
         if trainer.checkpoint_path("last").exists():
             trainer.load("last")
         elif options.load_milestone is not None:

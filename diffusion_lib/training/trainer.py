@@ -68,7 +68,8 @@ class Trainer1D:
     seed: with the step, it decides each batch, its levels and its noise. lr_schedule: factor of train_lr at a
     step (None: 1). device: 'cpu', 'cuda' or None. data_workers: threads that make batches ahead (None or 0:
     none). evaluation_size: examples in each fixed evaluation set. log_every: steps between rows of
-    metrics.csv. on_log: called with each row. log_with: 'tensorboard' or None. label: shown with the progress.
+    metrics.csv. on_log: called with each row. before_save: called before each write to results_folder, which it may
+    prevent by an exception. log_with: 'tensorboard' or None. label: shown with the progress.
     validation_dataset, extra_validation_datasets (by name, every extra_validation_every_mul-th time) are
     evaluated each save_and_sample_every steps. Raises ConfigError for values that are not allowed.
     """
@@ -99,6 +100,7 @@ class Trainer1D:
         log_every=100,
         log_with=None,
         on_log=None,
+        before_save=None,
         label="train",
         **released,
     ):
@@ -123,7 +125,7 @@ class Trainer1D:
         self.train_lr, self.lr_schedule, self.train_num_steps = train_lr, lr_schedule, train_num_steps
         self.save_and_sample_every, self.log_every = save_and_sample_every, log_every
         self.evaluate_first, self.extra_every = evaluate_first, extra_validation_every_mul
-        self.on_log, self.label = on_log, label
+        self.on_log, self.before_save, self.label = on_log, before_save, label
         self.step, self.history, self.train_seconds = 0, [], 0.0
 
         keep_freed_memory()
@@ -178,6 +180,8 @@ class Trainer1D:
         """Write the whole state, atomically, from the main process, and metrics.csv with it."""
         if not self.accelerator.is_main_process:
             return
+        if self.before_save:
+            self.before_save()
         state = {
             "step": self.step,
             "model": self.diffusion.state_dict(),
