@@ -23,8 +23,8 @@ from diffusion_lib.evaluation import SAMPLERS, EvaluationSet, sampler_metrics
 from diffusion_lib.negatives import MODES
 from diffusion_lib.system.errors import ConfigError, exit_status
 from diffusion_lib.system.lock import RunHeld, RunLock
+from diffusion_lib.training.device import chosen_device
 from diffusion_lib.training.precision import PRECISIONS, set_precision
-from diffusion_lib.training.trainer import chosen_device
 from experiments.study.folder import prepare_folder
 from experiments.study.run import build_diffusion, evaluation_tasks
 from models import MODELS
@@ -39,7 +39,7 @@ def main(arguments=None) -> int:
     trainer = build_trainer(options, config, mining_mode)
     try:
         if options.evaluate:
-            trainer.load(options.load_milestone or "last")
+            trainer.load(options.load_milestone or "last", to_train=False)
         else:
             train(trainer, options, config, mining_mode)
         print_errors(trainer, config)

@@ -19,8 +19,8 @@ import torch
 from diffusion_lib.config import PRESETS, RECIPES, ExperimentConfig, check_name, parse_seeds
 from diffusion_lib.system.environment import ROOT
 from diffusion_lib.system.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, ConfigError, exit_status
+from diffusion_lib.training.device import chosen_device
 from diffusion_lib.training.precision import choose_products
-from diffusion_lib.training.trainer import chosen_device
 from experiments.analysis.report import write_report
 from experiments.study.folder import ended_runs, prepare_folder, read_json
 from experiments.study.run import run_experiment

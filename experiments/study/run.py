@@ -15,8 +15,8 @@ from diffusion_lib.system.lock import RunLock
 from diffusion_lib.system.memory import peak_memory_bytes, reset_peak_memory
 from diffusion_lib.tasks import Inverse, Task
 from diffusion_lib.training.batches import INITIAL_WEIGHTS
+from diffusion_lib.training.device import chosen_device
 from diffusion_lib.training.precision import choose_products, set_precision
-from diffusion_lib.training.trainer import chosen_device
 from experiments.study.folder import REMEDY, ended_result, prepare_folder, require_same
 
 CURVE_SIZE = 1024  # examples behind a point of the learning curve
