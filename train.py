@@ -24,9 +24,9 @@ from diffusion_lib.negatives import MiningConfig
 from diffusion_lib.system.arguments import Parser, header, whole
 from diffusion_lib.system.errors import ConfigError, exit_status
 from diffusion_lib.system.files import read_json, write_csv
+from diffusion_lib.system.lock import RunHeld, RunLock
+from diffusion_lib.training.device import chosen_device
 from diffusion_lib.training.precision import set_precision
-from diffusion_lib.training.trainer import chosen_device
-from experiments.study.claims import Claim, RunHeld
 from experiments.study.folder import prepare_folder
 from experiments.study.run import build_diffusion, evaluation_tasks
 
@@ -46,7 +46,7 @@ def main(arguments=None) -> int:
         header(task=options.dataset, model=config.model, mining=mining_mode, device=trainer.device.type, folder=folder)
     try:
         if options.evaluate:
-            trainer.load(options.load_milestone or "last")
+            trainer.load(options.load_milestone or "last", to_train=False)
         else:
             train(trainer, options, config)
         print_errors(trainer, config)
@@ -86,6 +86,7 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     add("--seed", type=whole(0), default=0, help="decides weights, batches and noise (default 0)")
     add("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
     add("--results-folder", type=Path, help="default: results/ds_<dataset>/model_<model>_diffsteps_<T>")
+    add("--no-lock", action="store_true", help="where the file system has no locks, and nobody else trains this run")
     add("--log-with", choices=["tensorboard"], help="write its events into the results folder")
     return parser.parse_args(arguments)
 
@@ -165,9 +166,10 @@ def train(trainer: Trainer1D, options, config: ExperimentConfig):
     folder, accelerator = trainer.results_folder, trainer.accelerator
     with accelerator.main_process_first():
         prepare_folder(folder, recorded, trainer.device, "Choose another --results-folder or the earlier values")
-        claim = Claim(folder) if accelerator.is_main_process else nullcontext()
-    with claim:
-        trainer.on_log = claim.note if accelerator.is_main_process else None
+    lock = RunLock(folder, not options.no_lock) if accelerator.is_main_process else None
+    with lock or nullcontext():
+        if lock:
+            trainer.on_log, trainer.before_save = lock.note, lock.check
         if trainer.checkpoint_path("last").exists():
             trainer.load("last")
         elif options.load_milestone is not None:

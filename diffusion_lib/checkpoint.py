@@ -11,12 +11,14 @@ scaler         None; the release's key
 seed           that of the run: with `step` it decides all further batches
 history        the rows of metrics.csv so far
 train_seconds  time spent on training so far
-loss_sums      (5,) float64, since the last of those rows: the sums of the loss, of its two parts and of clipped
+loss_sums      (6,) float64, since the last of those rows: the sums of the loss, of its three parts and of clipped
                gradients, and the number of steps
+run            task, model, mining and so on: see Trainer1D.run_identity
 The first four are needed and are also what a checkpoint of the released code has.
 """
 
 import io
+import zipfile
 
 import torch
 
@@ -24,6 +26,14 @@ from diffusion_lib.system.errors import CheckpointError
 from diffusion_lib.system.files import write_atomic
 
 EMA_PREFIX = "ema_model."
+CHECKPOINT_TYPES = {"step": int, "model": dict, "opt": dict, "ema": dict}
+OPTIONAL_TYPES = {  # which the release's checkpoints lack
+    "seed": int,
+    "history": list,
+    "train_seconds": (int, float),
+    "loss_sums": torch.Tensor,
+    "run": dict,
+}
 
 
 def save_checkpoint(path, state: dict):
@@ -34,20 +44,47 @@ def save_checkpoint(path, state: dict):
 
 
 def load_checkpoint(path, device) -> dict:
-    """The state in a checkpoint, tensors on `device`. Raises CheckpointError naming the file, which stays."""
+    """The state in a checkpoint, tensors on `device`. Raises CheckpointError naming the file, which stays.
+
+    A zip's checksums are compared first: a flipped bit would be a weight like others.
+    """
     try:
         device = torch.device(device)
         place = "cpu" if device.type == "cpu" else device  # accelerate's "cpu:0" is no place that torch can load to
+        damaged = zipfile.ZipFile(path).testzip() if zipfile.is_zipfile(path) else None
+        if damaged:
+            raise ValueError(f"the checksum of {damaged} differs")
         state = torch.load(path, map_location=place, weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"no checkpoint at {path}") from None
     except Exception as error:  # torch raises half a dozen unrelated types for damaged files
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise CheckpointError(f"{path} cannot be read as a checkpoint ({reason}); it is left as it was") from None
-    missing = [key for key in ("step", "model", "opt", "ema") if not isinstance(state, dict) or key not in state]
-    if missing:
-        raise CheckpointError(f"{path} is no checkpoint of a Trainer1D: it lacks {', '.join(missing)}")
+    state = state if isinstance(state, dict) else {}
+    wrong = [key for key, kinds in CHECKPOINT_TYPES.items() if not _is_one_of(state.get(key), kinds)]
+    wrong += [key for key, kinds in OPTIONAL_TYPES.items() if key in state and not _is_one_of(state[key], kinds)]
+    if wrong:
+        raise CheckpointError(f"{path} is no checkpoint of a Trainer1D: see its {', '.join(wrong)}")
     return state
+
+
+def require_own(path, state: dict, own: dict, seed: int, last: int | None):
+    """Raises CheckpointError for the state of another run than `own` (see Trainer1D.run_identity; None: any).
+
+    last: the step beyond which it is of a longer run (None: any is allowed).
+    """
+    if state.get("seed", seed) != seed:
+        raise CheckpointError(f"{path} is of seed {state['seed']}, this run has seed {seed}")
+    recorded = state.get("run", {})  # the release's checkpoints have none
+    for key, value in own.items():
+        if value is not None and recorded.get(key, value) != value:
+            raise CheckpointError(f"{path} is of {key} {recorded[key]}, this run has {value}; it is left as it was")
+    if state["step"] < 0 or (last is not None and state["step"] > last):
+        raise CheckpointError(f"{path} is of step {state['step']}, this run has {last} steps; it is left as it was")
+
+
+def _is_one_of(value, kinds) -> bool:
+    return isinstance(value, kinds) and not isinstance(value, bool)
 
 
 def averaged_weights(state: dict) -> dict:

@@ -26,8 +26,9 @@ from diffusion_lib.system.environment import ROOT, environment
 from diffusion_lib.system.errors import exit_status
 from diffusion_lib.system.files import write_csv
 from diffusion_lib.tasks import Inverse
+from diffusion_lib.training.device import chosen_device
 from diffusion_lib.training.precision import bf16_product, choose_products
-from diffusion_lib.training.trainer import chosen_device, make_ema
+from diffusion_lib.training.trainer import make_ema
 from experiments.analysis.figures import choose_scale, drawing, guarded, legend_below, plotted
 from experiments.speed import timing
 from experiments.speed.released_way import PlainTrainer, item_batches, plain_loss, plain_sample

@@ -19,14 +19,14 @@ from diffusion_lib.config import RECIPES, ExperimentConfig, add_flags, check_nam
 from diffusion_lib.negatives import MiningConfig
 from diffusion_lib.system.arguments import Parser, header
 from diffusion_lib.system.environment import ROOT
-from diffusion_lib.system.errors import EXIT_BAD_INPUT, ConfigError, exit_status
+from diffusion_lib.system.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, ConfigError, exit_status
 from diffusion_lib.system.files import read_json
+from diffusion_lib.training.device import chosen_device
 from diffusion_lib.training.precision import choose_products
-from diffusion_lib.training.trainer import chosen_device
 from experiments.analysis.report import write_report
-from experiments.study.folder import prepare_folder
+from experiments.study.folder import ended_runs, prepare_folder
 from experiments.study.run import run_experiment
-from experiments.study.run_list import Outcome, delete_study, ended_runs, run_all
+from experiments.study.run_list import Outcome, delete_study, run_all
 from experiments.study.status import status_table
 
 # The strategies, by what they change in training. To compare another one, add its line.
@@ -87,6 +87,7 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     add("--name", help="name of the study, default: the preset's and the model's")
     add("--results", type=Path, default=ROOT / "results", help="default: results/ of this project")
     add("--fresh", action="store_true", help="delete what an earlier study of this name left")
+    add("--no-lock", action="store_true", help="where the file system has no locks, and nobody else trains")
     add("--report-only", action="store_true", help="train nothing; report the finished runs")
     add("--status", action="store_true", help="train nothing; show where each run stands")
     add(
@@ -136,14 +137,20 @@ def run_study(options, config: ExperimentConfig, study: Path, arms: dict[str, di
     if options.status:
         print(status_table(study, list(runs)))
         return 0
-    outcome = Outcome([], []) if options.report_only else train(options, config, study, runs, arms)
+    before = ended_runs(study)
+    outcome = Outcome({}, {}) if options.report_only else train(options, config, study, runs, arms)
     if options.report_only or (options.task is None and ended_runs(study)):
         report(study, list(runs), list(dict.fromkeys([*STRATEGIES, *arms])))
-    for failure in outcome.failures:
-        print(f"failed: {failure}", file=sys.stderr)
-    for held in outcome.held:
-        print(f"left to its holder: {held}", file=sys.stderr)
-    return EXIT_BAD_INPUT if outcome.failures else 0
+    for run, reason in outcome.failures.items():
+        print(f"failed: {run}: {reason}", file=sys.stderr)
+    for run, reason in outcome.held.items():
+        print(f"left to its holder: {run}: {reason}", file=sys.stderr)
+    if outcome.failures:
+        return EXIT_BAD_INPUT
+    if outcome.held and ended_runs(study) == before:
+        print("nothing was trained, since other processes have these runs; run the same command again", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return 0
 
 
 def train(options, config: ExperimentConfig, study: Path, runs: dict[Path, tuple[str, int]], arms) -> Outcome:
@@ -164,7 +171,9 @@ def train(options, config: ExperimentConfig, study: Path, runs: dict[Path, tuple
     )
     return run_all(
         {
-            f"{arm} seed {seed}": partial(run_experiment, arm, seed, config, arms[arm], folder, options.device)
+            f"{arm} seed {seed}": partial(
+                run_experiment, arm, seed, config, arms[arm], folder, options.device, not options.no_lock
+            )
             for folder, (arm, seed) in runs.items()
         },
         at_once,

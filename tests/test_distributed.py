@@ -17,7 +17,7 @@ from conftest import assert_same_weights, make_diffusion
 import train
 from diffusion_lib.checkpoint import save_checkpoint
 from diffusion_lib.system.errors import ConfigError
-from experiments.study.claims import Claim
+from diffusion_lib.system.lock import RunLock
 
 ROOT = Path(__file__).resolve().parent.parent
 # The mixed precision and the accumulation are a user's saved settings for accelerate, which no run may follow.
@@ -246,7 +246,7 @@ def test_the_errors_are_taken_with_the_clamp_that_is_recorded(tmp_path, monkeypa
 
 
 def test_a_run_in_use_is_refused(tmp_path):
-    with Claim(tmp_path), pytest.raises(ConfigError, match=rf"is held by process {os.getpid()} on"):
+    with RunLock(tmp_path), pytest.raises(ConfigError, match=rf"is held by process {os.getpid()} on"):
         main(tmp_path, "--train-steps", 2)
 
 

@@ -3,6 +3,7 @@
 import errno
 import os
 import signal
+import zipfile
 
 import pytest
 import torch
@@ -159,17 +160,57 @@ def test_a_damaged_checkpoint_is_named_and_kept(tmp_path, content):
 
 def test_foreign_checkpoints_are_refused(tmp_path):
     make_trainer(tmp_path).save()
-    with pytest.raises(CheckpointError, match="another model"):
+    with pytest.raises(CheckpointError, match="is of task Inverse of 9 to 9 numbers"):
         make_trainer(tmp_path, rank=4).load("last")
     with pytest.raises(CheckpointError, match="is of seed 0, this run has seed 1"):
         make_trainer(tmp_path, seed=1).load("last")
     torch.save({"weights": 1}, tmp_path / "model-7.pt")
-    with pytest.raises(CheckpointError, match="lacks step, model, opt, ema"):
+    with pytest.raises(CheckpointError, match="see its step, model, opt, ema"):
         make_trainer(tmp_path).load("7")
     with pytest.raises(CheckpointError, match="no checkpoint at"):
         make_trainer(tmp_path).load("8")
     with pytest.raises(CheckpointError, match=r"no checkpoint at runs/typo\.pt"):
         make_trainer(tmp_path).load("runs/typo.pt")
+
+
+def test_the_checkpoint_of_another_run_is_refused(tmp_path):
+    make_trainer(tmp_path).train()
+    make_trainer(tmp_path, mode="none").load("last", to_train=False)
+    with pytest.raises(CheckpointError, match=r"is of mining {'mode': 'adversarial'.*, this run has {'mode': 'none'"):
+        make_trainer(tmp_path, mode="none").load("last")
+    with pytest.raises(CheckpointError, match="is of step 12, this run has 11 steps"):
+        make_trainer(tmp_path, train_num_steps=11).load("last")
+
+
+WRONG = {"step": 1.5, "model": 5, "opt": [], "ema": {"a": 1}, "history": {}, "seed": "0", "loss_sums": [1.0], "run": 3}
+
+
+@pytest.mark.parametrize(("key", "value"), WRONG.items())
+def test_a_wrong_type_in_a_checkpoint_is_said(tmp_path, key, value):
+    trainer = make_trainer(tmp_path)
+    trainer.save()
+    path = tmp_path / "last.pt"
+    torch.save(torch.load(path, weights_only=True) | {key: value}, path)
+    with pytest.raises(CheckpointError, match=r"last\.pt"):
+        trainer.load("last")
+
+
+@pytest.mark.parametrize("damage", ["a bit", "zeros"])
+def test_damaged_weights_are_no_weights(tmp_path, damage):
+    trainer = make_trainer(tmp_path)
+    trainer.save()
+    path = tmp_path / "last.pt"
+    data = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        largest = max(archive.infolist(), key=lambda info: info.file_size)
+    middle = largest.header_offset + largest.file_size // 2
+    if damage == "a bit":
+        data[middle] ^= 0x40
+    else:
+        data[middle : middle + 64] = bytes(64)
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"last\.pt cannot be read as a checkpoint \(the checksum of"):
+        trainer.load("last")
 
 
 def test_a_checkpoint_in_the_released_format_loads_and_evaluates(tmp_path):

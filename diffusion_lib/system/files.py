@@ -4,39 +4,80 @@ import csv
 import io
 import json
 import os
-import tempfile
+import secrets
+from contextlib import suppress
 from pathlib import Path
 
 from diffusion_lib.system.errors import ConfigError
 
+TEMPORARY = ".tmp"  # the end of a temporary file's name, which begins with a dot
+
 
 def write_atomic(path: Path | str, content: bytes | str):
-    """Write through a temporary file beside `path`. Raises OSError (a full disk, say) with `path` untouched."""
+    """Write through a temporary file beside `path`. Raises OSError naming `path`, which is then untouched."""
     path = Path(path)
-    data = content.encode() if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = _write_temporary(path, content)
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp's 0600 would hide results from a group
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
+def create_exclusively(path: Path, content: str) -> bool:
+    """Make `path` with its whole content, or return False where it exists: of several processes one makes it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _write_temporary(path, content)
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    except OSError:  # no hard links on this file system
+        with suppress(FileExistsError), open(path, "x") as file:
+            file.write(content)
+            return True
+        return False
+    finally:
+        temporary.unlink(missing_ok=True)
+    return True
+
+
+def _write_temporary(path, content) -> Path:
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = str(path)  # a full disk's error names no file
+        raise
+    return temporary
+
+
+def remove_temporary_files(folder: Path):
+    """Remove what killed writers left. Only for who alone writes in `folder`."""
+    for path in folder.glob(f".*{TEMPORARY}"):
+        path.unlink(missing_ok=True)
+
+
 def write_json(path, value: dict):
-    write_atomic(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+    write_atomic(path, json_text(value))
+
+
+def json_text(value: dict) -> str:
+    return json.dumps(value, indent=2, sort_keys=True) + "\n"
 
 
 def read_json(path: Path) -> dict:
     """Raises ConfigError for a file that is no JSON object."""
     try:
         value = json.loads(path.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not valid JSON ({error})") from None
     if not isinstance(value, dict):
         raise ConfigError(f"{path} holds no JSON object")

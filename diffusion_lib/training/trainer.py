@@ -4,49 +4,23 @@ import time
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin
 from ema_pytorch import EMA
 from torch.optim import Adam
 
-from diffusion_lib.checkpoint import load_checkpoint, other_model_error, save_checkpoint
+from diffusion_lib.checkpoint import load_checkpoint, other_model_error, require_own, save_checkpoint
 from diffusion_lib.evaluation import EvaluationSet, Share, sampler_metrics
 from diffusion_lib.released_api import TRAINER_DEFAULTS, ReleasedTrainerCalls, require_defaults
-from diffusion_lib.system.errors import CheckpointError, ConfigError, Interrupted, NonFiniteLossError
+from diffusion_lib.system.errors import ConfigError, Interrupted, NonFiniteLossError
 from diffusion_lib.system.files import write_csv
 from diffusion_lib.system.memory import keep_freed_memory
 from diffusion_lib.system.progress import Progress
 from diffusion_lib.system.signals import stop_requests
 from diffusion_lib.training.batches import BatchStream
+from diffusion_lib.training.device import make_accelerator
 from diffusion_lib.training.step import TrainStep
 
 MAX_GRADIENT_NORM = 1.0
 GPU_CHECK_EVERY = 100  # steps between two looks at the loss on a GPU: each look waits for the device
-
-
-def chosen_device(device: str | None) -> torch.device:
-    """The device of that name; for None, the one that is there. Raises ConfigError for one that is not."""
-    if device not in (None, "cpu", "cuda"):
-        raise ConfigError(f"device is {device!r}; allowed: cpu, cuda")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device is 'cuda', but this machine has no usable CUDA device; allowed here: cpu")
-    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-
-
-def make_accelerator(device: str | None = None, log_with: str | None = None, folder="results") -> Accelerator:
-    """An Accelerator on `device` ('cpu', 'cuda', or None for what is there). Raises ConfigError without CUDA."""
-    chosen_device(device)
-    if log_with not in (None, "tensorboard"):
-        raise ConfigError(f"log_with is {log_with!r}; allowed: tensorboard")
-    # by name, since `accelerate launch` sets others through the environment: the gradients here are written for float32
-    return Accelerator(
-        cpu=device == "cpu",
-        mixed_precision="no",
-        dynamo_backend="no",
-        log_with=log_with,
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-        project_dir=str(folder),
-    )
 
 
 class Trainer1D(ReleasedTrainerCalls):
@@ -55,7 +29,8 @@ class Trainer1D(ReleasedTrainerCalls):
     seed: with the step, it decides each batch, its levels and its noise. lr_schedule: factor of train_lr at a
     step (None: 1). device: 'cpu', 'cuda' or None. data_workers: threads that make batches ahead (None or 0:
     none). evaluation_size: examples in each fixed evaluation set. log_every: steps between rows of
-    metrics.csv. on_log: called with each row. log_with: 'tensorboard' or None. label: shown with the progress.
+    metrics.csv. on_log: called with each row. before_save: called before each write to results_folder, which it may
+    prevent by an exception. log_with: 'tensorboard' or None. label: shown with the progress.
     validation_dataset, extra_validation_datasets (by name, every extra_validation_every_mul-th time) are
     evaluated each save_and_sample_every steps, and the checkpoint of that step is kept as model-N.pt, N counted from 1,
     unless keep_milestones is False. num_samples is unused, as in the release. The datasets are tasks, or any torch
@@ -89,6 +64,7 @@ class Trainer1D(ReleasedTrainerCalls):
         log_every=100,
         log_with=None,
         on_log=None,
+        before_save=None,
         label="train",
         keep_milestones=True,
         num_samples=None,
@@ -117,7 +93,7 @@ class Trainer1D(ReleasedTrainerCalls):
         self.train_lr, self.lr_schedule, self.train_num_steps = train_lr, lr_schedule, train_num_steps
         self.save_and_sample_every, self.log_every = save_and_sample_every, log_every
         self.evaluate_first, self.extra_every = evaluate_first, extra_validation_every_mul
-        self.on_log, self.label = on_log, label
+        self.on_log, self.before_save, self.label = on_log, before_save, label
         self.step, self.history, self.train_seconds = 0, [], 0.0
 
         keep_freed_memory()
@@ -172,6 +148,8 @@ class Trainer1D(ReleasedTrainerCalls):
         """Write the whole state, atomically, from the main process, and metrics.csv with it."""
         if not self.accelerator.is_main_process:
             return
+        if self.before_save:
+            self.before_save()
         state = {
             "step": self.step,
             "model": self.diffusion.state_dict(),
@@ -179,6 +157,7 @@ class Trainer1D(ReleasedTrainerCalls):
             "ema": self.ema.state_dict(),
             "scaler": None,
             "seed": self.seed,
+            "run": self.run_identity() | {"train_steps": self.train_num_steps},
             "history": self.history,
             "train_seconds": self.train_seconds,
             "loss_sums": self.loss_sums,
@@ -190,24 +169,37 @@ class Trainer1D(ReleasedTrainerCalls):
         if self.history:
             write_csv(self.results_folder / "metrics.csv", self.history)
 
-    def load(self, milestone="last"):
-        """Continue from a checkpoint, the released code's included. Raises CheckpointError; the file stays."""
+    def run_identity(self) -> dict:
+        """What a checkpoint says of its run, which must be that of the run that continues it."""
+        task, ebm = self.dataset, self.diffusion.model.ebm
+        return {
+            "task": f"{type(task).__name__} of {task.inp_dim} to {task.out_dim} numbers",
+            "model": type(ebm).__name__,
+            "mining": self.diffusion.mining.to_dict(),
+        }
+
+    def load(self, milestone="last", to_train: bool = True):
+        """Continue from a checkpoint, the released code's included. Raises CheckpointError; the file stays.
+
+        to_train: whether it is to be trained on, so that its mining and its step matter.
+        """
         path = self.checkpoint_path(milestone)
         state = load_checkpoint(path, self.device)
-        if state.get("seed", self.seed) != self.seed:
-            raise CheckpointError(f"{path} is of seed {state['seed']}, this run has seed {self.seed}")
+        own = self.run_identity() if to_train else self.run_identity() | {"mining": None}
+        require_own(path, state, own, self.seed, self.train_num_steps if to_train else None)
         try:
             self.diffusion.load_state_dict(state["model"])
             self.ema.load_state_dict(state["ema"])
             self.opt.load_state_dict(state["opt"])
-        except (RuntimeError, ValueError, KeyError) as error:
+            self._fix_optimizer(self.opt.optimizer)
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise other_model_error(path, error) from None
-        self._fix_optimizer(self.opt.optimizer)
         self.step = state["step"]
         self.history = list(state.get("history", []))
         self.train_seconds = state.get("train_seconds", 0.0)
-        if len(state.get("loss_sums", ())) == len(self.loss_sums):  # the release saves none, earlier versions four
-            self.loss_sums.copy_(state["loss_sums"])
+        loss_sums = state.get("loss_sums", self.loss_sums)  # the release saves none, earlier versions four
+        if loss_sums.shape == self.loss_sums.shape:
+            self.loss_sums.copy_(loss_sums)
         self.train_step.restart()
 
     def _fix_optimizer(self, optimizer):

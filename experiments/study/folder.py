@@ -1,5 +1,6 @@
-"""The folder of one run: its recorded configuration and its result."""
+"""The folders of a study and of its runs: their recorded configuration and their results."""
 
+import re
 from pathlib import Path
 
 import torch
@@ -7,13 +8,15 @@ import torch
 from diffusion_lib.config import current
 from diffusion_lib.system.environment import environment
 from diffusion_lib.system.errors import ConfigError
-from diffusion_lib.system.files import read_json, write_json
+from diffusion_lib.system.files import create_exclusively, json_text, read_json, write_json
 
 REMEDY = "Choose another --name, the earlier values, or --fresh to delete it"
+RESULT_TYPES = {"status": str, "strategy": str, "seed": int}
+ENDED_TYPES = {"finished": {"samplers": dict}, "failed": {"reason": str}}  # by status, what else a result has
 
 
 def prepare_folder(folder: Path, config: dict, device: torch.device, remedy=REMEDY, renew: bool = False):
-    """Make `folder` for `config`, or check that it was made for it.
+    """Make `folder` for `config`, or check that it was made for it; of several processes at once, one makes it.
 
     config.json records the configuration and the environment of the first command, or with `renew` of this one.
     Raises ConfigError that names each differing key and the `remedy`, and OSError for a folder that cannot be written.
@@ -23,14 +26,16 @@ def prepare_folder(folder: Path, config: dict, device: torch.device, remedy=REME
         require_same(folder, config, remedy)
         if not renew:
             return
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"config": config, "environment": environment(device)})
+    record = {"config": config, "environment": environment(device)}
+    if renew:
+        write_json(path, record)
+    elif not create_exclusively(path, json_text(record)):
+        require_same(folder, config, remedy)
 
 
 def require_same(folder: Path, config: dict, remedy: str):
     """Raises ConfigError where the folder was made for another configuration."""
-    path = folder / "config.json"
-    there, now = (flat(current(each)) for each in (read_json(path).get("config", {}), config))
+    there, now = (flat(current(each)) for each in (read_config(folder), config))
     differing = [
         f"{key} (there {there.get(key)!r}, now {now.get(key)!r})"
         for key in sorted(there | now)
@@ -45,7 +50,41 @@ def flat(config: dict) -> dict:
     return {key: value for key, value in config.items() if key != "mining"} | config["mining"]
 
 
-def read_result(folder: Path) -> dict | None:
-    """The result of a run that ended, or None."""
+def read_config(folder: Path) -> dict:
+    """The configuration in config.json. Raises ConfigError where there is none."""
+    config = read_json(folder / "config.json").get("config")
+    if not isinstance(config, dict):
+        raise ConfigError(f"{folder / 'config.json'} lacks its 'config'")
+    return config
+
+
+def ended_result(folder: Path) -> dict | None:
+    """The result of a run that ended, or None. Raises ConfigError for one that no run has written."""
     path = folder / "result.json"
-    return read_json(path) if path.exists() else None
+    if not path.exists():
+        return None
+    result = read_json(path)
+    wanted = RESULT_TYPES | ENDED_TYPES.get(str(result.get("status")), {})
+    wrong = [key for key, kind in wanted.items() if type(result.get(key)) is not kind]
+    if wrong or result["status"] not in ENDED_TYPES:
+        raise ConfigError(f"{path} is no result of a run: see its {', '.join(wrong or ['status'])}")
+    return result
+
+
+def read_result(folder: Path) -> dict | None:
+    """The result of a run that ended, for a report: None, too, where it or its configuration cannot be read."""
+    try:
+        read_config(folder)
+        return ended_result(folder)
+    except (ConfigError, OSError):
+        return None
+
+
+def run_folders(study: Path) -> list[Path]:
+    """The folders of a study's runs; other names in it are passed over."""
+    return sorted(path for path in study.glob("runs/*/seed-*") if re.fullmatch(r"seed-\d+", path.name))
+
+
+def ended_runs(study: Path) -> set[Path]:
+    """The folders of the runs that have a result that can be read."""
+    return {folder for folder in run_folders(study) if read_result(folder)}

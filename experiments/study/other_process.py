@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 
-from diffusion_lib.system.errors import exit_status
+from diffusion_lib.system.errors import EXIT_INTERRUPTED, Interrupted, exit_status
 
 
 class OtherProcess:
@@ -49,6 +49,8 @@ class OtherProcess:
         except EOFError:
             self.process.join()
             status = self.process.exitcode
+            if status == EXIT_INTERRUPTED:  # a signal that went to all reached it first
+                raise Interrupted("a signal") from None
             raise ChildProcessError(
                 f"a process ended before its work, with status {status}{' (out of memory?)' if status == -9 else ''}"
             ) from None
@@ -62,7 +64,8 @@ class OtherProcess:
 
 
 def _serve(connection, threads):
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the first process decides
+    for number in (signal.SIGINT, signal.SIGHUP):  # a terminal sends them to all; the first process decides
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if threads is not None:
         torch.set_num_threads(threads)

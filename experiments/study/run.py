@@ -8,12 +8,12 @@ from diffusion_lib.denoising_diffusion_pytorch_1d import Trainer1D
 from diffusion_lib.evaluation import SAMPLERS, EvaluationSet, energy_auc, sampler_metrics
 from diffusion_lib.system.errors import NonFiniteLossError
 from diffusion_lib.system.files import write_json
+from diffusion_lib.system.lock import RunLock
 from diffusion_lib.system.memory import peak_memory_bytes, reset_peak_memory
 from diffusion_lib.tasks import Inverse, Task
+from diffusion_lib.training.device import chosen_device
 from diffusion_lib.training.precision import choose_products, set_precision
-from diffusion_lib.training.trainer import chosen_device
-from experiments.study.claims import Claim
-from experiments.study.folder import prepare_folder, read_result
+from experiments.study.folder import REMEDY, ended_result, prepare_folder, require_same
 
 CURVE_SIZE = 1024  # examples behind a point of the learning curve
 AUC_SIZE = 4096  # examples behind energy_auc, at every level
@@ -49,12 +49,13 @@ def run_experiment(
     mining_config: dict,
     folder: Path | str,
     device: str | None = None,
+    use_lock: bool = True,
     **options,
 ) -> dict:
     """Train and evaluate one run in `folder`, continuing what an earlier call left there.
 
     Returns the content of result.json: `status` 'finished' with `samplers` (metrics by sampler) and costs, or
-    'failed' with `reason` where the loss became non-finite. Other keywords go to Trainer1D.
+    'failed' with `reason` where the loss became non-finite. use_lock: see RunLock. Other keywords go to Trainer1D.
     Raises RunHeld where another process has the run, ConfigError, CheckpointError, OSError, and Interrupted after
     a signal.
     """
@@ -62,12 +63,13 @@ def run_experiment(
     place = chosen_device(device)
     choose_products(config.precision, place)  # first, for config.json to record them
     recorded = {**config.to_dict(), "mining": mining_config, "strategy": strategy, "seed": seed}
-    prepare_folder(folder, recorded, place)
-    done = read_result(folder)
+    done = ended_result(folder)
     if done:
+        require_same(folder, recorded, REMEDY)
         return done
-    with Claim(folder) as claim:
-        done = read_result(folder)  # another process may have ended the run before the claim
+    with RunLock(folder, use_lock) as lock:
+        prepare_folder(folder, recorded, place)
+        done = ended_result(folder)  # another process may have ended the run before we held the lock
         if done:
             return done
         trainer = build_trainer(
@@ -76,16 +78,17 @@ def run_experiment(
             seed,
             folder,
             device=device,
-            on_log=claim.note,
+            on_log=lock.note,
+            before_save=lock.check,
             label=f"{strategy} seed {seed}",
             **options,
         )
         try:
             result = {"strategy": strategy, "seed": seed, **train_and_evaluate(trainer, config)}
         finally:
-            claim.reached(trainer.step)
-        if trainer.accelerator.is_main_process:
-            write_json(folder / "result.json", result)
+            lock.reached(trainer.step)
+        lock.check()
+        write_json(folder / "result.json", result)
     return result
 
 

@@ -1,20 +1,23 @@
 """Where each run of a study stands, read from its folder while jobs run."""
 
 import math
+import time
+from contextlib import suppress
 from pathlib import Path
 
 from tabulate import tabulate
 
+from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.system.files import read_json
-from experiments.study.claims import read_claim
-from experiments.study.folder import read_result
+from diffusion_lib.system.lock import held_by
+from experiments.study.folder import ended_result, read_config
 
 HEADERS = ("run", "state", "step", "steps/s", "time left", "where or why")
 
 
 def status_table(study: Path, folders: list[Path]) -> str:
     """A line per run folder, and a line with their totals. Raises ConfigError where `study` has no valid config."""
-    total = read_json(study / "config.json")["config"]["train_steps"]
+    total = read_config(study).get("train_steps", 0)
     names = [f"{folder.parent.name} {folder.name.replace('-', ' ')}" for folder in folders]
     lines = [[name, *run_status(folder, total)] for name, folder in zip(names, folders, strict=True)]
     states = [line[1] for line in lines]
@@ -28,23 +31,37 @@ def run_status(folder: Path, total: int) -> tuple[str, str, str, str, str]:
     States: finished; failed (its loss became non-finite; it is not repeated); running; interrupted (the next
     start continues it); error (what the next start must find mended); waiting.
     """
-    result, claim = read_result(folder), read_claim(folder)
+    try:
+        result = ended_result(folder)
+        if (folder / "config.json").exists():
+            read_config(folder)
+    except (ConfigError, OSError) as error:
+        return ("error", "", "", "", str(error))
     if result:
-        rate = result.get("steps_per_second")
+        rate = _number(result, "steps_per_second")
         return (result["status"], f"{total}/{total}" if rate else "", _rate(rate), "", result.get("reason", ""))
-    if not claim:
-        return ("waiting", "", "", "", "")
-    content = claim.content
-    step, rate = content.get("step", 0), content.get("steps_per_second")
+    holder, (progress, age) = held_by(folder), read_progress(folder)
+    step, rate = _number(progress, "step"), _number(progress, "steps_per_second")
     place = f"{step}/{total}"
-    if claim.alive:
+    if holder:
         left = duration((total - step) / rate) if rate else ""
-        return ("running", place, _rate(rate), left, f"{claim.holder}, heard {duration(claim.age)} ago")
-    if content.get("error"):
-        return ("error", place, "", "", content["error"])
-    if not content.get("released"):
-        return ("interrupted", place, "", "", f"{claim.holder}, died")
+        return ("running", place, _rate(rate), left, f"{holder}, heard {duration(age)} ago" if progress else holder)
+    if progress.get("error"):
+        return ("error", place, "", "", str(progress["error"]))
     return ("interrupted", place, "", "", "") if (folder / "last.pt").exists() else ("waiting", "", "", "", "")
+
+
+def read_progress(folder: Path) -> tuple[dict, float]:
+    """The content of progress.json and its age in seconds; nothing where it cannot be read."""
+    path = folder / "progress.json"
+    with suppress(OSError, ConfigError):
+        return read_json(path), time.time() - path.stat().st_mtime
+    return {}, 0.0
+
+
+def _number(content: dict, key: str) -> float:
+    value = content.get(key)
+    return value if isinstance(value, int | float) else 0
 
 
 def _rate(steps_per_second: float | None) -> str:
