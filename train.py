@@ -17,6 +17,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from dataset import TASKS
+from diffusion_lib.build import build_diffusion, evaluation_tasks
 from diffusion_lib.config import RECIPES, ExperimentConfig, add_flags, current, given
 from diffusion_lib.denoising_diffusion_pytorch_1d import Trainer1D
 from diffusion_lib.evaluation import SAMPLERS, EvaluationSet, sampler_metrics
@@ -27,8 +28,7 @@ from diffusion_lib.system.files import read_json, write_csv
 from diffusion_lib.system.lock import RunHeld, RunLock
 from diffusion_lib.training.device import chosen_device
 from diffusion_lib.training.precision import set_precision
-from experiments.study.folder import prepare_folder
-from experiments.study.run import build_diffusion, evaluation_tasks
+from diffusion_lib.training.run_folder import prepare_folder
 
 CURVE_SIZE = 2048  # examples behind a point of the learning curve
 RELEASED = {"train_steps": 1_300_000}  # where the release differs from the comparison

@@ -1,4 +1,4 @@
-"""From a configuration to its untrained model."""
+"""From a configuration to its untrained model and its evaluation tasks."""
 
 import torch
 
@@ -33,3 +33,11 @@ def build_diffusion(
         baseline=baseline,
         match_release=config.match_release,
     )
+
+
+def evaluation_tasks(config: ExperimentConfig, trained_on: Task) -> tuple[Task, Task]:
+    """The training's usual and the harder difficulty, each with the bound that the sampler keeps on it."""
+    val, harder = (type(trained_on)("val", config.rank, ood) for ood in (False, True))
+    if config.clamp == "training":
+        harder.bound = trained_on.bound
+    return val, harder

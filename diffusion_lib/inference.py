@@ -22,7 +22,7 @@ from diffusion_lib.seeds import seeded_generator
 from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.system.files import read_json
 from diffusion_lib.tasks import TASKS, Inverse
-from diffusion_lib.training.trainer import chosen_device
+from diffusion_lib.training.device import chosen_device
 
 SYMMETRIC = 1e-5  # largest |A - A^T|, relative to A's largest entry: float32 rounding stays below
 DRAWN = 1024  # training matrices behind the range of their spectra

@@ -22,11 +22,11 @@ from diffusion_lib.system.errors import ConfigError, exit_status
 from diffusion_lib.system.files import read_json, write_csv
 from diffusion_lib.tasks import Inverse
 from diffusion_lib.training.precision import choose_products
+from diffusion_lib.training.run_folder import read_result
 from experiments.analysis.figures import ERROR_LABEL, choose_scale, drawing, guarded, legend_below
 from experiments.analysis.landscape_figures import draw
 from experiments.analysis.reference_solvers import Fitted, exact_inverse, newton_schulz
 from experiments.speed.timing import alternate
-from experiments.study.folder import read_result
 
 SIZES = (10, 20, 30, 40)
 RIDGES = (0.5, 0.3, 0.2, 0.1, 0.05, 0.02)  # 0.5 is the training task's, 0.1 the harder one's

@@ -23,8 +23,8 @@ from diffusion_lib.system.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, Config
 from diffusion_lib.system.files import read_json
 from diffusion_lib.training.device import chosen_device
 from diffusion_lib.training.precision import choose_products
+from diffusion_lib.training.run_folder import ended_runs, prepare_folder
 from experiments.analysis.report import write_report
-from experiments.study.folder import ended_runs, prepare_folder
 from experiments.study.run import run_experiment
 from experiments.study.run_list import Outcome, delete_study, run_all
 from experiments.study.status import status_table

@@ -20,10 +20,10 @@ from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.system import lock as locks
 from diffusion_lib.system.errors import CheckpointError, ConfigError, Interrupted, exit_status
 from diffusion_lib.system.lock import RunHeld, RunLock, held_by
+from diffusion_lib.training.run_folder import ended_runs
 from experiments import matrix_inversion_mining_comparison as comparison
 from experiments.matrix_inversion_mining_comparison import main
 from experiments.study import run
-from experiments.study.folder import ended_runs
 from experiments.study.run_list import Outcome, delete_study, run_all
 from experiments.study.status import duration, status_table
 

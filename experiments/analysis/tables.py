@@ -10,9 +10,9 @@ from tabulate import tabulate
 from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.evaluation import SAMPLERS
 from diffusion_lib.system.files import read_json
+from diffusion_lib.training.run_folder import read_result
 from experiments.analysis.statistics import compare_to_baseline, mean_interval
 from experiments.analysis.verdict import BASELINE, StrategyEvidence
-from experiments.study.folder import read_result
 
 METRICS = ("val_mse", "ood_mse", "recon_error", "ood_recon_error")
 EXTRA = ("energy_auc_random", "energy_auc_adversarial")

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from diffusion_lib.build import build_diffusion
+from diffusion_lib.build import build_diffusion, evaluation_tasks
 from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.denoising_diffusion_pytorch_1d import Trainer1D
 from diffusion_lib.evaluation import SAMPLERS, EvaluationSet, energy_auc, sampler_metrics
@@ -10,10 +10,10 @@ from diffusion_lib.system.errors import NonFiniteLossError
 from diffusion_lib.system.files import write_json
 from diffusion_lib.system.lock import RunLock
 from diffusion_lib.system.memory import peak_memory_bytes, reset_peak_memory
-from diffusion_lib.tasks import Inverse, Task
+from diffusion_lib.tasks import Inverse
 from diffusion_lib.training.device import chosen_device
 from diffusion_lib.training.precision import choose_products, set_precision
-from experiments.study.folder import REMEDY, ended_result, prepare_folder, require_same
+from diffusion_lib.training.run_folder import REMEDY, ended_result, prepare_folder, require_same
 
 CURVE_SIZE = 1024  # examples behind a point of the learning curve
 AUC_SIZE = 4096  # examples behind energy_auc, at every level
@@ -109,14 +109,6 @@ def train_and_evaluate(trainer: Trainer1D, config: ExperimentConfig) -> dict:
         "peak_memory_bytes": peak_memory_bytes(trainer.device),
         "samplers": evaluate_run(trainer.ema.ema_model, config, trainer.share),
     }
-
-
-def evaluation_tasks(config: ExperimentConfig, trained_on: Task) -> tuple[Task, Task]:
-    """The training's usual and the harder difficulty, each with the bound that the sampler keeps on it."""
-    val, harder = (type(trained_on)("val", config.rank, ood) for ood in (False, True))
-    if config.clamp == "training":
-        harder.bound = trained_on.bound
-    return val, harder
 
 
 def evaluation_sets(config: ExperimentConfig, size: int, device) -> tuple[EvaluationSet, EvaluationSet]:

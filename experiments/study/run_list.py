@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from diffusion_lib.system.errors import USER_ERRORS, ConfigError
 from diffusion_lib.system.lock import RunHeld, held_by
-from experiments.study.folder import run_folders
+from diffusion_lib.training.run_folder import run_folders
 from experiments.study.other_process import OtherProcess
 
 
