@@ -57,7 +57,7 @@ def test_no_setting_of_the_user_breaks_a_figure(tmp_path):
         "from pathlib import Path; from experiments.analysis.figures import drawing\n"
         f"with drawing(Path({str(tmp_path / 'a.png')!r}), (3, 2)) as axes: axes[0, 0].set(title='x_1', yscale='log')"
     )
-    python(code, MPLBACKEND="module://not_installed.backend", MATPLOTLIBRC=str(tmp_path))
+    python(code, MPLBACKEND="module://matplotlib_inline.backend_inline", MATPLOTLIBRC=str(tmp_path))
     assert (tmp_path / "a.png").exists()
 
 
