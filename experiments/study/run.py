@@ -9,10 +9,10 @@ from diffusion_lib.denoising_diffusion_pytorch_1d import GaussianDiffusion1D, Tr
 from diffusion_lib.energies import MODELS, DiffusionWrapper
 from diffusion_lib.evaluation import SAMPLERS, EvaluationSet, energy_auc, sampler_metrics
 from diffusion_lib.seeds import derive_seed
-from diffusion_lib.system.errors import NonFiniteLossError
+from diffusion_lib.system.errors import ConfigError, NonFiniteLossError
 from diffusion_lib.system.files import write_json
 from diffusion_lib.system.lock import RunLock
-from diffusion_lib.system.memory import peak_memory_bytes, reset_peak_memory
+from diffusion_lib.system.memory import memory_limit, one_line_for_full_memory, peak_memory_bytes, reset_peak_memory
 from diffusion_lib.tasks import Inverse, Task
 from diffusion_lib.training.batches import INITIAL_WEIGHTS
 from diffusion_lib.training.device import chosen_device
@@ -20,6 +20,10 @@ from diffusion_lib.training.precision import choose_products, set_precision
 from experiments.study.folder import REMEDY, ended_result, prepare_folder, require_same
 
 CURVE_SIZE = 1024  # examples behind a point of the learning curve
+COPIES_OF_WEIGHTS = 5  # in memory at once: the weights, their gradient, Adam's two, their average
+COPIES_OF_BATCH = 4  # input, target, noise, candidate
+COPIES_OF_SETS = 4  # inputs and targets of both difficulties
+COPIES_OF_SCHEDULE = 8  # buffers, of the model and its average
 AUC_SIZE = 4096  # examples behind energy_auc, at every level
 
 
@@ -70,6 +74,33 @@ def build_trainer(config, diffusion, seed, folder, device=None, **options) -> Tr
     )
 
 
+def check_fits(config: ExperimentConfig, device: torch.device, at_once: int = 1):
+    """Raises ConfigError where the model cannot have the precision, or the sizes cannot fit the memory.
+
+    The estimate leaves out what only some models and strategies need, so that nothing is refused that could run.
+    """
+    size, number = config.rank**2, 4  # bytes of a float32
+    try:
+        with torch.device("meta"):  # without memory
+            ebm = MODELS[config.model](size, size)
+    except (RuntimeError, OverflowError, TypeError):
+        raise ConfigError(f"rank is {config.rank}; its {config.model} model is larger than torch can count") from None
+    set_precision(config.precision, ebm, device)
+    needs = {
+        "rank": COPIES_OF_WEIGHTS * number * sum(weights.numel() for weights in ebm.parameters()),
+        "batch_size": COPIES_OF_BATCH * number * size * config.batch_size,
+        "evaluation_size": COPIES_OF_SETS * number * size * config.evaluation_size,
+        "diffusion_steps": COPIES_OF_SCHEDULE * number * config.diffusion_steps,
+    }
+    needed, limit = at_once * sum(needs.values()), memory_limit(device)
+    if needed > limit:
+        largest = max(needs, key=needs.get)
+        raise ConfigError(
+            f"{largest} is {getattr(config, largest)}: {at_once} runs at once need {needed / 1e9:.3g} GB of memory or "
+            f"more, and {limit / 1e9:.3g} GB are there"
+        )
+
+
 def run_experiment(
     strategy: str,
     seed: int,
@@ -95,7 +126,7 @@ def run_experiment(
     if done:
         require_same(folder, recorded, REMEDY)
         return done
-    with RunLock(folder, use_lock) as lock:
+    with one_line_for_full_memory(), RunLock(folder, use_lock) as lock:
         prepare_folder(folder, recorded, place)
         done = ended_result(folder)  # another process may have ended the run before we held the lock
         if done:
