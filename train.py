@@ -17,7 +17,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from dataset import TASKS
-from diffusion_lib.build import build_diffusion, evaluation_tasks
+from diffusion_lib.build import build_diffusion, check_fits, evaluation_tasks
 from diffusion_lib.config import RECIPES, ExperimentConfig, add_flags, current, given
 from diffusion_lib.denoising_diffusion_pytorch_1d import Trainer1D
 from diffusion_lib.evaluation import SAMPLERS, EvaluationSet, sampler_metrics
@@ -38,6 +38,7 @@ NOT_OURS = ("learning_rate", "schedule", "ema_update_every", "clamp")  # of the 
 def main(arguments=None) -> int:
     options = parse_arguments(arguments)
     config, mining_mode = resolve(options)
+    check_fits(config, chosen_device(options.device))
     folder = options.results_folder or default_folder(options, config)
     if options.evaluate:
         require_same_task(folder, options, config)

@@ -1,4 +1,4 @@
-"""From a configuration to its untrained model and its evaluation tasks."""
+"""From a configuration to its untrained model, its evaluation tasks and the memory that they need."""
 
 import torch
 
@@ -6,8 +6,16 @@ from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.denoising_diffusion_pytorch_1d import GaussianDiffusion1D
 from diffusion_lib.energies import MODELS, DiffusionWrapper
 from diffusion_lib.seeds import derive_seed
+from diffusion_lib.system.errors import ConfigError
+from diffusion_lib.system.memory import memory_limit
 from diffusion_lib.tasks import Inverse, Task
 from diffusion_lib.training.batches import INITIAL_WEIGHTS
+from diffusion_lib.training.precision import set_precision
+
+COPIES_OF_WEIGHTS = 5  # in memory at once: the weights, their gradient, Adam's two, their average
+COPIES_OF_BATCH = 4  # input, target, noise, candidate
+COPIES_OF_SETS = 4  # inputs and targets of both difficulties
+COPIES_OF_SCHEDULE = 8  # buffers, of the model and its average
 
 
 def build_diffusion(
@@ -41,3 +49,30 @@ def evaluation_tasks(config: ExperimentConfig, trained_on: Task) -> tuple[Task, 
     if config.clamp == "training":
         harder.bound = trained_on.bound
     return val, harder
+
+
+def check_fits(config: ExperimentConfig, device: torch.device, at_once: int = 1):
+    """Raises ConfigError where the model cannot have the precision, or the sizes cannot fit the memory.
+
+    The estimate leaves out what only some models and strategies need, so that nothing is refused that could run.
+    """
+    size, number = config.rank**2, 4  # bytes of a float32
+    try:
+        with torch.device("meta"):  # without memory
+            ebm = MODELS[config.model](size, size)
+    except (RuntimeError, OverflowError, TypeError):
+        raise ConfigError(f"rank is {config.rank}; its {config.model} model is larger than torch can count") from None
+    set_precision(config.precision, ebm, device)
+    needs = {
+        "rank": COPIES_OF_WEIGHTS * number * sum(weights.numel() for weights in ebm.parameters()),
+        "batch_size": COPIES_OF_BATCH * number * size * config.batch_size,
+        "evaluation_size": COPIES_OF_SETS * number * size * config.evaluation_size,
+        "diffusion_steps": COPIES_OF_SCHEDULE * number * config.diffusion_steps,
+    }
+    needed, limit = at_once * sum(needs.values()), memory_limit(device)
+    if needed > limit:
+        largest = max(needs, key=needs.get)
+        raise ConfigError(
+            f"{largest} is {getattr(config, largest)}: {at_once} runs at once need {needed / 1e9:.3g} GB of memory or "
+            f"more, and {limit / 1e9:.3g} GB are there"
+        )

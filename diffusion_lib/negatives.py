@@ -1,11 +1,12 @@
 """Negatives: which wrong answers the contrastive loss pushes up, and how they are found (IRED, section 3.2)."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from numbers import Real
 
 from diffusion_lib.system.errors import ConfigError
+
+LARGEST = 1e6  # beyond it a step overflows, or never ends
 
 
 def noisier_sample(diffusion, _cond, x_start, t, noise, mining):
@@ -44,12 +45,18 @@ class MiningConfig:
         if self.mode not in MODES:
             raise ConfigError(f"mining mode is {self.mode!r}; allowed: {', '.join(MODES)}")
         steps = self.opt_steps
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < (self.mode == "adversarial"):
-            raise ConfigError(f"opt_steps is {steps!r}; allowed: a whole number from 1 (0 unless adversarial)")
+        if (
+            isinstance(steps, bool)
+            or not isinstance(steps, int)
+            or not ((self.mode == "adversarial") <= steps <= LARGEST)
+        ):
+            raise ConfigError(
+                f"opt_steps is {steps!r}; allowed: a whole number from 1 to {LARGEST:g} (0 unless adversarial)"
+            )
         for name in ("scale_factor", "noise_scale", "weight"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, Real) or not (math.isfinite(value) and value > 0):
-                raise ConfigError(f"{name} is {value!r}; allowed: a positive number")
+            if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value <= LARGEST:
+                raise ConfigError(f"{name} is {value!r}; allowed: a positive number up to {LARGEST:g}")
 
     @classmethod
     def from_dict(cls, config: "Mapping | MiningConfig | None") -> "MiningConfig":

@@ -4,7 +4,7 @@
 
 The same command again continues; finished runs are kept. Started several times, on one machine or many that
 share the results folder, the processes divide the runs among themselves. Exit status: 0 done, 2 bad input or a
-failed run, 75 stopped by a signal with everything saved.
+failed run, 75 stopped by a signal with everything saved, or all runs are with other processes.
 """
 
 import argparse
@@ -15,15 +15,15 @@ from pathlib import Path
 
 import torch
 
+from diffusion_lib.build import check_fits
 from diffusion_lib.config import RECIPES, ExperimentConfig, add_flags, check_name, given, parse_seeds
 from diffusion_lib.negatives import MiningConfig
 from diffusion_lib.system.arguments import Parser, header
 from diffusion_lib.system.environment import ROOT
-from diffusion_lib.system.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, ConfigError, exit_status
+from diffusion_lib.system.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, ConfigError, exit_status, say
 from diffusion_lib.system.files import read_json
 from diffusion_lib.training.device import chosen_device
-from diffusion_lib.training.precision import choose_products
-from diffusion_lib.training.run_folder import ended_runs, prepare_folder
+from diffusion_lib.training.run_folder import ended_runs, prepare_folder, require_study
 from experiments.analysis.report import write_report
 from experiments.study.run import run_experiment
 from experiments.study.run_list import Outcome, delete_study, run_all
@@ -134,6 +134,8 @@ def run_study(options, config: ExperimentConfig, study: Path, arms: dict[str, di
         # strategy by strategy, so that one that is added at the end renumbers none of those before it
         numbered = [run_folder(study, arm, seed) for arm in arms for seed in seeds]
         runs = {numbered[options.task]: runs[numbered[options.task]]}
+    if options.status or options.report_only:
+        require_study(study)
     if options.status:
         print(status_table(study, list(runs)))
         return 0
@@ -142,13 +144,13 @@ def run_study(options, config: ExperimentConfig, study: Path, arms: dict[str, di
     if options.report_only or (options.task is None and ended_runs(study)):
         report(study, list(runs), list(dict.fromkeys([*STRATEGIES, *arms])))
     for run, reason in outcome.failures.items():
-        print(f"failed: {run}: {reason}", file=sys.stderr)
+        say(f"failed: {run}: {reason}")
     for run, reason in outcome.held.items():
-        print(f"left to its holder: {run}: {reason}", file=sys.stderr)
+        say(f"left to its holder: {run}: {reason}")
     if outcome.failures:
         return EXIT_BAD_INPUT
     if outcome.held and ended_runs(study) == before:
-        print("nothing was trained, since other processes have these runs; run the same command again", file=sys.stderr)
+        say("nothing was trained, since other processes have these runs; run the same command again")
         return EXIT_INTERRUPTED
     return 0
 
@@ -157,15 +159,15 @@ def train(options, config: ExperimentConfig, study: Path, runs: dict[Path, tuple
     """Train what has not ended of `runs`, folder -> (arm, seed). Raises ConfigError where no run could start."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("a run is trained by one process; start this script once for each GPU, they share the runs")
+    at_once, threads = shares(options, len(runs))
     device = chosen_device(options.device)
-    choose_products(config.precision, device)
+    check_fits(config, device, at_once)
     if options.fresh and options.task is not None:
         raise ConfigError("--fresh would delete the runs of the other tasks; choose another --name")
     if options.fresh and os.environ.get("SLURM_RESTART_COUNT", "0") == "0":  # a requeued job continues its own work
         delete_study(study)
     # a published study comes without its runs: those made now are of this machine and version
     prepare_folder(study, config.to_dict(), device, renew=not (study / "runs").exists())
-    at_once, threads = shares(options, len(runs))
     header(
         study=study, model=config.model, strategies=" ".join(arms), runs=len(runs), at_once=at_once, device=device.type
     )
@@ -206,10 +208,9 @@ def report(study: Path, asked: list[Path], order: list[str]):
         reported, ended = ended, ended_runs(study)
     missing = len(set(asked) - ended)
     if missing:
-        print(
+        say(
             f"this report is partial, without the {missing} runs that have not ended: --status shows where they "
-            "stand, and --report-only reports again",
-            file=sys.stderr,
+            "stand, and --report-only reports again"
         )
 
 

@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -81,3 +82,58 @@ def test_a_program_that_forgets_nothing_ends_with_75():
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (75, "stopped: SIGUSR1; the same command continues\n")
+
+
+@pytest.mark.parametrize("ignored", [signal.SIGHUP, signal.SIGINT], ids=["nohup", "a script's &"])
+def test_what_was_ignored_stays_ignored(ignored):
+    signal.signal(ignored, signal.SIG_IGN)
+    with exit_status(), stop_requests() as request:
+        signal.raise_signal(ignored)
+        assert request.name is None
+
+
+@pytest.mark.parametrize("listens", ["with stop_requests(): ", ""], ids=["training", "elsewhere"])
+def test_the_second_ctrl_c_ends_at_once(listens):
+    again = "try: os.kill(os.getpid(), 2)\n    finally: os.kill(os.getpid(), 2); time.sleep(60)"
+    program = (
+        "import os, time; from diffusion_lib.system.errors import exit_status\n"
+        "from diffusion_lib.system.signals import stop_requests\n"
+        f"with exit_status():\n  {listens or 'if True: '}\n    {again}\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
+
+
+def test_training_in_a_thread_catches_no_signals(tmp_path):
+    errors = []
+
+    def work():
+        try:
+            with exit_status():
+                make_trainer(tmp_path, train_num_steps=2).train()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert not errors
+
+
+class FullDisk:
+    """A stream whose disk is full."""
+
+    def isatty(self):
+        return False
+
+    def write(self, _text):
+        raise OSError("No space left on device")
+
+
+@pytest.mark.parametrize("stderr", [FullDisk(), None], ids=["full", "absent"])
+def test_a_line_that_cannot_be_written_harms_nobody(tmp_path, monkeypatch, stderr):
+    trainer = make_trainer(tmp_path)
+    monkeypatch.setattr(sys, "stderr", stderr)
+    trainer.train()
+    monkeypatch.undo()
+    assert trainer.step == 12

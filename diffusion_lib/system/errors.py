@@ -2,9 +2,9 @@
 
 import signal
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
-from diffusion_lib.system.signals import SIGNALS
+from diffusion_lib.system.signals import SIGNALS, handled_by, quit_at_once
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 75  # sysexits' EX_TEMPFAIL: the work is saved, run the same command again
@@ -33,24 +33,30 @@ USER_ERRORS = (ConfigError, CheckpointError, NonFiniteLossError, OSError)
 def exit_status():
     """Turn a user's error into one line on stderr and the exit status that callers rely on.
 
-    Inside, SIGTERM and SIGUSR1 raise Interrupted, for all the time that no training loop listens to them.
+    Inside, SIGNALS raise Interrupted, for all the time that no training loop listens to them.
     """
-    previous = {number: signal.signal(number, _interrupt) for number in SIGNALS}
     try:
-        yield
+        with handled_by(_interrupt):
+            yield
     except USER_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}")
         sys.exit(EXIT_BAD_INPUT)
     except Interrupted as stop:
-        previous = dict.fromkeys(SIGNALS, signal.SIG_IGN)  # the exit status is decided
-        print(f"stopped: {stop}; the same command continues", file=sys.stderr)
+        for number in SIGNALS:  # the exit status is decided
+            signal.signal(number, signal.SIG_DFL if number == signal.SIGINT else signal.SIG_IGN)
+        say(f"stopped: {stop}; the same command continues")
         sys.exit(EXIT_INTERRUPTED)
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+
+
+def say(line: str):
+    """A line on stderr; where it cannot be written (a full disk, a terminal that is gone) nobody is harmed."""
+    with suppress(OSError, ValueError, AttributeError):
+        print(line, file=sys.stderr, flush=True)
 
 
 def _interrupt(number, _frame):
     # once: Slurm signals the program of a job, and the job's script, which forwards it
     if not isinstance(sys.exc_info()[1], Interrupted):
         raise Interrupted(signal.Signals(number).name)
+    if number == signal.SIGINT:
+        quit_at_once()

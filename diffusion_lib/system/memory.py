@@ -1,11 +1,16 @@
 """A process's memory: its peak, and who keeps what was freed."""
 
 import ctypes
+import os
 import resource
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
+
+from diffusion_lib.system.errors import ConfigError
+
+CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
 
@@ -44,3 +49,28 @@ def peak_memory_bytes(device: torch.device) -> int:
     except OSError:
         pass
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def memory_limit(device: torch.device) -> float:
+    """Bytes that this process can have at most: of the GPU, or of the machine, its container and `ulimit -v`."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    limits = [float(os.sysconf("SC_PAGE_SIZE")) * os.sysconf("SC_PHYS_PAGES")]
+    address_space = resource.getrlimit(resource.RLIMIT_AS)[0]
+    limits += [address_space] if address_space != resource.RLIM_INFINITY else []
+    for path in CGROUP_LIMITS:
+        with suppress(OSError, ValueError):  # 'max', where there is none
+            limits.append(float(Path(path).read_text()))
+    return min(limits)
+
+
+@contextmanager
+def one_line_for_full_memory():
+    """Turn an allocation that fails inside into a ConfigError. torch reports it as a RuntimeError on the CPU."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        full = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+        if not full:
+            raise
+        raise ConfigError("the memory is full; try a smaller batch_size, evaluation_size, rank or at_once") from None

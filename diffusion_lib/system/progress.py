@@ -6,6 +6,8 @@ from multiprocessing import parent_process
 
 from tqdm.auto import tqdm
 
+from diffusion_lib.system.errors import say
+
 SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -15,7 +17,9 @@ class Progress:
     def __init__(self, label: str, start: int, total: int, shown: bool = True):
         self.label, self.total, self.shown = label, total, shown
         self.started, self.first, self.last_line = time.monotonic(), start, time.monotonic()
-        terminal = sys.stderr.isatty() and parent_process() is None  # bars of several processes would overlap
+        terminal = (
+            sys.stderr is not None and sys.stderr.isatty() and parent_process() is None
+        )  # bars of several processes would overlap
         self.bar = tqdm(desc=label, initial=start, total=total, unit="step") if terminal and shown else None
 
     def update(self, step: int, loss: float):
@@ -30,7 +34,7 @@ class Progress:
             rate = (step - self.first) / max(now - self.started, 1e-9)
             left = (self.total - step) / rate if rate else float("inf")
             line = f"{self.label}: step {step}/{self.total}  loss {loss:.4g}  {rate:.2f} steps/s  {left:.0f} s left"
-            print(line, file=sys.stderr, flush=True)
+            say(line)
 
     def close(self):
         if self.bar is not None:

@@ -1,9 +1,11 @@
-"""SIGTERM and SIGUSR1 as a polite request to save and stop."""
+"""Signals as a polite request to save and stop: SIGTERM, SIGUSR1, Ctrl-C (SIGINT) and a closed terminal (SIGHUP)."""
 
 import signal
+import threading
+from collections.abc import Callable
 from contextlib import contextmanager
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 
 
 class StopRequest:
@@ -14,20 +16,43 @@ class StopRequest:
 
 @contextmanager
 def stop_requests():
-    """Inside, the two signals set the request that is yielded; outside they act as before.
+    """Inside, a signal sets the request that is yielded; outside they act as before.
 
     A request that came too late for the block to act on (by an exception) is a signal again after it.
     """
     request = StopRequest()
 
     def note(number, _frame):
+        if number == signal.SIGINT and request.name == "SIGINT":
+            quit_at_once()
         request.name = signal.Signals(number).name
 
-    previous = {number: signal.signal(number, note) for number in SIGNALS}
-    try:
+    with handled_by(note):
         yield request
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
     if request.name:
         signal.raise_signal(signal.Signals[request.name])
+
+
+@contextmanager
+def handled_by(handler: Callable):
+    """Inside, the signals call `handler`; those that are ignored (by nohup, say) stay so.
+
+    Outside the main thread, where Python allows no handlers, nothing changes.
+    """
+    previous = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.getsignal(number) for number in SIGNALS}
+        previous = {number: old for number, old in before.items() if old not in (signal.SIG_IGN, None)}
+    for number in previous:
+        signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, old in previous.items():
+            signal.signal(number, old)
+
+
+def quit_at_once():
+    """End this process, for a second Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.raise_signal(signal.SIGINT)

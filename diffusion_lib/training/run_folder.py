@@ -80,6 +80,14 @@ def read_result(folder: Path) -> dict | None:
         return None
 
 
+def require_study(study: Path):
+    """Raises ConfigError where there is no study, or one that was published without its runs."""
+    if not (study / "config.json").exists():
+        raise ConfigError(f"there is no study {study}; train first, or choose another --name or --results")
+    if not (study / "runs").exists():
+        raise ConfigError(f"{study} was published without its runs: there is nothing to show or to report anew")
+
+
 def run_folders(study: Path) -> list[Path]:
     """The folders of a study's runs; other names in it are passed over."""
     return sorted(path for path in study.glob("runs/*/seed-*") if re.fullmatch(r"seed-\d+", path.name))

@@ -9,7 +9,7 @@ from diffusion_lib.evaluation import SAMPLERS, EvaluationSet, energy_auc, sample
 from diffusion_lib.system.errors import NonFiniteLossError
 from diffusion_lib.system.files import write_json
 from diffusion_lib.system.lock import RunLock
-from diffusion_lib.system.memory import peak_memory_bytes, reset_peak_memory
+from diffusion_lib.system.memory import one_line_for_full_memory, peak_memory_bytes, reset_peak_memory
 from diffusion_lib.tasks import Inverse
 from diffusion_lib.training.device import chosen_device
 from diffusion_lib.training.precision import choose_products, set_precision
@@ -67,7 +67,7 @@ def run_experiment(
     if done:
         require_same(folder, recorded, REMEDY)
         return done
-    with RunLock(folder, use_lock) as lock:
+    with one_line_for_full_memory(), RunLock(folder, use_lock) as lock:
         prepare_folder(folder, recorded, place)
         done = ended_result(folder)  # another process may have ended the run before we held the lock
         if done:

@@ -1,7 +1,6 @@
 """Working through the runs of a study. Processes that do the same share the runs by their locks."""
 
 import shutil
-import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
@@ -9,7 +8,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import NamedTuple
 
-from diffusion_lib.system.errors import USER_ERRORS, ConfigError
+from diffusion_lib.system.errors import USER_ERRORS, ConfigError, say
 from diffusion_lib.system.lock import RunHeld, held_by
 from diffusion_lib.training.run_folder import run_folders
 from experiments.study.other_process import OtherProcess
@@ -67,7 +66,7 @@ def work_through(runs: dict[str, Callable[[], dict]]) -> Outcome:
                 result = {"status": "failed", "reason": str(error)}
             if result["status"] == "failed":
                 failures[name] = result["reason"]
-                print(f"{name}: {result['reason']}", file=sys.stderr, flush=True)
+                say(f"{name}: {result['reason']}")
         if len(held) == len(waiting):  # nothing to do meanwhile: their holders finish them
             break
         waiting = list(held)

@@ -1,0 +1,119 @@
+"""What is written is whole, named where it fails, and as open to others as the user's umask says."""
+
+import errno
+import multiprocessing
+import os
+
+import pytest
+import torch
+
+from diffusion_lib.config import ExperimentConfig
+from diffusion_lib.system import files
+from diffusion_lib.system.errors import ConfigError
+from diffusion_lib.training.run_folder import prepare_folder, read_config
+from experiments.matrix_inversion_mining_comparison import main
+from experiments.study.run import check_fits
+
+fork = multiprocessing.get_context("fork")
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o077, 0o600), (0o022, 0o644), (0o002, 0o664)])
+def test_files_honour_the_umask(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        files.write_json(tmp_path / "a.json", {})
+        assert files.create_exclusively(tmp_path / "b.json", "{}")
+    finally:
+        os.umask(before)
+    assert [path.stat().st_mode & 0o777 for path in tmp_path.iterdir()] == [mode, mode]
+
+
+def test_a_full_disk_names_the_file_and_leaves_nothing(tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*last\.pt'"):
+        files.write_atomic(tmp_path / "last.pt", b"content")
+    assert list(tmp_path.iterdir()) == []
+
+
+def without_links(*_):
+    raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+
+@pytest.mark.parametrize("link", [os.link, without_links])
+def test_a_file_is_made_once(tmp_path, monkeypatch, link):
+    monkeypatch.setattr(os, "link", link)
+    path = tmp_path / "config.json"
+    assert [files.create_exclusively(path, text) for text in ("one", "two")] == [True, False]
+    assert path.read_text() == "one"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def prepare(folder, rank, barrier, queue):
+    barrier.wait()
+    try:
+        prepare_folder(folder, {"rank": rank}, CPU)
+        queue.put(rank)
+    except ConfigError as error:
+        queue.put(str(error))
+
+
+def test_of_different_settings_at_the_same_instant_one_makes_the_study(tmp_path):
+    for i in range(5):
+        barrier, queue = fork.Barrier(4), fork.Queue()
+        starts = [fork.Process(target=prepare, args=(tmp_path / str(i), rank, barrier, queue)) for rank in range(4)]
+        for start in starts:
+            start.start()
+        got = [queue.get(timeout=60) for _ in starts]
+        for start in starts:
+            start.join()
+        assert [answer for answer in got if isinstance(answer, int)] == [read_config(tmp_path / str(i))["rank"]]
+        assert sum("was made by another configuration: rank" in str(answer) for answer in got) == 3
+
+
+TOO_LARGE = {
+    "rank": 5000,
+    "batch_size": 10**20,
+    "evaluation_size": 10**12,
+    "diffusion_steps": 10**12,
+}
+
+
+@pytest.mark.parametrize(("name", "value"), TOO_LARGE.items())
+def test_sizes_that_cannot_fit_are_named(monkeypatch, name, value):
+    monkeypatch.setattr("experiments.study.run.memory_limit", lambda _device: 8e9)
+    with pytest.raises(ConfigError, match=f"{name} is {value}: 2 runs at once need .* GB of memory or more, and 8 GB"):
+        check_fits(ExperimentConfig(**{"batch_size": 8, "evaluation_size": 8, name: value}), CPU, 2)
+    with pytest.raises(ConfigError, match="larger than torch can count"):
+        check_fits(ExperimentConfig(rank=10**12), CPU)
+    check_fits(ExperimentConfig(), CPU)
+
+
+REFUSED = (
+    (["--at-once", "0"], "at_once is 0"),
+    (["--precision", "bf16", "--model", "matrix"], "precision is 'bf16'"),
+    (["--rank", str(10**12)], "rank is 1000000000000"),
+    (["--task", "0"], "--fresh would delete the runs of the other tasks"),
+)
+
+
+@pytest.mark.parametrize(("arguments", "message"), REFUSED)
+def test_all_is_checked_before_fresh_deletes(tmp_path, arguments, message):
+    study = tmp_path / "it"
+    (study / "runs" / "baseline" / "seed-0").mkdir(parents=True)
+    (study / "config.json").write_text("{}")
+    with pytest.raises(ConfigError, match=message):
+        main(["--fresh", "--name", "it", "--results", str(tmp_path), "--device", "cpu", *arguments])
+    assert (study / "config.json").exists()
+
+
+@pytest.mark.parametrize("asked", ["--status", "--report-only"])
+def test_a_study_that_is_not_there_is_said(tmp_path, asked):
+    with pytest.raises(ConfigError, match="there is no study"):
+        main([asked, "--name", "it", "--results", str(tmp_path)])
+    files.write_json(tmp_path / "it" / "config.json", {"config": ExperimentConfig().to_dict()})
+    with pytest.raises(ConfigError, match="was published without its runs"):
+        main([asked, "--name", "it", "--results", str(tmp_path)])
