@@ -22,7 +22,7 @@ from diffusion_lib.system.errors import ConfigError, exit_status
 from diffusion_lib.system.files import read_json, write_csv
 from diffusion_lib.tasks import Inverse
 from diffusion_lib.training.precision import choose_products
-from diffusion_lib.training.run_folder import read_result
+from diffusion_lib.training.run_folder import read_result, run_folders
 from experiments.analysis.figures import ERROR_LABEL, choose_scale, drawing, guarded, legend_below
 from experiments.analysis.landscape_figures import draw
 from experiments.analysis.reference_solvers import Fitted, exact_inverse, newton_schulz
@@ -50,7 +50,7 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
 def finished_runs(study: Path) -> dict[tuple[str, int], Path]:
     """(strategy, seed) -> folder of every finished run. Raises ConfigError where there is none."""
     runs = {}
-    for folder in study.glob("runs/*/seed-*"):
+    for folder in run_folders(study):
         if (read_result(folder) or {}).get("status") == "finished" and (folder / "last.pt").exists():
             runs[folder.parent.name, int(folder.name.removeprefix("seed-"))] = folder
     if not runs or not (study / "config.json").exists():

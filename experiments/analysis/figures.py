@@ -16,6 +16,7 @@ from threading import RLock
 import numpy as np
 
 from diffusion_lib.system.files import write_atomic
+from diffusion_lib.training.run_folder import run_folders
 from experiments.analysis.statistics import mean_interval
 from experiments.analysis.tables import HEADLINE_SAMPLER, Study
 
@@ -150,7 +151,8 @@ def reference_line(axis, references: list[dict], metric: str):
 def read_curves(study_folder: Path, strategy: str) -> dict[int, list[dict]]:
     """The rows of metrics.csv of a strategy's runs, by seed."""
     curves = {}
-    for path in sorted(study_folder.glob(f"runs/{strategy}/seed-*/metrics.csv")):
+    paths = [folder / "metrics.csv" for folder in run_folders(study_folder) if folder.parent.name == strategy]
+    for path in (path for path in paths if path.exists()):
         with open(path, newline="") as file:
             curves[int(path.parent.name[5:])] = [
                 {key: float(value) if value else np.nan for key, value in row.items()} for row in csv.DictReader(file)

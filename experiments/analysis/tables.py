@@ -10,7 +10,7 @@ from tabulate import tabulate
 from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.evaluation import SAMPLERS
 from diffusion_lib.system.files import read_json
-from diffusion_lib.training.run_folder import read_result
+from diffusion_lib.training.run_folder import read_result, run_folders
 from experiments.analysis.statistics import compare_to_baseline, mean_interval
 from experiments.analysis.verdict import BASELINE, StrategyEvidence
 
@@ -24,7 +24,7 @@ BOOTSTRAP_SEED = 161803
 def run_rows(study: Path) -> list[dict]:
     """A row per strategy, seed and sampler of the runs that ended; a failed run's metrics are nan."""
     rows = []
-    for folder in sorted(study.glob("runs/*/seed-*"), key=lambda f: (f.parent.name, int(f.name[5:]))):
+    for folder in sorted(run_folders(study), key=lambda f: (f.parent.name, int(f.name[5:]))):
         result = read_result(folder)
         if not result:
             continue
