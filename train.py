@@ -171,6 +171,8 @@ def train(trainer: Trainer1D, options, config: ExperimentConfig):
     with lock or nullcontext():
         if lock:
             trainer.on_log, trainer.before_save = lock.note, lock.check
+        if options.load_milestone is not None and not trainer.checkpoint_path(options.load_milestone).exists():
+            raise ConfigError(f"load_milestone is {options.load_milestone!r}; there is no such file")
         if trainer.checkpoint_path("last").exists():
             trainer.load("last")
         elif options.load_milestone is not None:

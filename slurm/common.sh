@@ -1,7 +1,8 @@
 # Sourced by the jobs, in the project's root. `run_python` runs a script so that the job's signals reach it, and puts
 # the job back into the queue when it was stopped before its time limit, or preempted, with everything saved.
 
-if [ -f slurm/site.env ]; then source slurm/site.env; fi
+# an environment's scripts may read variables that are not set
+if [ -f slurm/site.env ]; then set +u; source slurm/site.env; set -u; fi
 IRED_PYTHON=${IRED_PYTHON:-.venv/bin/python}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}} PYTHONUNBUFFERED=1
 

@@ -231,7 +231,16 @@ def test_submit_says_what_is_missing(tools):
     make_program(tools, "sinfo", "echo long; echo gpu_test; echo short")
     assert "no partition 'gpu' here, but: gpu_test long short" in refusal("pilot", SBATCH_PARTITION="gpu", **path)
     assert "folder /proc/none cannot be written" in refusal("pilot", "--results", "/proc/none", **path)
+    assert "folder /proc/none cannot be written" in refusal("pilot", "--results=/proc/none", **path)
     assert "sbatch refused the job" in refusal("pilot", "--results", tools / "results", **path)
+
+
+def test_an_array_without_its_report_is_submitted(tools):
+    make_program(tools, "sinfo", "echo gpu_test")
+    make_program(tools, "sbatch", 'case "$*" in *collect*) exit 1;; esac\necho 4711')
+    shown = output("slurm/submit", "array", "--results", tools / "results", PATH=str(tools))
+    assert shown.startswith("submitted job 4711")
+    assert "reported: by nobody" in shown and shown.endswith(f"--results {tools / 'results'} --report-only")
 
 
 def test_the_job_files_say_what_slurm_needs():

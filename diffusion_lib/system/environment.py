@@ -6,7 +6,7 @@ import shlex
 import socket
 import subprocess
 import sys
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -22,7 +22,7 @@ def environment(device: torch.device) -> dict:
     """
     return {
         "python": platform.python_version(),
-        **{package: version(package) for package in PACKAGES},
+        **{package: installed(package) for package in PACKAGES},
         "commit": commit(),
         "host": socket.gethostname(),
         "cpu": cpu_name(),
@@ -34,9 +34,19 @@ def environment(device: torch.device) -> dict:
     }
 
 
-def commit() -> str:
-    """The checkout's commit, or 'unknown' outside a checkout."""
+def installed(package: str) -> str:
+    """The version of a package, or 'unknown' where it has no metadata."""
     try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def commit() -> str:
+    """The checkout's commit, or 'unknown' outside a checkout, also where that lies in another repository."""
+    try:
+        if Path(_git("rev-parse", "--show-toplevel")).resolve() != ROOT:
+            return "unknown"
         head = _git("rev-parse", "--short=12", "HEAD")
         return head + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.CalledProcessError):
@@ -44,7 +54,8 @@ def commit() -> str:
 
 
 def _git(*arguments):
-    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
+    own = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}  # a hook's name another
+    done = subprocess.run(["git", *arguments], cwd=ROOT, env=own, capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
 

@@ -3,9 +3,13 @@
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import traceback
 from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
 
 import torch
 
@@ -22,7 +26,8 @@ class OtherProcess:
         context = multiprocessing.get_context("spawn")  # a fork would inherit locks, threads and CUDA's state
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, threads))
-        self.process.start()
+        with _no_main_from_stdin():
+            self.process.start()
         theirs.close()
 
     def __enter__(self):
@@ -61,6 +66,18 @@ class OtherProcess:
     def call(self, function: Callable, *arguments):
         self.send(function, *arguments)
         return self.receive()
+
+
+@contextmanager
+def _no_main_from_stdin():
+    """Where the program came through stdin, its main file, which a new process would run first, does not exist."""
+    main = sys.modules["__main__"]
+    if not Path(getattr(main, "__file__", None) or __file__).exists():
+        sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _serve(connection, threads):
