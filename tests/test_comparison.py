@@ -17,6 +17,7 @@ import torch
 from conftest import assert_same_weights
 
 from diffusion_lib.config import ExperimentConfig, parse_seeds
+from diffusion_lib.negatives import MiningConfig
 from diffusion_lib.system.errors import ConfigError, exit_status
 from diffusion_lib.training.precision import choose_products
 from experiments.analysis.tables import HEADLINE_SAMPLER
@@ -61,7 +62,7 @@ def test_every_run_is_listed(finished):
     for row in rows:
         record = json.loads((results / "small" / row["run"] / "config.json").read_text())
         assert record["config"]["strategy"] == row["strategy"]
-        assert record["config"]["mining_config"]["mode"] == STRATEGIES[row["strategy"]]["mode"]
+        assert record["config"]["mining"]["mode"] == STRATEGIES[row["strategy"]]["mode"]
         assert record["environment"]["torch"].startswith(torch.__version__.split("+")[0])
         assert record["environment"]["float32_products"] == chosen
         assert "matrix_inversion_mining_comparison.py" in record["environment"]["command"]
@@ -340,7 +341,7 @@ def test_seed_lists(text, seeds):
 
 
 def test_mining_configs_of_the_strategies():
-    config = ExperimentConfig(opt_steps=5, scale_factor=0.5)
+    config = ExperimentConfig(mining=MiningConfig(opt_steps=5, scale_factor=0.5))
     assert get_mining_config("adversarial", config) == {
         "mode": "adversarial",
         "opt_steps": 5,

@@ -7,12 +7,12 @@ import os
 import pytest
 import torch
 
+from diffusion_lib.build import check_fits
 from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.system import files
 from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.training.run_folder import prepare_folder, read_config
 from experiments.matrix_inversion_mining_comparison import main
-from experiments.study.run import check_fits
 
 fork = multiprocessing.get_context("fork")
 CPU = torch.device("cpu")
