@@ -47,10 +47,12 @@ def output(*arguments, **environment) -> str:
 def slurm():
     """A running Slurm whose logs and jobs of these tests are gone afterwards; stopped if it was started here."""
     was_up = call("sinfo").returncode == 0 if shutil.which("sinfo") else False
+    if not was_up and os.environ.get("CI") != "true":
+        pytest.skip("no Slurm is running; CI=true installs and starts one (Debian packages, as root)")
     started = call("tests/start-local-slurm")
     if started.returncode:
         reason = (started.stderr.strip() or "no reason given").splitlines()[-1]
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(f"no Slurm: {reason}")
+        pytest.fail(f"no Slurm: {reason}")
     logs_before = set((ROOT / "slurm" / "logs").iterdir())
     yield
     call("scancel", "--user", "root", "--partition", "gpu_test")
