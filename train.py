@@ -85,7 +85,7 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     )
     add("--data-workers", type=whole(0, 64), default=0, metavar="N", help="threads that make batches ahead (default 0)")
     add("--seed", type=whole(0), default=0, help="decides weights, batches and noise (default 0)")
-    add("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    add("--device", metavar="{cpu,cuda}", help="default: cuda where there is one")
     add("--results-folder", type=Path, help="default: results/ds_<dataset>/model_<model>_diffsteps_<T>")
     add("--no-lock", action="store_true", help="where the file system has no locks, and nobody else trains this run")
     add("--log-with", choices=["tensorboard"], help="write its events into the results folder")
@@ -106,7 +106,7 @@ def resolve(options) -> tuple[ExperimentConfig, str]:
     if None not in (mode, supervise) and supervise != (mode != "none"):
         raise ConfigError(f"supervise_energy_landscape is {supervise}, but mining_mode is {mode!r}; give one of them")
     mode = mode or ("adversarial" if supervise else "none")
-    recipe = RECIPES[options.model or ExperimentConfig.model]
+    recipe = RECIPES.get(options.model or ExperimentConfig.model, {})
     mining = MiningConfig(**given(options, MiningConfig) | {"mode": mode})
     return ExperimentConfig(**{**RELEASED, **recipe, **given(options, ExperimentConfig)}, mining=mining), mode
 

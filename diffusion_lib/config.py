@@ -148,8 +148,7 @@ def add_flags(parser, *kinds, leave_out=(), defaults=None):
             *names,
             dest=each.name,
             type=type(each.default),
-            choices=choices,
-            metavar=None if choices else type(each.default).__name__.upper(),
+            metavar=f"{{{','.join(choices)}}}" if choices else type(each.default).__name__.upper(),
             help=f"{text} (default {shown})",
         )
 

@@ -70,13 +70,12 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
         "--strategies",
         nargs="+",
         default=list(STRATEGIES),
-        choices=STRATEGIES,
         metavar="NAME",
         help=f"default: all of {', '.join(STRATEGIES)}",
     )
     add("--seeds", nargs="+", metavar="SEED", help="0 2 5, or 0-9; default: the preset's, or 0")
     add_flags(parser, ExperimentConfig, MiningConfig, leave_out=("mode",))
-    add("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    add("--device", metavar="{cpu,cuda}", help="default: cuda where there is one")
     add(
         "--at-once",
         type=int,
@@ -105,7 +104,7 @@ def resolve(options: argparse.Namespace) -> tuple[ExperimentConfig, list[int], s
     preset = dict(PRESETS.get(options.preset, {}))
     seeds = options.seeds or [preset.pop("seeds", "0")]
     preset.pop("seeds", None)
-    recipe = RECIPES[options.model or ExperimentConfig.model]
+    recipe = RECIPES.get(options.model or ExperimentConfig.model, {})
     mining = MiningConfig(**given(options, MiningConfig))
     config = ExperimentConfig(**{**recipe, **preset, **given(options, ExperimentConfig)}, mining=mining)
     return config, parse_seeds(seeds), check_name(options.name or f"{options.preset or 'custom'}-{config.model}")

@@ -296,7 +296,7 @@ BAD = [
     (["--scale-factor", "0"], "scale_factor is 0.0; allowed: a positive number"),
     (["--train-steps", "0"], "train_steps is 0; allowed: a whole number from 1"),
     (["--seeds", "3-1"], "the range 3-1 is empty"),
-    (["--seeds", "a"], "seeds are 'a'; allowed: a list such as 0,2,5 or a range such as 0-9"),
+    (["--seeds", "a"], "seeds are 'a'; allowed: whole numbers such as 0 2 5, or ranges such as 0-9"),
     (["--model", "cnn"], "model is 'cnn'; allowed: mlp"),
     (["--name", "../elsewhere"], "name is '../elsewhere'; allowed: letters"),
     (["--device", "tpu"], "device is 'tpu'; allowed: cpu, cuda"),

@@ -184,7 +184,8 @@ def test_defaults_and_spellings_are_the_released_ones():
     assert (config.learning_rate, config.schedule) == (1e-4, "constant")
     options = train.parse_arguments(["--batch_size", "8", "--diffusion_steps", "5", "--dataset", "lowrank"])
     assert (options.batch_size, options.diffusion_steps) == (8, 5)
-    assert train.default_folder(options) == Path("results/ds_lowrank/model_mlp_diffsteps_5")
+    config, _ = train.resolve(options)
+    assert train.default_folder(options, config) == Path("results/ds_lowrank/model_mlp_diffsteps_5")
 
 
 def main(folder, *arguments):
@@ -218,14 +219,14 @@ def test_a_milestone_starts_a_new_folder_and_does_not_undo_progress(tmp_path):
     main(tmp_path / "second", "--load-milestone", 3, "--train-steps", 8)
     assert [row["step"] for row in checkpoint(tmp_path / "second")["history"]] == [1, 2, 3, 4, 5, 6, 7, 8]
     main(tmp_path / "third", "--load-milestone", milestone, "--evaluate")
-    assert not (tmp_path / "third").exists()
+    assert [path.name for path in (tmp_path / "third").iterdir()] == ["evaluation.csv"]
 
 
 def test_the_recorded_settings_are_those_of_the_run(tmp_path):
     """Of all of ExperimentConfig, those that train.py has no flag for come from the model's recipe."""
     options = train.parse_arguments([*SMALL, "--results-folder", str(tmp_path), "--model", "matrix"])
     config, mode = train.resolve(options)
-    trainer = train.build_trainer(options, config, mode)
+    trainer = train.build_trainer(options, config, mode, tmp_path)
     assert trainer.ema.update_every == config.ema_update_every == 1
     assert trainer.lr_schedule(0) == config.learning_rate_factor(0) < 1
 
@@ -241,7 +242,7 @@ def test_the_errors_are_taken_with_the_clamp_that_is_recorded(tmp_path, monkeypa
     monkeypatch.setattr(train, "sampler_metrics", noted)
     options = train.parse_arguments([*SMALL, "--results-folder", str(tmp_path), "--model", model])
     config, mode = train.resolve(options)
-    train.print_errors(train.build_trainer(options, config, mode), config)
+    train.print_errors(train.build_trainer(options, config, mode, tmp_path), config)
     assert seen == sorted([*bounds, *bounds])
 
 
@@ -252,6 +253,6 @@ def test_a_run_in_use_is_refused(tmp_path):
 
 def test_the_model_starts_from_the_seed(tmp_path):
     options = train.parse_arguments([*SMALL, "--results-folder", str(tmp_path)])
-    weights = [train.build_trainer(options, *train.resolve(options)).diffusion.state_dict() for _ in "ab"]
+    weights = [train.build_trainer(options, *train.resolve(options), tmp_path).diffusion.state_dict() for _ in "ab"]
     assert_same_weights(*weights)
     assert weights[0].keys() == make_diffusion().state_dict().keys()

@@ -1,6 +1,6 @@
 """The job files in slurm/, submitted to a real Slurm: tests/start-local-slurm makes one node with gpu_test.
 
-Skipped, with the reason, where such a Slurm cannot be had (which takes root and apt); in CI that is a failure.
+Skipped where no Slurm runs, but in CI, which installs one (as root, by apt).
 """
 
 import csv
