@@ -91,7 +91,7 @@ def test_each_arm_changes_its_key_alone():
 
 def test_values_and_the_rest_of_the_command():
     key, values, options = parse_arguments(["scale_factor", "--values", "0.5", "4", "--seeds", "0-1"])
-    assert (key, values, options.seeds) == ("scale_factor", (0.5, 4.0), "0-1")
+    assert (key, values, options.seeds) == ("scale_factor", (0.5, 4.0), ["0-1"])
 
 
 def test_help_is_no_error(capsys):
