@@ -1,5 +1,7 @@
 """IRED's diffusion over energy models: noising, the training losses, the inner optimisation, the sampler."""
 
+import warnings
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -15,13 +17,14 @@ from diffusion_lib.training.trainer import Trainer1D
 __all__ = ["GaussianDiffusion1D", "Trainer1D"]
 
 RELEASED_BOUND = 2.0  # the release's clamp of solutions, whatever the task
+DEFAULT_TIMESTEPS = 10
 INNER_STEPS = 5  # opt_steps at each level of the sampler (IRED, algorithm 2)
 
 
 class GaussianDiffusion1D(ReleasedCalls, nn.Module):
     """Diffusion whose noise prediction is the gradient of an energy (IRED, ICML 2024, sections 3.1 to 3.3).
 
-    model: an EnergyModel, or a DiffusionWrapper around one. timesteps: T, 10 in IRED's runs.
+    model: an EnergyModel, or a DiffusionWrapper around one. timesteps: T (None: 10, IRED's own, with a warning).
     mining_config: dict (or None) for MiningConfig. bound: largest magnitude of a solution's entry that losses and
     sampler let through (None: 2). use_innerloop_opt: the sampler descends the energy at each level.
     show_inference_tqdm: a bar for its levels. supervise_energy_landscape: False switches the contrastive term off
@@ -52,7 +55,8 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
         super().__init__()
         require_defaults("GaussianDiffusion1D", released, DIFFUSION_DEFAULTS)
         if timesteps is None:
-            raise ConfigError("timesteps is missing; write timesteps=10, IRED's own (the release's default is 1000)")
+            timesteps = DEFAULT_TIMESTEPS
+            warnings.warn("timesteps is not given: it is 10, IRED's own (the release's is 1000)", stacklevel=2)
         if isinstance(timesteps, bool) or not isinstance(timesteps, int) or timesteps < 1:
             raise ConfigError(f"timesteps is {timesteps!r}; allowed: a whole number from 1")
         if sampling_timesteps not in (None, timesteps):

@@ -19,7 +19,7 @@ from diffusion_lib.build import check_fits
 from diffusion_lib.config import RECIPES, ExperimentConfig, add_flags, check_name, given, parse_seeds
 from diffusion_lib.negatives import MiningConfig
 from diffusion_lib.system.arguments import Parser, header
-from diffusion_lib.system.environment import ROOT
+from diffusion_lib.system.environment import ROOT, granted_cores
 from diffusion_lib.system.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, ConfigError, exit_status, say
 from diffusion_lib.system.files import read_json
 from diffusion_lib.training.device import chosen_device
@@ -187,7 +187,7 @@ def shares(options, runs: int) -> tuple[int, int]:
 
     A function of the command and the machine, not of what is left to do: the number of threads may decide a last bit.
     """
-    threads, given = torch.get_num_threads(), options.at_once
+    threads, given = min(torch.get_num_threads(), granted_cores()), options.at_once
     if given is not None and given < 1:
         raise ConfigError(f"at_once is {given}; allowed: a whole number from 1")
     on_cpu = chosen_device(options.device).type == "cpu"

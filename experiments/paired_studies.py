@@ -2,9 +2,9 @@
 
     python experiments/paired_studies.py mlp-cpu-5k mlp-bf16-5k
 
-Reads results/<study>.runs.csv of both; prints a row per arm and sampler, and writes it to
-results/<second>/against-<first>.csv. `inside_spread`: whether the mean difference is smaller than the standard
-deviation over the first study's seeds.
+Reads results/<study>.runs.csv of both; prints a row per strategy and sampler, and writes it to
+results/<second>/against-<first>.csv, or for another metric than val_mse to against-<first>-<metric>.csv.
+`inside_spread`: whether the mean difference is smaller than the standard deviation over the first study's seeds.
 """
 
 import argparse
@@ -14,10 +14,12 @@ from pathlib import Path
 from tabulate import tabulate
 
 from diffusion_lib.config import check_name
+from diffusion_lib.system.arguments import Parser
 from diffusion_lib.system.environment import ROOT
 from diffusion_lib.system.errors import ConfigError, exit_status
 from diffusion_lib.system.files import read_json, write_csv
 from experiments.analysis.statistics import mean_interval, paired_difference
+from experiments.analysis.tables import METRICS
 
 SHOWN = (
     "strategy",
@@ -36,29 +38,28 @@ SHOWN = (
 
 
 def parse_arguments(arguments=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("first", help="the study to compare with")
     parser.add_argument("second")
-    parser.add_argument("--metric", default="val_mse", help="a column of runs.csv, default val_mse")
+    parser.add_argument("--metric", default="val_mse", help=f"{', '.join(METRICS)} (default val_mse)")
     parser.add_argument("--results", type=Path, default=ROOT / "results")
     return parser.parse_args(arguments)
 
 
-def read_runs(results: Path, name: str, metric: str) -> dict[tuple[str, str], dict[str, float]]:
+def read_runs(results: Path, name: str, metric: str) -> dict[tuple[str, str], dict[int, float]]:
     """(strategy, sampler) -> seed -> metric. Raises ConfigError for a study or a column that is not there."""
+    if metric not in METRICS:
+        raise ConfigError(f"metric is {metric!r}; allowed: {', '.join(METRICS)}")
     path = results / f"{check_name(name)}.runs.csv"
     if not path.exists():
         raise ConfigError(f"there is no {path}; allowed: the name of a study that has a report")
-    with open(path, newline="") as file:
-        rows = list(csv.DictReader(file))
-    if rows and metric not in rows[0]:
-        raise ConfigError(f"metric is {metric!r}; allowed: a column of {path}")
     runs = {}
-    for row in rows:
-        try:
-            runs.setdefault((row["strategy"], row["sampler"]), {})[row["seed"]] = float(row[metric])
-        except ValueError:
-            raise ConfigError(f"metric is {metric!r}; allowed: a column of numbers, not of {row[metric]!r}") from None
+    try:
+        with open(path, newline="") as file:
+            for row in csv.DictReader(file):
+                runs.setdefault((row["strategy"], row["sampler"]), {})[int(row["seed"])] = float(row[metric])
+    except (ValueError, KeyError, TypeError, csv.Error) as error:
+        raise ConfigError(f"{path} is no table of runs with numbers for seed and {metric} ({error})") from None
     return runs
 
 
@@ -67,7 +68,7 @@ def paired_rows(first: dict, second: dict) -> list[dict]:
     rows = []
     for strategy, sampler in (key for key in first if key in second):
         one, two = first[strategy, sampler], second[strategy, sampler]
-        seeds = sorted(one.keys() & two.keys(), key=int)
+        seeds = sorted(one.keys() & two.keys())
         pair = [[values[seed] for seed in seeds] for values in (one, two)]
         before, after = (mean_interval(values) for values in pair)
         found = paired_difference(pair[1], pair[0])
@@ -102,8 +103,9 @@ def differing_settings(results: Path, first: str, second: str) -> str:
 def main(arguments=None):
     options = parse_arguments(arguments)
     rows = paired_rows(*(read_runs(options.results, name, options.metric) for name in (options.first, options.second)))
+    of = "" if options.metric == "val_mse" else f"-{options.metric}"
     settings = differing_settings(options.results, options.first, options.second)
-    write_csv(options.results / options.second / f"against-{options.first}.csv", rows)
+    write_csv(options.results / options.second / f"against-{options.first}{of}.csv", rows)
     print(f"{options.metric}; {settings or 'no setting differs'}")
     print(tabulate([[row[key] for key in SHOWN] for row in rows], SHOWN, floatfmt=".3g"))
 

@@ -54,7 +54,7 @@ def test_a_difference_beyond_the_spread_is_said(tmp_path):
         (["one", "absent"], "there is no .*absent.runs.csv"),
         (["one", "../one"], "name is '../one'"),
         (["one", "one", "--metric", "mse"], "metric is 'mse'"),
-        (["one", "one", "--metric", "sampler"], "metric is 'sampler'; allowed: a column of numbers, not of 'plain'"),
+        (["one", "one", "--metric", "sampler"], "metric is 'sampler'; allowed: val_mse, ood_mse"),
         (["one", "strange"], "no arm and seed in common"),
     ],
 )

@@ -62,9 +62,9 @@ def test_predictions_and_losses_have_the_releases_parts(batch):
     assert parts[1:] == (-1, -1)
 
 
-def test_a_missing_number_of_levels_is_asked_for():
-    with pytest.raises(ConfigError, match="timesteps is missing; write timesteps=10"):
-        GaussianDiffusion1D(EBM(9, 9))
+def test_a_missing_number_of_levels_is_not_passed_over_in_silence():
+    with pytest.warns(UserWarning, match="timesteps is not given: it is 10"):
+        assert GaussianDiffusion1D(EBM(9, 9)).num_timesteps == 10
     with pytest.raises(ConfigError, match="allowed: an EnergyModel"):
         GaussianDiffusion1D(torch.nn.Linear(3, 3), timesteps=10)
     bare = GaussianDiffusion1D(EBM(9, 9), timesteps=10)

@@ -6,6 +6,7 @@ import shlex
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -57,6 +58,24 @@ def _git(*arguments):
     own = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}  # a hook's name another
     done = subprocess.run(["git", *arguments], cwd=ROOT, env=own, capture_output=True, text=True, check=True)
     return done.stdout.strip()
+
+
+def granted_cores() -> int:
+    """The cores that this process may use at once: no more than its cgroup's quota, where it has one."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with suppress(OSError, ValueError):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, controllers, group = line.split(":", 2)
+            if "cpu" in controllers.split(","):  # version 1
+                folder = Path("/sys/fs/cgroup/cpu") / group.lstrip("/")
+                quota, period = (int((folder / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
+            elif not controllers and (limit := Path("/sys/fs/cgroup") / group.lstrip("/") / "cpu.max").exists():
+                quota, period = (-1 if word == "max" else int(word) for word in limit.read_text().split())
+            else:
+                continue
+            if quota > 0:
+                cores = min(cores, max(1, quota // period))
+    return cores
 
 
 def cpu_name() -> str:
