@@ -24,11 +24,11 @@ from diffusion_lib.evaluation import SAMPLERS, EvaluationSet, sampler_metrics
 from diffusion_lib.negatives import MiningConfig
 from diffusion_lib.system.arguments import Parser, header, whole
 from diffusion_lib.system.errors import ConfigError, exit_status
-from diffusion_lib.system.files import read_json, write_csv
+from diffusion_lib.system.files import write_csv
 from diffusion_lib.system.lock import RunHeld, RunLock
 from diffusion_lib.training.device import chosen_device
 from diffusion_lib.training.precision import set_precision
-from diffusion_lib.training.run_folder import prepare_folder
+from diffusion_lib.training.run_folder import prepare_folder, read_config
 
 CURVE_SIZE = 2048  # examples behind a point of the learning curve
 RELEASED = {"train_steps": 1_300_000}  # where the release differs from the comparison
@@ -144,7 +144,7 @@ def require_same_task(folder: Path, options, config: ExperimentConfig):
     """Raises ConfigError where the folder's run is of another task or model than the command names."""
     if not (folder / "config.json").exists():
         return
-    there = current(read_json(folder / "config.json")["config"])
+    there = current(read_config(folder))
     now = config.to_dict() | {"dataset": options.dataset}
     for key in ("dataset", "model", "rank", "diffusion_steps"):
         if there.get(key, now[key]) != now[key]:

@@ -21,9 +21,8 @@ from diffusion_lib.negatives import MiningConfig
 from diffusion_lib.system.arguments import Parser, header
 from diffusion_lib.system.environment import ROOT, granted_cores
 from diffusion_lib.system.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, ConfigError, exit_status, say
-from diffusion_lib.system.files import read_json
 from diffusion_lib.training.device import chosen_device
-from diffusion_lib.training.run_folder import ended_runs, prepare_folder, require_study
+from diffusion_lib.training.run_folder import ended_runs, prepare_folder, read_config, require_study
 from experiments.analysis.report import write_report
 from experiments.study.run import run_experiment
 from experiments.study.run_list import Outcome, delete_study, run_all
@@ -198,7 +197,7 @@ def shares(options, runs: int) -> tuple[int, int]:
 def report(study: Path, asked: list[Path], order: list[str]):
     """Report all runs that ended, and say if those asked for are not among them. Raises ConfigError if none ended."""
     config, reported, ended = (
-        ExperimentConfig.from_dict(read_json(study / "config.json")["config"]),
+        ExperimentConfig.from_dict(read_config(study)),
         None,
         ended_runs(study),
     )

@@ -224,7 +224,7 @@ class Trainer1D(ReleasedTrainerCalls):
     def train(self) -> list[dict]:
         """Train to `train_num_steps` and return the rows of metrics.csv.
 
-        SIGTERM and SIGUSR1 save and raise Interrupted; a loss that is not finite raises NonFiniteLossError
+        A signal (SIGNALS) saves and raises Interrupted; a loss that is not finite raises NonFiniteLossError
         before its update, with the last checkpoint as it was.
         """
         if self.accelerator.log_with:
