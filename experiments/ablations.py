@@ -3,7 +3,7 @@
     python experiments/ablations.py opt_steps --seeds 0-2 --train-steps 10000
     python experiments/ablations.py rank --values 10 20 30
 
-A setting of the mining becomes one study with an arm per value beside the baseline; another rank is another
+A setting of the mining becomes one study with a strategy per value beside the baseline; another rank is another
 task, so each rank is a study of its own with all strategies, and a curve joins them. Everything that the main
 comparison takes (--preset, --seeds, --model, …) can follow.
 """
@@ -66,7 +66,7 @@ def parse_arguments(arguments):
     return key, values, comparison.parse_arguments(rest)
 
 
-def mining_arms(key: str, values, config: ExperimentConfig) -> dict[str, dict]:
+def ablation_strategies(key: str, values, config: ExperimentConfig) -> dict[str, dict]:
     """Name -> mining_config: the baseline, and IRED's adversarial mining at each value of the setting."""
     return {"baseline": config.mining_config("none")} | {
         f"{key}={value}": replace(config.mining, mode="adversarial", **{key: value}).to_dict() for value in values
@@ -74,10 +74,10 @@ def mining_arms(key: str, values, config: ExperimentConfig) -> dict[str, dict]:
 
 
 def run_mining(key, values, options) -> int:
-    """One study, an arm per value; returns the exit status."""
+    """One study, a strategy per value; returns the exit status."""
     config, seeds, name = comparison.resolve(options)
     study = options.results / f"ablation-{key}-{name}"
-    status = comparison.run_study(options, config, study, mining_arms(key, values, config), seeds)
+    status = comparison.run_study(options, config, study, ablation_strategies(key, values, config), seeds)
     if not options.status:
         draw_curve(key, {value: (study, f"{key}={value}") for value in values}, study, path=study / "ablation.png")
     return status
@@ -92,8 +92,8 @@ def run_ranks(values, options) -> int:
         options.name = f"{base or 'ablation'}-rank-{rank}"
         config, seeds, name = comparison.resolve(options)
         studies[rank] = (options.results / name, "adversarial")
-        arms = {strategy: comparison.get_mining_config(strategy, config) for strategy in options.strategies}
-        statuses.append(comparison.run_study(options, config, options.results / name, arms, seeds))
+        mining_configs = {strategy: comparison.get_mining_config(strategy, config) for strategy in options.strategies}
+        statuses.append(comparison.run_study(options, config, options.results / name, mining_configs, seeds))
     if not options.status:
         draw_curve("rank", studies, None, path=studies[values[0]][0] / "ablation.png")
     return max(statuses)
@@ -103,15 +103,15 @@ def run_ranks(values, options) -> int:
 def draw_curve(key, places: dict, baseline_of: Path | None, path: Path):
     """Both errors against the value: every run as a point, those of a seed joined, the mean and its 95% interval.
 
-    places: value -> study and arm. baseline_of: the study whose baseline's mean is drawn.
+    places: value -> study and strategy. baseline_of: the study whose baseline's mean is drawn.
     """
     with drawing(path, (9, 3.6), 1, 2) as axes:
         for axis, metric in zip(axes.flat, ("val_mse", "ood_mse"), strict=True):
-            arms = [arm_values(study, arm, metric) for study, arm in places.values()]
-            values = np.array([[arm.get(seed, np.nan) for seed in sorted(set().union(*arms))] for arm in arms])
+            runs = [strategy_values(study, strategy, metric) for study, strategy in places.values()]
+            values = np.array([[run.get(seed, np.nan) for seed in sorted(set().union(*runs))] for run in runs])
             join_pairs(axis, values)
             if baseline_of:
-                mean = mean_interval(list(arm_values(baseline_of, "baseline", metric).values())).mean
+                mean = mean_interval(list(strategy_values(baseline_of, "baseline", metric).values())).mean
                 axis.axhline(mean, color=COLORS["baseline"], ls="--", label="baseline, mean")
             choose_scale(axis, "y", plotted(axis))  # by the runs: an interval may reach below 0
             for place, row in enumerate(values):
@@ -122,9 +122,10 @@ def draw_curve(key, places: dict, baseline_of: Path | None, path: Path):
         legend_below(axes)
 
 
-def arm_values(study: Path, arm: str, metric: str) -> dict[int, float]:
-    """Seed -> a metric under the plain sampler, of the arm's runs that ended; nan for a failed one."""
-    return {row["seed"]: row[metric] for row in run_rows(study) if (row["strategy"], row["sampler"]) == (arm, "plain")}
+def strategy_values(study: Path, strategy: str, metric: str) -> dict[int, float]:
+    """Seed -> a metric under the plain sampler, of the strategy's runs that ended; nan for a failed one."""
+    rows = [row for row in run_rows(study) if (row["strategy"], row["sampler"]) == (strategy, "plain")]
+    return {row["seed"]: row[metric] for row in rows}
 
 
 def main(arguments=None) -> int:

@@ -116,21 +116,21 @@ def run_folder(study: Path, strategy: str, seed: int) -> Path:
 def main(arguments=None) -> int:
     options = parse_arguments(arguments)
     config, seeds, name = resolve(options)
-    arms = {strategy: get_mining_config(strategy, config) for strategy in options.strategies}
-    return run_study(options, config, options.results / name, arms, seeds)
+    mining_configs = {strategy: get_mining_config(strategy, config) for strategy in options.strategies}
+    return run_study(options, config, options.results / name, mining_configs, seeds)
 
 
-def run_study(options, config: ExperimentConfig, study: Path, arms: dict[str, dict], seeds: list[int]) -> int:
+def run_study(options, config: ExperimentConfig, study: Path, mining_configs: dict[str, dict], seeds: list[int]) -> int:
     """Train, report, or show the status of one study, as `options` say, and return the exit status.
 
-    arms: name -> mining_config. The runs go seed by seed, so that pairs complete early. Raises ConfigError.
+    mining_configs: name -> mining_config. The runs go seed by seed, so that pairs complete early. Raises ConfigError.
     """
-    runs = {run_folder(study, arm, seed): (arm, seed) for seed in seeds for arm in arms}
+    runs = {run_folder(study, strategy, seed): (strategy, seed) for seed in seeds for strategy in mining_configs}
     if options.task is not None:
         if not 0 <= options.task < len(runs):
             raise ConfigError(f"task is {options.task}; allowed: 0 to {len(runs) - 1}, one for each strategy and seed")
         # strategy by strategy, so that one that is added at the end renumbers none of those before it
-        numbered = [run_folder(study, arm, seed) for arm in arms for seed in seeds]
+        numbered = [run_folder(study, strategy, seed) for strategy in mining_configs for seed in seeds]
         runs = {numbered[options.task]: runs[numbered[options.task]]}
     if options.status or options.report_only:
         require_study(study)
@@ -138,9 +138,9 @@ def run_study(options, config: ExperimentConfig, study: Path, arms: dict[str, di
         print(status_table(study, list(runs)))
         return 0
     before = ended_runs(study)
-    outcome = Outcome({}, {}) if options.report_only else train(options, config, study, runs, arms)
+    outcome = Outcome({}, {}) if options.report_only else train(options, config, study, runs, mining_configs)
     if options.report_only or (options.task is None and ended_runs(study)):
-        report(study, list(runs), list(dict.fromkeys([*STRATEGIES, *arms])))
+        report(study, list(runs), list(dict.fromkeys([*STRATEGIES, *mining_configs])))
     for run, reason in outcome.failures.items():
         say(f"failed: {run}: {reason}")
     for run, reason in outcome.held.items():
@@ -153,8 +153,8 @@ def run_study(options, config: ExperimentConfig, study: Path, arms: dict[str, di
     return 0
 
 
-def train(options, config: ExperimentConfig, study: Path, runs: dict[Path, tuple[str, int]], arms) -> Outcome:
-    """Train what has not ended of `runs`, folder -> (arm, seed). Raises ConfigError where no run could start."""
+def train(options, config: ExperimentConfig, study: Path, runs: dict[Path, tuple[str, int]], mining_configs) -> Outcome:
+    """Train what has not ended of `runs`, folder -> (strategy, seed). Raises ConfigError where no run could start."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("a run is trained by one process; start this script once for each GPU, they share the runs")
     at_once, threads = shares(options, len(runs))
@@ -167,14 +167,26 @@ def train(options, config: ExperimentConfig, study: Path, runs: dict[Path, tuple
     # a published study comes without its runs: those made now are of this machine and version
     prepare_folder(study, config.to_dict(), device, renew=not (study / "runs").exists())
     header(
-        study=study, model=config.model, strategies=" ".join(arms), runs=len(runs), at_once=at_once, device=device.type
+        study=study,
+        model=config.model,
+        strategies=" ".join(mining_configs),
+        runs=len(runs),
+        at_once=at_once,
+        device=device.type,
     )
     return run_all(
         {
-            f"{arm} seed {seed}": partial(
-                run_experiment, arm, seed, config, arms[arm], folder, options.device, not options.no_lock
+            f"{strategy} seed {seed}": partial(
+                run_experiment,
+                strategy,
+                seed,
+                config,
+                mining_configs[strategy],
+                folder,
+                options.device,
+                not options.no_lock,
             )
-            for folder, (arm, seed) in runs.items()
+            for folder, (strategy, seed) in runs.items()
         },
         at_once,
         threads,

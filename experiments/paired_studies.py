@@ -1,4 +1,4 @@
-"""Two studies of the same arms and seeds that differ in a setting (the precision, say), compared seed by seed.
+"""Two studies of the same strategies and seeds that differ in a setting (the precision, say), compared seed by seed.
 
     python experiments/paired_studies.py mlp-cpu-5k mlp-bf16-5k
 
@@ -64,7 +64,7 @@ def read_runs(results: Path, name: str, metric: str) -> dict[tuple[str, str], di
 
 
 def paired_rows(first: dict, second: dict) -> list[dict]:
-    """A row per arm and sampler that both have, over the seeds that both have. Raises ConfigError if there is none."""
+    """A row per strategy and sampler that both have, over the seeds that both have. Raises ConfigError if there is none."""
     rows = []
     for strategy, sampler in (key for key in first if key in second):
         one, two = first[strategy, sampler], second[strategy, sampler]
@@ -90,7 +90,7 @@ def paired_rows(first: dict, second: dict) -> list[dict]:
             }
         )
     if not any(row["n"] for row in rows):
-        raise ConfigError("the two studies have no arm and seed in common")
+        raise ConfigError("the two studies have no strategy and seed in common")
     return rows
 
 

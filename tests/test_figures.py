@@ -87,7 +87,7 @@ def test_a_strategy_has_one_colour_everywhere():
     assert alone["adversarial"] == among["adversarial"] == COLORS["adversarial"]
     assert len(set(among.values())) == 4
     assert not set(COLORS.values()) & set(figures.OTHER_COLORS)
-    assert len(strategy_colors([f"arm-{i}" for i in range(20)])) == 20
+    assert len(strategy_colors([f"strategy-{i}" for i in range(20)])) == 20
 
 
 def test_the_points_of_a_strategy_have_its_colour(monkeypatch, tmp_path, study):

@@ -9,7 +9,7 @@ from conftest import make_diffusion
 from dataset import Inverse
 from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.evaluation import EvaluationSet
-from experiments.ablations import ABLATIONS, main, mining_arms, parse_arguments
+from experiments.ablations import ABLATIONS, main, ablation_strategies, parse_arguments
 from experiments.analysis.landscape import (
     conditioning_rows,
     diffusion_step_rows,
@@ -83,10 +83,10 @@ def test_slice_of_a_bowl_has_its_minimum_at_the_solution(bowl):
 def test_each_arm_changes_its_key_alone():
     config = ExperimentConfig()
     for key in set(ABLATIONS) - {"rank"}:
-        arms = mining_arms(key, ABLATIONS[key], config)
-        assert arms.pop("baseline")["mode"] == "none"
-        for value, arm in zip(ABLATIONS[key], arms.values(), strict=True):
-            assert arm == {**config.mining_config("adversarial"), key: value}
+        strategies = ablation_strategies(key, ABLATIONS[key], config)
+        assert strategies.pop("baseline")["mode"] == "none"
+        for value, strategy in zip(ABLATIONS[key], strategies.values(), strict=True):
+            assert strategy == {**config.mining_config("adversarial"), key: value}
 
 
 def test_values_and_the_rest_of_the_command():

@@ -55,7 +55,7 @@ def test_a_difference_beyond_the_spread_is_said(tmp_path):
         (["one", "../one"], "name is '../one'"),
         (["one", "one", "--metric", "mse"], "metric is 'mse'"),
         (["one", "one", "--metric", "sampler"], "metric is 'sampler'; allowed: val_mse, ood_mse"),
-        (["one", "strange"], "no arm and seed in common"),
+        (["one", "strange"], "no strategy and seed in common"),
     ],
 )
 def test_bad_input(tmp_path, arguments, message):

@@ -21,7 +21,7 @@ SMALL = ["--rank=3", "--train-steps=6", "--batch-size=8", "--evaluation-size=32"
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """The folder of a small ablation, with an arm beside the baseline."""
+    """The folder of a small ablation, with a strategy beside the baseline."""
     folder = tmp_path_factory.mktemp("results")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report, "reference_rows", partial(reference_rows, fit_samples=500))  # the fit takes the longest

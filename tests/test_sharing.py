@@ -419,9 +419,9 @@ def test_a_run_that_ends_during_the_report_is_in_the_next_one(tmp_path, monkeypa
 
     monkeypatch.setattr(comparison, "write_report", write_report)
 
-    def run_experiment(arm, seed, config, mining_config, folder, device, use_lock):
+    def run_experiment(strategy, seed, config, mining_config, folder, device, use_lock):
         if seed == 0:
-            return run.run_experiment(arm, seed, config, mining_config, folder, device, use_lock)
+            return run.run_experiment(strategy, seed, config, mining_config, folder, device, use_lock)
         folder.mkdir(parents=True, exist_ok=True)
         raise RunHeld("held by another process")
 

@@ -12,8 +12,12 @@ class EnergyModel(nn.Module):
     To add a model, subclass it and write `condition`, `retime` and `energy`; autograd supplies the gradient. A model
     that writes out its own gradient overrides `energy_and_gradient`, and is held equal to the one here.
 
-    Attributes: `inp_dim`, `out_dim` (flattened sizes), `num_timesteps` (T, the number of noise levels).
+    Attributes: `inp_dim`, `out_dim` (flattened sizes of vectors, channels of graphs and plans), `num_timesteps` (T,
+    the number of noise levels). In the shapes below `inp` and `x` are (B, inp_dim) and (B, out_dim) for vectors; a
+    model of graphs, plans or boards says its own.
     """
+
+    has_energy = True
 
     def __init__(self, inp_dim: int, out_dim: int, num_timesteps: int = 10):
         super().__init__()
@@ -22,6 +26,10 @@ class EnergyModel(nn.Module):
     def set_timesteps(self, num_timesteps: int):
         """Called by the diffusion that uses the model. Raises ConfigError if the model has another T built in."""
         self.num_timesteps = num_timesteps
+
+    def solution_shape(self, inp: torch.Tensor) -> tuple[int, ...]:
+        """The shape of the candidates x for these inputs, batch first."""
+        return (len(inp), self.out_dim)
 
     def condition(self, inp: torch.Tensor, t: torch.Tensor | int):
         """All that the energy needs of the inputs (B, inp_dim) and the levels t, (B,) or one for all.
@@ -56,6 +64,36 @@ class EnergyModel(nn.Module):
     def gradient(self, cond, x: torch.Tensor) -> torch.Tensor:
         """dE/dx alone, as of `energy_and_gradient`; overridden where it costs less without E."""
         return self.energy_and_gradient(cond, x)[1]
+
+
+class NoiseModel(EnergyModel):
+    """A network that predicts the noise in x itself, without an energy: IRED's "reverse diffusion" (section 4).
+
+    To add one, write `condition`, `retime` and `predict`. It takes the place of a DiffusionWrapper: with the sampler
+    that only denoises, and without negatives. Raises ConfigError where an energy is asked for.
+    """
+
+    has_energy = False
+
+    @property
+    def ebm(self):
+        return self
+
+    def predict(self, cond, x: torch.Tensor) -> torch.Tensor:
+        """The noise in x, of x's shape."""
+        raise NotImplementedError
+
+    def forward(self, inp, x, t):
+        return self.predict(self.condition(inp, t), x)
+
+    def gradient(self, cond, x):
+        return self.predict(cond, x)
+
+    def energy(self, cond, x):
+        raise ConfigError(f"{type(self).__name__} predicts noise and has no energy: no negatives, no inner descents")
+
+    def energy_and_gradient(self, cond, x):
+        return self.energy(cond, x)
 
 
 class DiffusionWrapper(nn.Module):
