@@ -1,5 +1,7 @@
 """From a configuration to its untrained model, its evaluation tasks and the memory that they need."""
 
+from dataclasses import replace
+
 import torch
 
 from diffusion_lib.config import ExperimentConfig
@@ -47,7 +49,7 @@ def evaluation_tasks(config: ExperimentConfig, trained_on: Task) -> tuple[Task, 
     """The training's usual and the harder difficulty, each with the bound that the sampler keeps on it."""
     val, harder = (type(trained_on)("val", config.rank, ood) for ood in (False, True))
     if config.clamp == "training":
-        harder.bound = trained_on.bound
+        harder.rules = replace(harder.rules, bound=trained_on.bound)
     return val, harder
 
 

@@ -60,21 +60,24 @@ class EvaluationSet:
 
 
 def sampler_metrics(diffusion, chosen: EvaluationSet, inner_steps: int | None, batch_size=2048, share=Share()) -> dict:
-    """The task's errors, by name, of the sampler with `inner_steps` opt_steps a level on an evaluation set."""
-    errors = []
+    """The task's metrics, by name, of the sampler with `inner_steps` opt_steps a level on an evaluation set."""
+    parts = []
     for rows in chosen.batches(batch_size, share):
         prediction = diffusion.sample_loop(
             chosen.inp[rows], start=chosen.start[rows], inner_steps=inner_steps, bound=_bound(diffusion, chosen)
         )
-        errors.append(chosen.task.errors(chosen.inp[rows], chosen.target[rows], prediction))
-    return {name: share.gather(torch.cat([part[name] for part in errors])).mean().item() for name in errors[0]}
+        parts.append(chosen.task.score(chosen.inp[rows], chosen.target[rows], prediction))
+    scores = {name: share.gather(torch.cat([part[name] for part in parts])) for name in parts[0]}
+    return _summary(chosen.task, scores)
 
 
-def mean_errors(chosen: EvaluationSet, prediction) -> dict:
-    """The task's errors, by name, of a prediction for the whole set."""
-    return {
-        name: values.mean().item() for name, values in chosen.task.errors(chosen.inp, chosen.target, prediction).items()
-    }
+def prediction_metrics(chosen: EvaluationSet, prediction) -> dict:
+    """The task's metrics, by name, of a prediction for the whole set."""
+    return _summary(chosen.task, chosen.task.score(chosen.inp, chosen.target, prediction))
+
+
+def _summary(task, scores) -> dict:
+    return task.summary({name: values.mean().item() for name, values in scores.items()})
 
 
 def _bound(diffusion, chosen):

@@ -15,7 +15,7 @@ import torch
 
 from diffusion_lib.build import build_diffusion
 from diffusion_lib.config import ExperimentConfig, check_name
-from diffusion_lib.evaluation import SAMPLERS, EvaluationSet, mean_errors, sampler_metrics
+from diffusion_lib.evaluation import SAMPLERS, EvaluationSet, prediction_metrics, sampler_metrics
 from diffusion_lib.inference import load_model
 from diffusion_lib.system.environment import ROOT
 from diffusion_lib.system.errors import ConfigError, exit_status
@@ -72,7 +72,7 @@ def inverse_task(config: ExperimentConfig, n: int, ridge: float | None = None) -
     """The validation task; the sampler keeps the bound that the study's `clamp` says."""
     task = Inverse("val", n, ridge=ridge)
     if config.clamp == "training":
-        task.bound = Inverse("val", n).bound
+        task.rules = Inverse("val", n).rules
     return task
 
 
@@ -113,7 +113,7 @@ def ridge_rows(models: dict, config: ExperimentConfig, count: int) -> list[dict]
         chosen = EvaluationSet(inverse_task(config, rank, ridge), count, "cpu")
         rows += sampler_rows(models, chosen, ridge=ridge)
         for name, solve in references.items():
-            errors = mean_errors(chosen, solve(chosen.inp.double()))
+            errors = prediction_metrics(chosen, solve(chosen.inp.double()))
             rows.append({"strategy": name, "sampler": "reference", "ridge": ridge, **errors})
     return rows
 

@@ -64,7 +64,7 @@ def read_runs(results: Path, name: str, metric: str) -> dict[tuple[str, str], di
 
 
 def paired_rows(first: dict, second: dict) -> list[dict]:
-    """A row per strategy and sampler that both have, over the seeds that both have. Raises ConfigError if there is none."""
+    """A row per strategy and sampler of both, over the seeds of both. Raises ConfigError if there is none."""
     rows = []
     for strategy, sampler in (key for key in first if key in second):
         one, two = first[strategy, sampler], second[strategy, sampler]

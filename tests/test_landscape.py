@@ -9,7 +9,7 @@ from conftest import make_diffusion
 from dataset import Inverse
 from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.evaluation import EvaluationSet
-from experiments.ablations import ABLATIONS, main, ablation_strategies, parse_arguments
+from experiments.ablations import ABLATIONS, ablation_strategies, main, parse_arguments
 from experiments.analysis.landscape import (
     conditioning_rows,
     diffusion_step_rows,

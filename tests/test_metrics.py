@@ -14,7 +14,7 @@ def test_errors_by_hand():
     task = Inverse("val", 2)
     a = torch.tensor([[2.0, 0.0, 0.0, 4.0]])
     target, prediction = torch.tensor([[0.5, 0, 0, 0.25]]).double(), torch.tensor([[0.5, 0, 0, 0.5]])
-    errors = task.errors(a, target, prediction)
+    errors = task.score(a, target, prediction)
     assert errors["mse"].tolist() == pytest.approx([0.25**2 / 4])
     assert errors["recon_error"].tolist() == pytest.approx([1.0])  # A Y - I = diag(0, 1)
 
@@ -43,7 +43,7 @@ def test_the_sampler_is_bounded_by_the_evaluated_task():
     diffusion, harder = make_diffusion(bound=2.0), EvaluationSet(Inverse("val", 3, ood=True), 30, "cpu")
     wide = diffusion.sample_loop(harder.inp, start=harder.start, inner_steps=0, bound=harder.task.bound)
     assert wide.abs().max() > 2.0
-    expected = harder.task.errors(harder.inp, harder.target, wide)["mse"].mean().item()
+    expected = harder.task.score(harder.inp, harder.target, wide)["mse"].mean().item()
     assert sampler_metrics(diffusion, harder, 0)["mse"] == pytest.approx(expected)
 
 

@@ -1,4 +1,8 @@
-"""What a task is: examples without end, and how a prediction is judged."""
+"""What a task is: examples without end, what losses and sampler must know of it, and how a prediction is judged."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch.utils.data import Dataset, default_collate
@@ -9,30 +13,76 @@ from diffusion_lib.system.errors import ConfigError
 SPLITS = ("train", "val", "test")
 
 
-class Task(Dataset):
-    """A regression task `inp -> target` with an endless supply of examples.
+class Corruption:
+    """A hand-made way to spoil a solution, as IRED's discrete tasks use it for their negatives.
 
-    Attributes: `inp_dim`, `out_dim` (flattened sizes), `bound` (largest magnitude of a target entry that the
-    sampler lets through). Raises ConfigError for an unknown split or an impossible rank.
+    `draw` and `apply` are apart so that the same draws can be compared with the released code's.
+    """
+
+    def draw(self, target, generator=None) -> tuple[torch.Tensor, ...]:
+        """The random numbers for solutions (B, *out_shape), on their device."""
+        raise NotImplementedError
+
+    def apply(self, target, *draws, released: bool = False) -> torch.Tensor:
+        """Spoiled solutions (B, *out_shape). released: with the released code's defects."""
+        raise NotImplementedError
+
+    def __call__(self, target, generator=None, released: bool = False) -> torch.Tensor:
+        return self.apply(target, *self.draw(target, generator), released=released)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What losses and sampler must know of a task; the release chose it by flags.
+
+    bound: largest magnitude of a solution's entry in the sampler and in descents. candidate_bound: the same of a
+    negative's candidate (None: bound). level_bound: the same at the end of a level of the sampler (None: bound).
+    inner_steps: descents at each level of the sampler. contrast_weight: factor of the contrastive loss. entry_weights:
+    from solutions (B, *out_shape) to factors of their entries' squared errors (None: 1). corruption: how the mode
+    `corrupt` spoils a solution (None: the task has no way of its own).
+    """
+
+    bound: float = 2.0
+    candidate_bound: float | None = None
+    level_bound: float | None = None
+    inner_steps: int = 5
+    contrast_weight: float = 0.5
+    entry_weights: Callable[[torch.Tensor], torch.Tensor] | None = None
+    corruption: Corruption | None = None
+
+
+class Task(Dataset):
+    """A task `inp -> target` with an endless supply of examples: to add one, see docs/adding-a-task.md.
+
+    split: train, val or test. rank: the size of a problem (n of n x n matrices, nodes of a graph, …), None: the
+    task's own. ood: the harder examples. Raises ConfigError for an unknown split or an impossible rank.
+
+    Attributes: `inp_shape`, `out_shape` (of one example), `inp_dim`, `out_dim` (what the constructor of its model
+    takes: flattened sizes of vectors, channels of graphs and plans), `rules`, `bound` (the rules' own).
     """
 
     length = int(1e7)
+    least_rank: ClassVar[int] = 1
+    default_rank: ClassVar[int] = 20
+    model: ClassVar[str] = "mlp"  # the energy model that IRED takes for it
+    recipe: ClassVar[dict] = {}  # settings of ExperimentConfig and MiningConfig that differ from the defaults
+    metrics: ClassVar[tuple[str, ...]] = ("mse",)  # the names in `summary`, that which decides first
+    higher_is_better: ClassVar[frozenset[str]] = frozenset()
+    rules: Rules = Rules()
 
-    def __init__(self, split: str, rank: int, ood: bool = False):
+    def __init__(self, split: str, rank: int | None = None, ood: bool = False):
         if split not in SPLITS:
             raise ConfigError(f"split is {split!r}; allowed: {', '.join(SPLITS)}")
-        if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-            raise ConfigError(f"rank is {rank!r}; allowed: a whole number from 1")
+        rank = self.default_rank if rank is None else rank
+        if isinstance(rank, bool) or not isinstance(rank, int) or rank < self.least_rank:
+            raise ConfigError(f"rank is {rank!r}; allowed: a whole number from {self.least_rank}")
         self.split, self.rank, self.ood = split, rank, ood
-        self.h = self.w = rank
-        self.inp_dim = self.out_dim = rank * rank
-        self.bound = 2.0
 
     def __len__(self) -> int:
         return self.length
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Example `index` of the split, the same at each call: (inp_dim,), (out_dim,) float32."""
+        """Example `index` of the split, the same at each call: (*inp_shape), (*out_shape), float32."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         generator = seeded_generator(f"{self.split} example", index)
@@ -40,12 +90,55 @@ class Task(Dataset):
         return inp[0], target[0]
 
     def sample(self, batch_size, generator=None, device="cpu", dtype=torch.float32):
-        """Draw inputs (B, inp_dim) and targets (B, out_dim) in `dtype` from `generator`, made on `device`."""
+        """Draw inputs (B, *inp_shape) and targets (B, *out_shape) in `dtype` from `generator`, made on `device`."""
         raise NotImplementedError
 
-    def errors(self, inp, target, prediction) -> dict[str, torch.Tensor]:
-        """Errors of each example, by name, (B,) float64; the target is float64."""
+    def mask(self, inp: torch.Tensor) -> torch.Tensor | None:
+        """1 where the input (B, *inp_shape) gives the solution's entry, else 0, of the solution's shape; None: nowhere.
+
+        At these entries the input has the solution's own values, and is as long as it.
+        """
+        return None
+
+    def score(self, inp, target, prediction) -> dict[str, torch.Tensor]:
+        """What `summary` needs of each example, by name, (B,) float64; the target is float64."""
         return mean_squared_error(target, prediction)
+
+    def summary(self, means: dict[str, float]) -> dict[str, float]:
+        """The metrics, by the names in `metrics`, from the means of `score` over all examples."""
+        return means
+
+    def reference_predictions(self, inp, generator) -> dict[str, torch.Tensor]:
+        """By name, predictions (B, *out_shape) of what needs no training, for the tables."""
+        return {"zero": torch.zeros(len(inp), *self.out_shape, dtype=inp.dtype, device=inp.device)}
+
+    def draw(self, axes, inp, target, prediction):
+        """Picture one example on matplotlib `axes`: the input (*inp_shape), the solution and what was predicted.
+
+        By default the solution and the prediction as images side by side, with a line between them.
+        """
+        raise NotImplementedError
+
+    @property
+    def bound(self) -> float:
+        return self.rules.bound
+
+
+class MatrixTask(Task):
+    """A task of rank x rank matrices, flattened."""
+
+    def __init__(self, split: str, rank: int | None = None, ood: bool = False):
+        super().__init__(split, rank, ood)
+        self.h = self.w = self.rank
+        self.inp_dim = self.out_dim = self.rank**2
+
+    @property
+    def inp_shape(self) -> tuple[int, ...]:
+        return (self.inp_dim,)
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        return (self.out_dim,)
 
 
 class ItemTask:
@@ -55,6 +148,8 @@ class ItemTask:
     """
 
     bound = None
+    metrics, higher_is_better = Task.metrics, Task.higher_is_better
+    mask, score, summary = Task.mask, Task.score, Task.summary
 
     def __init__(self, dataset):
         for name in ("__len__", "__getitem__", "inp_dim", "out_dim"):
@@ -67,13 +162,10 @@ class ItemTask:
         return torch.randint(len(self.dataset), (count,), generator=generator).tolist()
 
     def sample(self, batch_size, generator=None, device="cpu", dtype=torch.float32):
-        """Inputs (B, inp_dim) and targets (B, out_dim), as of a Task."""
+        """Inputs (B, *inp_shape) and targets (B, *out_shape), as of a Task."""
         items = default_collate([self.dataset[i] for i in self.indices(batch_size, generator)])
         inp, target = (part.to(device, dtype) for part in items)
         return inp, target
-
-    def errors(self, inp, target, prediction):
-        return mean_squared_error(target, prediction)
 
 
 def as_task(dataset) -> "Task | ItemTask":

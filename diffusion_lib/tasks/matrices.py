@@ -5,10 +5,10 @@ import math
 import torch
 
 from diffusion_lib.system.errors import ConfigError
-from diffusion_lib.tasks.base import Task
+from diffusion_lib.tasks.base import MatrixTask, Rules
 
 
-class Inverse(Task):
+class Inverse(MatrixTask):
     """Matrix inversion: R ~ U(-1,1)^{n x n}, A = 2 R R^T + ridge I, target A^-1 (IRED, section 4.1).
 
     `ridge` is 0.5, and 0.1 for the harder matrices (`ood`). Since A >= ridge I, no entry of A^-1 exceeds
@@ -16,12 +16,12 @@ class Inverse(Task):
     that one.
     """
 
-    def __init__(self, split: str, rank: int, ood: bool = False, ridge: float | None = None):
+    def __init__(self, split: str, rank: int | None = None, ood: bool = False, ridge: float | None = None):
         super().__init__(split, rank, ood)
         self.ridge = ridge if ridge is not None else (0.1 if ood else 0.5)
         if not (math.isfinite(self.ridge) and self.ridge > 0):
             raise ConfigError(f"ridge is {ridge!r}; allowed: a positive number")
-        self.bound = 1.0 / self.ridge
+        self.rules = Rules(bound=1.0 / self.ridge)
 
     def sample(self, batch_size, generator=None, device="cpu", dtype=torch.float32):
         n = self.rank
@@ -31,25 +31,27 @@ class Inverse(Task):
         inverse = spd_inverse(a.double())
         return a.flatten(1).to(dtype), inverse.to(dtype).flatten(1).contiguous()
 
-    def errors(self, inp, target, prediction):
+    metrics = ("mse", "recon_error")
+
+    def score(self, inp, target, prediction):
         """`mse`, and `recon_error`: the Frobenius norm of A Y - I."""
         a, y = (part.double().view(-1, self.rank, self.rank) for part in (inp, prediction))
         residual = a @ y
         residual.diagonal(dim1=1, dim2=2).sub_(1)
-        return super().errors(inp, target, prediction) | {"recon_error": residual.flatten(1).norm(dim=1)}
+        return super().score(inp, target, prediction) | {"recon_error": residual.flatten(1).norm(dim=1)}
 
 
-class Addition(Task):
+class Addition(MatrixTask):
     """Sum of two matrices with entries U(-1,1), and U(-2.5,2.5) for `ood` (IRED, section 4.1)."""
 
-    def __init__(self, split: str, rank: int, ood: bool = False):
+    def __init__(self, split: str, rank: int | None = None, ood: bool = False):
         super().__init__(split, rank, ood)
         if rank == 2:  # the released task draws 2 x 1 matrices at rank 2
             self.w = 1
         self.out_dim = self.h * self.w
         self.inp_dim = 2 * self.out_dim
         self.scale = 2.5 if ood else 1.0
-        self.bound = 2.0 * self.scale
+        self.rules = Rules(bound=2.0 * self.scale)
 
     def sample(self, batch_size, generator=None, device="cpu", dtype=torch.float32):
         uniform = torch.rand(batch_size, self.inp_dim, generator=generator, device=device, dtype=dtype)
@@ -57,7 +59,7 @@ class Addition(Task):
         return inp, inp[:, : self.out_dim] + inp[:, self.out_dim :]
 
 
-class LowRankDataset(Task):
+class LowRankDataset(MatrixTask):
     """Matrix completion: 0.1 N + U V^T / 20 (`ood`: / 5), U and V n x 10; half the entries are hidden.
 
     IRED, section 4.1. The hidden entries are zero in the input.
@@ -65,10 +67,10 @@ class LowRankDataset(Task):
 
     inner_rank = 10
 
-    def __init__(self, split: str, rank: int, ood: bool = False):
+    def __init__(self, split: str, rank: int | None = None, ood: bool = False):
         super().__init__(split, rank, ood)
         self.divisor = 5.0 if ood else 20.0
-        self.bound = 8.0 if ood else 2.0
+        self.rules = Rules(bound=8.0 if ood else 2.0)
 
     def sample(self, batch_size, generator=None, device="cpu", dtype=torch.float32):
         def normal(*shape):

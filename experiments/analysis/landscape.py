@@ -91,7 +91,7 @@ def conditioning_rows(diffusion, val, ood) -> list[dict]:
     n = val.task.rank
     conditions = torch.cat([torch.linalg.cond(chosen.exact_inp.view(-1, n, n)) for chosen in (val, ood)])
     errors = torch.cat(
-        [chosen.task.errors(chosen.inp, chosen.target, _solve(diffusion, chosen))["mse"].cpu() for chosen in (val, ood)]
+        [chosen.task.score(chosen.inp, chosen.target, _solve(diffusion, chosen))["mse"].cpu() for chosen in (val, ood)]
     )
     rows = []
     for low, high in pairwise(CONDITION_EDGES):

@@ -2,7 +2,7 @@
 
 import torch
 
-from diffusion_lib.evaluation import EvaluationSet, mean_errors
+from diffusion_lib.evaluation import EvaluationSet, prediction_metrics
 from diffusion_lib.seeds import seeded_generator
 from diffusion_lib.tasks import Inverse
 
@@ -79,7 +79,7 @@ def reference_rows(rank: int, evaluation_size: int, device="cpu", fit_samples: i
     sets = [EvaluationSet(Inverse("val", rank, ood=ood), evaluation_size, device) for ood in (False, True)]
     rows = []
     for name, solve in solvers.items():
-        same, harder = (mean_errors(chosen, solve(chosen.inp.double())) for chosen in sets)
+        same, harder = (prediction_metrics(chosen, solve(chosen.inp.double())) for chosen in sets)
         rows.append(
             {
                 "strategy": name,
