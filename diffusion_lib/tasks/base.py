@@ -69,6 +69,7 @@ class Task(Dataset):
     metrics: ClassVar[tuple[str, ...]] = ("mse",)  # the names in `summary`, that which decides first
     higher_is_better: ClassVar[frozenset[str]] = frozenset()
     rules: Rules = Rules()
+    released_rules: Rules = Rules()  # as the released code has them
 
     def __init__(self, split: str, rank: int | None = None, ood: bool = False):
         if split not in SPLITS:
@@ -171,6 +172,12 @@ class ItemTask:
 def as_task(dataset) -> "Task | ItemTask":
     """What makes batches of its own is a task; anything else is taken item by item."""
     return dataset if hasattr(dataset, "sample") else ItemTask(dataset)
+
+
+def has_mask(dataset) -> bool:
+    """Whether the input of a task can give entries of its solution."""
+    own = getattr(type(dataset), "mask", Task.mask)
+    return own is not Task.mask
 
 
 def mean_squared_error(target, prediction) -> dict[str, torch.Tensor]:
