@@ -1,5 +1,45 @@
 """The tasks by name, and their classes."""
 
-from diffusion_lib.tasks import TASKS, Addition, Inverse, LowRankDataset, Task
+from diffusion_lib.tasks import (
+    TASKS,
+    Addition,
+    Connectivity,
+    Connectivity2,
+    Inverse,
+    LowRankDataset,
+    Parents,
+    Parity,
+    Parity20,
+    ShortestPath,
+    ShortestPath1D,
+    ShortestPath1DOf10,
+    ShortestPath1DOf15,
+    Sort,
+    Sort2,
+    Sudoku,
+    SudokuRRN,
+    Task,
+    Uncle,
+)
 
-__all__ = ["TASKS", "Addition", "Inverse", "LowRankDataset", "Task"]
+__all__ = [
+    "TASKS",
+    "Addition",
+    "Connectivity",
+    "Connectivity2",
+    "Inverse",
+    "LowRankDataset",
+    "Parents",
+    "Parity",
+    "Parity20",
+    "ShortestPath",
+    "ShortestPath1D",
+    "ShortestPath1DOf10",
+    "ShortestPath1DOf15",
+    "Sort",
+    "Sort2",
+    "Sudoku",
+    "SudokuRRN",
+    "Task",
+    "Uncle",
+]

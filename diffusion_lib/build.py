@@ -12,6 +12,7 @@ from diffusion_lib.seeds import derive_seed
 from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.system.memory import memory_limit
 from diffusion_lib.tasks import TASKS, Task
+from diffusion_lib.tasks.base import rules_of
 from diffusion_lib.training.batches import INITIAL_WEIGHTS
 from diffusion_lib.training.precision import set_precision
 
@@ -42,7 +43,7 @@ def build_diffusion(
     return GaussianDiffusion1D(
         MODELS[config.model](task.inp_dim, task.out_dim),
         timesteps=config.diffusion_steps,
-        rules=task.released_rules if config.match_release else task.rules,
+        rules=rules_of(task, config.match_release),
         mining_config=mining_config,
         use_innerloop_opt=use_innerloop_opt,
         baseline=baseline,

@@ -9,7 +9,7 @@ from tabulate import tabulate
 from diffusion_lib.masks import Given
 from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.tasks import TASKS
-from diffusion_lib.tasks.base import Rules, as_task
+from diffusion_lib.tasks.base import Rules, as_task, rules_of
 
 # The release's flags of its discrete tasks, and a task that it trains with each.
 FLAGS = {"sudoku": "sudoku", "connectivity": "connectivity", "shortest_path": "shortest-path-1d"}
@@ -56,7 +56,7 @@ def by_flags(released: dict, rules: Rules | None, mining_config, match_release: 
         raise ConfigError(f"give one of {', '.join(FLAGS)}, or rules")
     if chosen:
         task = TASKS[FLAGS[chosen[0]]]
-        rules = task.released_rules if match_release else task.rules
+        rules = rules_of(task, match_release)
         if mining_config is None:
             mining_config = {"mode": "corrupt", "corruption": "released", "weight": rules.contrast_weight}
     return rules or (DISCRETE if continuous is False else Rules()), mining_config

@@ -1,5 +1,6 @@
 """What a task is: examples without end, what losses and sampler must know of it, and how a prediction is judged."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -23,12 +24,12 @@ class Corruption:
         """The random numbers for solutions (B, *out_shape), on their device."""
         raise NotImplementedError
 
-    def apply(self, target, *draws, released: bool = False) -> torch.Tensor:
-        """Spoiled solutions (B, *out_shape). released: with the released code's defects."""
+    def apply(self, target, *draws, released: bool = False, mask=None) -> torch.Tensor:
+        """Spoiled solutions (B, *out_shape). released: with the released code's defects. mask: as of Task.mask."""
         raise NotImplementedError
 
-    def __call__(self, target, generator=None, released: bool = False) -> torch.Tensor:
-        return self.apply(target, *self.draw(target, generator), released=released)
+    def __call__(self, target, generator=None, released: bool = False, mask=None) -> torch.Tensor:
+        return self.apply(target, *self.draw(target, generator), released=released, mask=mask)
 
 
 @dataclass(frozen=True)
@@ -58,18 +59,20 @@ class Task(Dataset):
     task's own. ood: the harder examples. Raises ConfigError for an unknown split or an impossible rank.
 
     Attributes: `inp_shape`, `out_shape` (of one example), `inp_dim`, `out_dim` (what the constructor of its model
-    takes: flattened sizes of vectors, channels of graphs and plans), `rules`, `bound` (the rules' own).
+    takes: flattened sizes of vectors, channels of graphs and plans), `rules`, `released_rules` (the rules with the
+    released code's defects), `bound` (the rules' own), `source` (where the examples come from).
     """
 
     length = int(1e7)
     least_rank: ClassVar[int] = 1
     default_rank: ClassVar[int] = 20
     model: ClassVar[str] = "mlp"  # the energy model that IRED takes for it
-    recipe: ClassVar[dict] = {}  # settings of ExperimentConfig and MiningConfig that differ from the defaults
+    recipe: ClassVar[dict] = {}  # settings of ExperimentConfig that differ from the defaults
     metrics: ClassVar[tuple[str, ...]] = ("mse",)  # the names in `summary`, that which decides first
     higher_is_better: ClassVar[frozenset[str]] = frozenset()
     rules: Rules = Rules()
-    released_rules: Rules = Rules()  # as the released code has them
+    released_rules: Rules | None = None  # with the released code's defects; None: no different
+    source: str = "generated"
 
     def __init__(self, split: str, rank: int | None = None, ood: bool = False):
         if split not in SPLITS:
@@ -118,7 +121,14 @@ class Task(Dataset):
 
         By default the solution and the prediction as images side by side, with a line between them.
         """
-        raise NotImplementedError
+        left, right = as_image(target), as_image(prediction)
+        axes.imshow(torch.cat([left, right], 1).numpy(), vmin=-self.bound, vmax=self.bound, cmap="coolwarm")
+        axes.axvline(left.shape[1] - 0.5, color="black")
+        axes.set(xticks=[], yticks=[], title="solution | prediction")
+
+    def extra_sets(self) -> dict[str, "Task"]:
+        """By name, further sets of examples to evaluate on, beside this one and the harder one."""
+        return {}
 
     @property
     def bound(self) -> float:
@@ -127,6 +137,8 @@ class Task(Dataset):
 
 class MatrixTask(Task):
     """A task of rank x rank matrices, flattened."""
+
+    released_rules = Rules()
 
     def __init__(self, split: str, rank: int | None = None, ood: bool = False):
         super().__init__(split, rank, ood)
@@ -169,6 +181,11 @@ class ItemTask:
         return inp, target
 
 
+def rules_of(task, match_release: bool) -> Rules:
+    """The rules of a task, or those that the released code has for it."""
+    return task.released_rules if match_release and task.released_rules else task.rules
+
+
 def as_task(dataset) -> "Task | ItemTask":
     """What makes batches of its own is a task; anything else is taken item by item."""
     return dataset if hasattr(dataset, "sample") else ItemTask(dataset)
@@ -178,6 +195,21 @@ def has_mask(dataset) -> bool:
     """Whether the input of a task can give entries of its solution."""
     own = getattr(type(dataset), "mask", Task.mask)
     return own is not Task.mask
+
+
+def as_image(values: torch.Tensor) -> torch.Tensor:
+    """A picture (height, width) of one solution: a vector of n^2 entries as n x n, a plan as its steps in a row.
+
+    Of several channels the last is shown.
+    """
+    values = values.detach().float().cpu()
+    if values.dim() == 1:
+        side = math.isqrt(len(values))
+        return values.view(side, side) if side**2 == len(values) else values[None]
+    if values.dim() == 2:
+        return values
+    steps = values[..., -1]
+    return steps if steps.dim() == 2 else torch.cat(list(steps), 1)
 
 
 def mean_squared_error(target, prediction) -> dict[str, torch.Tensor]:

@@ -1,0 +1,137 @@
+"""Published data, where the user has put it: SATNet's and RRN's files under ./data.
+
+    data/satnet/sudoku/features.pt, labels.pt         tensors (10000, 9, 9, 9), one-hot digits, a blank all 0
+    data/satnet/parity/<bits>/features.pt, labels.pt  10,000 rows of bits; the parity is the labels' last column
+    data/rrn/train.csv, valid.csv, test.csv           "puzzle,solution" lines of 81 digits each, 0 for a blank
+
+Of SATNet's rows the first 90% train, as published; the others are halved into val and test. A file that is there but
+damaged raises ConfigError; where there is none the caller makes examples itself.
+"""
+
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from diffusion_lib.system.errors import ConfigError
+from diffusion_lib.tasks.metrics import board_is_valid
+
+FOLDER = Path("data")
+RRN_NAMES = {"train": "train", "val": "valid", "test": "test"}
+
+
+class Boards(NamedTuple):
+    """Sudoku puzzles: digits 0 .. s - 1 of the solutions (P, s, s) uint8, which are given (P, s, s) bool, a source."""
+
+    solution: torch.Tensor
+    given: torch.Tensor
+    source: str
+
+
+class BitRows(NamedTuple):
+    """Rows of bits (P, L) bool, whether the number of ones is odd (P, 1) bool, and a source."""
+
+    bits: torch.Tensor
+    odd: torch.Tensor
+    source: str
+
+
+def satnet_sudoku(split: str) -> Boards | None:
+    """SATNet's 10,000 puzzles with 31 to 42 givens, or None without its files."""
+    pair = _satnet_pair(FOLDER / "satnet" / "sudoku")
+    return pair and _boards_of_split(pair, split)
+
+
+def rrn_sudoku(split: str) -> Boards | None:
+    """RRN's puzzles with 17 to 34 givens, or None without its file."""
+    path = FOLDER / "rrn" / f"{RRN_NAMES[split]}.csv"
+    return _read_csv(path.resolve(), str(path)) if path.exists() else None
+
+
+def satnet_parity(bits: int, split: str) -> BitRows | None:
+    """SATNet's rows of that many bits, or None without its files."""
+    pair = _satnet_pair(FOLDER / "satnet" / "parity" / str(bits))
+    return pair and _bits_of_split(pair, bits, split)
+
+
+def _satnet_pair(folder: Path) -> tuple[Path, Path] | None:
+    pair = folder / "features.pt", folder / "labels.pt"
+    if not any(path.exists() for path in pair):
+        return None
+    for path in pair:
+        if not path.exists():
+            raise ConfigError(f"{path} is missing; put both features.pt and labels.pt into {folder}, or neither")
+    return tuple(path.absolute() for path in pair)
+
+
+def _shown(path: Path) -> str:
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _damaged(path, what: str) -> ConfigError:
+    return ConfigError(f"{path} is damaged: {what}; fetch it again, or remove it to use made-up examples")
+
+
+def _load(path: Path) -> torch.Tensor:
+    try:
+        values = torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:  # torch.load has no class of its own for what it cannot read
+        raise _damaged(_shown(path), f"torch cannot read it ({type(error).__name__})") from error
+    if not isinstance(values, torch.Tensor) or values.dim() == 0 or len(values) < 20:
+        raise _damaged(_shown(path), "it holds no tensor of examples")
+    return values
+
+
+def _rows_of_split(count: int, split: str) -> slice:
+    train, val = 9 * count // 10, 19 * count // 20
+    return {"train": slice(train), "val": slice(train, val), "test": slice(val, count)}[split]
+
+
+@lru_cache(maxsize=4)
+def _boards_of_split(pair, split) -> Boards:
+    puzzle, solution = (_load(path) for path in pair)
+    for path, values in zip(pair, (puzzle, solution), strict=True):
+        if values.shape[1:] != (9, 9, 9) or len(values) != len(puzzle):
+            raise _damaged(_shown(path), f"its shape is {tuple(values.shape)}, not (10000, 9, 9, 9)")
+    given = puzzle.amax(-1) > 0.5
+    digits = solution.argmax(-1).to(torch.uint8)
+    _check(pair[1], digits, given, puzzle.argmax(-1))
+    rows = _rows_of_split(len(puzzle), split)
+    return Boards(digits[rows], given[rows], f"SATNet's file {_shown(pair[0])}")
+
+
+@lru_cache(maxsize=4)
+def _read_csv(path: Path, shown: str) -> Boards:
+    rows = [line.strip() for line in path.read_bytes().splitlines() if line.strip()]
+    for number, row in enumerate(rows, 1):
+        if len(row) != 163 or row[81:82] != b"," or not (row[:81] + row[82:]).isdigit():
+            raise _damaged(shown, f"row {number} is not 81 digits, a comma and 81 digits")
+    if not rows:
+        raise _damaged(shown, "it is empty")
+    text = np.frombuffer(b"".join(rows), np.uint8).reshape(-1, 163) - ord("0")
+    puzzle, solution = (
+        torch.from_numpy(part.reshape(-1, 9, 9).astype(np.int16)) for part in (text[:, :81], text[:, 82:])
+    )
+    _check(shown, solution - 1, puzzle > 0, puzzle - 1)
+    return Boards((solution - 1).to(torch.uint8), puzzle > 0, f"RRN's file {shown}")
+
+
+def _check(path, solution, given, puzzle):
+    """Every solution is a valid board, and agrees with what is given."""
+    right = board_is_valid(solution) & ((puzzle == solution) | ~given).flatten(1).all(1)
+    if not right.all():
+        raise _damaged(path, f"the solution of puzzle {int((~right).nonzero()[0]) + 1} is wrong")
+
+
+@lru_cache(maxsize=4)
+def _bits_of_split(pair, bits, split) -> BitRows:
+    features, labels = (_load(path) for path in pair)
+    rows, odd = features.flatten(1) > 0.5, labels.flatten(1)[:, -1:] > 0.5
+    if rows.shape[1] != bits or len(odd) != len(rows):
+        raise _damaged(_shown(pair[0]), f"its shape is {tuple(features.shape)}, not (10000, {bits})")
+    if not torch.equal(rows.sum(1, keepdim=True) % 2 == 1, odd):
+        raise _damaged(_shown(pair[1]), "its last column is not the parity of the features")
+    chosen = _rows_of_split(len(rows), split)
+    return BitRows(rows[chosen], odd[chosen], f"SATNet's file {_shown(pair[0])}")

@@ -1,0 +1,147 @@
+"""The metrics of the discrete tasks: each function takes a batch and returns a value for each example.
+
+What is a ratio over a whole set (a rate of a class, the share of right blank cells) is returned as its counts: their
+means over the set are divided in the end, as the release does with the counts of a batch.
+"""
+
+import math
+
+import torch
+
+from diffusion_lib.tasks.graph_algorithms import distances
+
+
+def ratio(part: float, whole: float) -> float:
+    """part / whole, NaN where there is nothing to divide by."""
+    return part / whole if whole else math.nan
+
+
+# Signs: a prediction of at least 0 is positive.
+
+
+def off_diagonal(values: torch.Tensor) -> torch.Tensor:
+    """The entries (B, N^2 - N) of matrices (B, N, N) that are not on the diagonal."""
+    return values[:, ~torch.eye(values.shape[-1], dtype=torch.bool, device=values.device)]
+
+
+def confusion(target, prediction, suffix: str = "") -> dict[str, torch.Tensor]:
+    """Shares of an example's entries that are true and false positives and negatives, (B,) float64 each.
+
+    target, prediction: (B, ...), positive from 0 up. suffix: of the names.
+    """
+    label, guess = (target >= 0).flatten(1), (prediction >= 0).flatten(1)
+    cells = {
+        "true_positive": label & guess,
+        "false_negative": label & ~guess,
+        "false_positive": ~label & guess,
+        "true_negative": ~label & ~guess,
+    }
+    return {name + suffix: cell.double().mean(1) for name, cell in cells.items()}
+
+
+def classification_rates(means: dict[str, float], suffix: str = "") -> dict[str, float]:
+    """`accuracy`, and `balanced_accuracy`: the mean of the rates of both classes, NaN if one is missing.
+
+    means: over a set of examples, of what `confusion` returns.
+    """
+    right, missed, alarms, rejected = (
+        means[name + suffix] for name in ("true_positive", "false_negative", "false_positive", "true_negative")
+    )
+    balanced = (ratio(right, right + missed) + ratio(rejected, rejected + alarms)) / 2
+    return {f"accuracy{suffix}": right + rejected, f"balanced_accuracy{suffix}": balanced}
+
+
+# Sudoku
+
+
+def board_scores(target, prediction, mask) -> dict[str, torch.Tensor]:
+    """What there is to say of predicted boards, (B,) float64 each; all arguments (B, s^3).
+
+    blank: number of blank cells. right: how many of them have the right digit. solved: the whole board equals the
+    solution. consistency: each row, column and box has each digit once. board_accuracy: the release's, the share of
+    cells whose row, column and box have the right sums.
+    """
+    size = round(target.shape[1] ** (1 / 3))
+    shape = (len(target), size, size, size)
+    board, solution = (part.view(shape).argmax(-1) for part in (prediction, target))
+    given = mask.view(shape)[..., 0] > 0
+    hit = board == solution
+    return {
+        "blank": (~given).double().flatten(1).sum(1),
+        "right": (hit & ~given).double().flatten(1).sum(1),
+        "solved": hit.flatten(1).all(1).double(),
+        "consistency": board_is_valid(board).double(),
+        "board_accuracy": _share_with_right_sums(board),
+    }
+
+
+def units(board: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The rows, columns and boxes of boards (B, s, s), each (B, s, s): unit, then place in it."""
+    box = math.isqrt(board.shape[-1])
+    boxes = board.unflatten(2, (box, box)).unflatten(1, (box, box)).transpose(2, 3)
+    return board, board.mT, boxes.flatten(3, 4).flatten(1, 2)
+
+
+def board_is_valid(board) -> torch.Tensor:
+    """(B,) bool: each row, column and box of boards (B, s, s) has each of 0 .. s - 1 once."""
+    every = torch.arange(board.shape[-1], device=board.device)
+    return torch.stack([(unit.sort(-1).values == every).flatten(1).all(1) for unit in units(board)]).all(0)
+
+
+def _share_with_right_sums(board):
+    size = board.shape[-1]
+    box = math.isqrt(size)
+    rows, columns, boxes = (unit.sum(-1) == size * (size - 1) // 2 for unit in units(board))
+    boxes = boxes.unflatten(1, (box, box)).repeat_interleave(box, 1).repeat_interleave(box, 2)
+    return (rows[:, :, None] & columns[:, None] & boxes).double().flatten(1).mean(1)
+
+
+# Paths
+
+
+def path_scores(adjacency, start, goal, label, plan) -> dict[str, torch.Tensor]:
+    """How good plans are, (B,) float64 each. adjacency (B, N, N) bool; start, goal (B,); label, plan: nodes (B, steps).
+
+    argmax_accuracy: share of steps equal to the label's. first_action_accuracy: the first one is.
+    first_action_feasibility: it follows an edge. first_step_shortens: that, and it is nearer to the goal than the
+    start (the published metric). plan_success: the plan follows edges until it is at the goal. chance: the share of
+    the start's successors that are nearer, what a random successor scores.
+    """
+    rows = torch.arange(len(plan), device=plan.device)
+    to_goal = distances(adjacency)[rows, :, goal]  # (B, N)
+    nearer = adjacency[rows, start] & (to_goal < to_goal[rows, start, None])
+    scores = {
+        "argmax_accuracy": (plan == label).double().mean(1),
+        "first_action_accuracy": plan[:, 0] == label[:, 0],
+        "first_action_feasibility": adjacency[rows, start, plan[:, 0]],
+        "first_step_shortens": nearer[rows, plan[:, 0]],
+        "plan_success": reaches_goal(adjacency, start, goal, plan),
+        "chance": nearer.sum(1).double() / adjacency[rows, start].sum(1).clamp(min=1),
+    }
+    return {name: values.double() for name, values in scores.items()}
+
+
+def reaches_goal(adjacency, start, goal, plan) -> torch.Tensor:
+    """(B,) bool: the plan's steps follow edges from the start to the goal; steps after that are not judged."""
+    rows = torch.arange(len(plan), device=plan.device)
+    place, lost, there = start, torch.zeros_like(start, dtype=torch.bool), start == goal
+    for step in plan.T:
+        lost = lost | (~there & ~adjacency[rows, place, step])
+        there = there | (~lost & (step == goal))
+        place = step
+    return there
+
+
+# Sorting
+
+
+def sort_scores(order, first, second) -> dict[str, torch.Tensor]:
+    """What the swaps make of an array, (B,) float64 each. order: (B, N); first, second: places to swap (B, steps).
+
+    element_accuracy: share of the elements that are in their place in the end; array_accuracy: all are.
+    """
+    array, rows = order.clone(), torch.arange(len(order), device=order.device)
+    for one, other in zip(first.T, second.T, strict=True):
+        array[rows, one], array[rows, other] = array[rows, other], array[rows, one]
+    right = array == array.sort(1).values
+    return {"element_accuracy": right.double().mean(1), "array_accuracy": right.all(1).double()}
