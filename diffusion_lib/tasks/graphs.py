@@ -93,7 +93,7 @@ class Connectivity2(Connectivity):
     """
 
     degree = 0.2
-    recipe: ClassVar[dict] = Connectivity.recipe | {"batch_size": 512}
+    recipe: ClassVar[dict] = {"batch_size": 512}
 
     def of_size(self, nodes):
         return (Connectivity if nodes == 20 else Connectivity2)(self.split, nodes)

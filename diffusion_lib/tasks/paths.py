@@ -172,7 +172,6 @@ class ShortestPath1DOf15(ShortestPath1DOf10):
     """Of 15 nodes; the release forgot the flag here too."""
 
     default_rank = 15
-    recipe: ClassVar[dict] = ShortestPath1DOf10.recipe | {}
 
 
 class ShortestPath(PathTask):
