@@ -58,7 +58,8 @@ def diagonal(x: torch.Tensor) -> torch.Tensor:
 def pool_others(x: torch.Tensor) -> torch.Tensor:
     """max(0, max_j x_ij) and min(1, min_j x_ij) over j unlike i, interleaved: (..., N, N, c) to (..., N, 2c)."""
     same = diagonal(x)
-    return interleaved(x.masked_fill(same, 0).amax(-2), x.masked_fill(same, 1).amin(-2))
+    # max and min with an index send the gradient of ties to the first, as the released code does
+    return interleaved(x.masked_fill(same, 0).max(-2).values, x.masked_fill(same, 1).min(-2).values)
 
 
 class Shares(NamedTuple):
