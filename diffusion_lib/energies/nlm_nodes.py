@@ -60,7 +60,7 @@ class NodeBlock(nn.Module):
     def share(self, x: torch.Tensor, start: int = 0) -> NodeShares:
         """That of the channels from `start` on, x (..., N, c), or (..., 1, c) where all nodes have the same."""
         stop = start + x.shape[-1]
-        pooled = interleaved(x.amax(-2, keepdim=True), x.amin(-2, keepdim=True))
+        pooled = interleaved(x.max(-2, keepdim=True).values, x.min(-2, keepdim=True).values)
         node, first, second = (weight[:, start:stop] for weight in self._node_weights())
         whole = F.linear(pooled, self.layers[0][0].weight[:, 2 * start : 2 * stop])
         return NodeShares(whole, F.linear(x, torch.cat((node, first, second))))
@@ -78,7 +78,7 @@ class NodeBlock(nn.Module):
         pairs = first[:, :, None] + second[:, None]
         pairs = pairs + F.linear(q, along[:, self.inputs :]) + F.linear(q, across[:, self.inputs :]).transpose(1, 2)
         same, never = diagonal(pairs), torch.inf  # before the sigmoid, so 0 or 1 after it
-        high, low = pairs.masked_fill(same, -never).amax(2), pairs.masked_fill(same, never).amin(2)
+        high, low = pairs.masked_fill(same, -never).max(2).values, pairs.masked_fill(same, never).min(2).values
         pooled = interleaved(high.sigmoid(), low.sigmoid())
         return self.layers[1][1](torch.cat((shares.whole.sigmoid().expand_as(u), u, pooled), dim=-1)).sigmoid()
 
