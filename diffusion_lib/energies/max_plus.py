@@ -61,7 +61,7 @@ class _Gather(Function):
 
 
 def _by_rows(function, left, right, *others) -> tuple[torch.Tensor, ...]:
-    """`function` of some of the rows b at a time, on a CPU as many as its cache has room for, and its results joined."""
+    """`function` of some rows b at a time, on a CPU as many as its cache has room for, and its results joined."""
     rows = len(left)
     if left.device.type == "cpu":
         rows = max(1, CACHED // max(1, left.shape[1] * right.shape[1] * left.shape[3]))

@@ -122,7 +122,7 @@ class SudokuEBM(EnergyModel):
         return self.res1a, self.res1b, self.res2a, self.res2b, self.res3a, self.res3b
 
     def _image(self, x):
-        return x.view(-1, self.digits, self.digits, self.digits).permute(0, 3, 1, 2)
+        return x.reshape(-1, self.digits, self.digits, self.digits).permute(0, 3, 1, 2)
 
 
 class SudokuDenoise(NoiseModel, SudokuEBM):

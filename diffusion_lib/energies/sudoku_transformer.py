@@ -107,4 +107,4 @@ class SudokuTransformerEBM(EnergyModel):
         return (x - self.transformer(cells, cond.level)).square().sum((1, 2))
 
     def _cells(self, x):
-        return x.view(len(x), -1, self.digits)
+        return x.reshape(len(x), -1, self.digits)

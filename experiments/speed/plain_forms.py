@@ -1,17 +1,19 @@
 """The graph energies' equations as they are written, every triple and every message formed: what to compare with.
 
+    python -m experiments.speed.plain_forms         # how much longer a step takes so, on an idle machine
+
 Of a GraphEBM and a GNNConv1DEBMV2 only the weights are used. Layers that feed nothing, which the release computes, are
 left out here too.
 """
 
 import itertools
-import statistics
 
 import torch
 import torch.nn.functional as F
+from tabulate import tabulate
 
 from diffusion_lib.energies import GNNConv1DEBMV2, GraphEBM
-from experiments.speed.timing import settled
+from experiments.speed.timing import alternate
 
 
 def pooled(facts, excluded):
@@ -50,11 +52,9 @@ def plain_plan_energy(model: GNNConv1DEBMV2, inp, x, t):
     return model.fc(z).sum((1, 2, 3))
 
 
-def denoising_step(energy, model, inp, x):
+def denoising_step(energy, model, x):
     """A function that differentiates, in the weights, the squared error of dE/dx to some noise."""
-    weights = [weight for name, weight in model.named_parameters() if not name.startswith("nlm.layers.1.logic")]
-    weights += [model.nlm.layers[1][2].weight] if hasattr(model, "nlm") else []
-    candidate, noise = x.clone().requires_grad_(), torch.randn_like(x)
+    candidate, noise, weights = x.clone().requires_grad_(), torch.randn_like(x), list(model.parameters())
 
     def step():
         (gradient,) = torch.autograd.grad(energy(candidate).sum(), candidate, create_graph=True)
@@ -63,27 +63,27 @@ def denoising_step(energy, model, inp, x):
     return step
 
 
-def measure_forms(batch_size: int = 32, repeats: int = 5, device: str = "cpu") -> list[dict]:
-    """Rows of median milliseconds of a step's denoising loss and its gradients, in this project's form and plainly."""
-    rows = []
-    for model, inp_shape, x_shape, plain in (
-        (GraphEBM(1, 1), (12, 12, 1), (12, 12), plain_graph_energy),
-        (GNNConv1DEBMV2(4, 1), (20, 20, 4), (8, 20, 1), plain_plan_energy),
-    ):
-        model = model.to(device)
-        inp, x = (torch.randn(batch_size, *shape, device=device) for shape in (inp_shape, x_shape))
-        t = torch.arange(batch_size, device=device) % 10
-        forms = {
-            "ours": denoising_step(lambda z, m=model, i=inp, t=t: m.energy(m.condition(i, t), z), model, inp, x),
-            "plain": denoising_step(lambda z, m=model, i=inp, t=t, f=plain: f(m, i, z, t), model, inp, x),
-        }
-        times = {name: [] for name in forms}
-        for _ in range(repeats):
-            for name, step in forms.items():
-                times[name].append(settled(step, device))
-        ours, released = (1e3 * statistics.median(times[name]) for name in forms)
-        rows.append(
-            {"measured": f"{type(model).__name__}, N {inp_shape[0]}, batch {batch_size}", "ours_ms": ours}
-            | {"plain_ms": released, "ratio": released / ours}
-        )
-    return rows
+def measure(model, plain, inp_shape, x_shape, batch_size, repeats, device) -> dict:
+    """Median milliseconds of a denoising loss and its gradients in this project's form, by `plain`, and their ratio."""
+    model = model.to(device)
+    inp, x = (torch.randn(batch_size, *shape, device=device) for shape in (inp_shape, x_shape))
+    t = torch.arange(batch_size, device=device) % 10
+    forms = {"ours": lambda x: model.energy(model.condition(inp, t), x), "plain": lambda x: plain(model, inp, x, t)}
+    times = alternate({name: denoising_step(form, model, x) for name, form in forms.items()}, repeats, device)
+    name = f"{type(model).__name__}, N {inp_shape[0]}, batch {batch_size}"
+    return {"measured": name, **{f"{key}_ms": 1e3 * seconds for key, seconds in times.items()}} | {
+        "ratio": times["plain"] / times["ours"]
+    }
+
+
+def measure_all(batch_size=32, repeats=7, device="cpu") -> list[dict]:
+    """A row for each energy, at the sizes of IRED's connectivity and shortest paths."""
+    setting = (batch_size, repeats, device)
+    return [
+        measure(GraphEBM(1, 1), plain_graph_energy, (12, 12, 1), (12, 12), *setting),
+        measure(GNNConv1DEBMV2(4, 1), plain_plan_energy, (20, 20, 4), (8, 20, 1), *setting),
+    ]
+
+
+if __name__ == "__main__":
+    print(tabulate(measure_all(), headers="keys", floatfmt=".3g"))
