@@ -16,11 +16,10 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from dataset import TASKS
-from diffusion_lib.build import build_diffusion, check_fits, evaluation_tasks
-from diffusion_lib.config import RECIPES, ExperimentConfig, add_flags, current, given
+from diffusion_lib.build import build_diffusion, check_fits, evaluation_tasks, training_task
+from diffusion_lib.config import ExperimentConfig, add_flags, current, given, recipe
 from diffusion_lib.denoising_diffusion_pytorch_1d import Trainer1D
-from diffusion_lib.evaluation import SAMPLERS, EvaluationSet, sampler_metrics
+from diffusion_lib.evaluation import EvaluationSet, sampler_metrics, samplers_of
 from diffusion_lib.negatives import MiningConfig
 from diffusion_lib.system.arguments import Parser, header, whole
 from diffusion_lib.system.errors import ConfigError, exit_status
@@ -39,12 +38,12 @@ def main(arguments=None) -> int:
     options = parse_arguments(arguments)
     config, mining_mode = resolve(options)
     check_fits(config, chosen_device(options.device))
-    folder = options.results_folder or default_folder(options, config)
+    folder = options.results_folder or default_folder(config)
     if options.evaluate:
-        require_same_task(folder, options, config)
+        require_same_task(folder, config)
     trainer = build_trainer(options, config, mining_mode, folder)
     if trainer.accelerator.is_main_process:
-        header(task=options.dataset, model=config.model, mining=mining_mode, device=trainer.device.type, folder=folder)
+        header(task=config.dataset, model=config.model, mining=mining_mode, device=trainer.device.type, folder=folder)
     try:
         if options.evaluate:
             trainer.load(options.load_milestone or "last", to_train=False)
@@ -62,7 +61,6 @@ def main(arguments=None) -> int:
 def parse_arguments(arguments=None) -> argparse.Namespace:
     parser = Parser(__doc__)
     add = parser.add_argument
-    add("--dataset", default="inverse", choices=TASKS, help="task (default inverse)")
     add_flags(parser, ExperimentConfig, MiningConfig, leave_out=NOT_OURS, defaults=RELEASED | {"mode": "none"})
     add("--supervise-energy-landscape", type=boolean, metavar="BOOL", help="same as --mining-mode adversarial, or none")
     add(
@@ -106,20 +104,20 @@ def resolve(options) -> tuple[ExperimentConfig, str]:
     if None not in (mode, supervise) and supervise != (mode != "none"):
         raise ConfigError(f"supervise_energy_landscape is {supervise}, but mining_mode is {mode!r}; give one of them")
     mode = mode or ("adversarial" if supervise else "none")
-    recipe = RECIPES.get(options.model or ExperimentConfig.model, {})
-    mining = MiningConfig(**given(options, MiningConfig) | {"mode": mode})
-    return ExperimentConfig(**{**RELEASED, **recipe, **given(options, ExperimentConfig)}, mining=mining), mode
+    usual, usual_mining = recipe(options.dataset, options.model)
+    mining = MiningConfig(**{**usual_mining, **given(options, MiningConfig), "mode": mode})
+    return ExperimentConfig(**{**usual, **RELEASED, **given(options, ExperimentConfig)}, mining=mining), mode
 
 
-def default_folder(options, config) -> Path:
+def default_folder(config) -> Path:
     """The release's."""
     suffix = "" if config.diffusion_steps == 100 else f"_diffsteps_{config.diffusion_steps}"
-    return Path("results", f"ds_{options.dataset}", f"model_{config.model}{suffix}")
+    return Path("results", f"ds_{config.dataset}", f"model_{config.model}{suffix}")
 
 
 def build_trainer(options, config: ExperimentConfig, mining_mode: str, folder: Path) -> Trainer1D:
     """The untrained model, whose weights are a function of the seed, in its trainer. Raises ConfigError."""
-    task = TASKS[options.dataset]("train", config.rank, options.ood)
+    task = training_task(config, options.ood)
     diffusion = build_diffusion(
         config, config.mining_config(mining_mode), options.seed, task, options.use_innerloop_opt, options.baseline
     )
@@ -129,23 +127,22 @@ def build_trainer(options, config: ExperimentConfig, mining_mode: str, folder: P
         task,
         **config.trainer_options(),
         save_and_sample_every=options.save_every,
-        validation_dataset=TASKS[options.dataset]("val", config.rank, options.ood),
+        validation_dataset=type(task)("val", config.rank, options.ood),
         evaluation_size=min(CURVE_SIZE, config.evaluation_size),
         results_folder=folder,
         data_workers=options.data_workers,
         seed=options.seed,
         device=options.device,
         log_with=options.log_with,
-        label=options.dataset,
+        label=config.dataset,
     )
 
 
-def require_same_task(folder: Path, options, config: ExperimentConfig):
+def require_same_task(folder: Path, config: ExperimentConfig):
     """Raises ConfigError where the folder's run is of another task or model than the command names."""
     if not (folder / "config.json").exists():
         return
-    there = current(read_config(folder))
-    now = config.to_dict() | {"dataset": options.dataset}
+    there, now = current(read_config(folder)), config.to_dict()
     for key in ("dataset", "model", "rank", "diffusion_steps"):
         if there.get(key, now[key]) != now[key]:
             raise ConfigError(
@@ -156,7 +153,6 @@ def require_same_task(folder: Path, options, config: ExperimentConfig):
 def train(trainer: Trainer1D, options, config: ExperimentConfig):
     """Train in the folder, from where it stands. Raises ConfigError where it is another run's, RunHeld where in use."""
     recorded = config.to_dict() | {
-        "dataset": options.dataset,
         "ood": options.ood,
         "seed": options.seed,
         "use_innerloop_opt": options.use_innerloop_opt,
@@ -185,9 +181,9 @@ def print_errors(trainer: Trainer1D, config: ExperimentConfig):
     rows = []
     for difficulty, task in zip(("same", "harder"), evaluation_tasks(config, trainer.dataset), strict=True):
         chosen = EvaluationSet(task, config.evaluation_size, trainer.device)
-        for sampler, steps in SAMPLERS.items():
-            errors = sampler_metrics(trainer.ema.ema_model, chosen, steps, share=trainer.share)
-            defined = {name: value for name, value in errors.items() if not math.isnan(value)}
+        for sampler in samplers_of(trainer.diffusion):
+            measured = sampler_metrics(trainer.ema.ema_model, chosen, sampler, share=trainer.share)
+            defined = {name: value for name, value in measured.items() if not math.isnan(value)}
             rows.append({"difficulty": difficulty, "sampler": sampler, **defined})
     if trainer.accelerator.is_main_process:
         print(f"step {trainer.step}, {config.evaluation_size} examples each")

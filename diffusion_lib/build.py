@@ -1,23 +1,29 @@
 """From a configuration to its untrained model, its evaluation tasks and the memory that they need."""
 
+import math
 from dataclasses import replace
 
 import torch
 
 from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.denoising_diffusion_pytorch_1d import GaussianDiffusion1D
-from diffusion_lib.energies import MODELS, DiffusionWrapper
+from diffusion_lib.energies import MODELS
 from diffusion_lib.seeds import derive_seed
 from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.system.memory import memory_limit
-from diffusion_lib.tasks import Inverse, Task
+from diffusion_lib.tasks import TASKS, Task
+from diffusion_lib.tasks.base import rules_of
 from diffusion_lib.training.batches import INITIAL_WEIGHTS
 from diffusion_lib.training.precision import set_precision
 
 COPIES_OF_WEIGHTS = 5  # in memory at once: the weights, their gradient, Adam's two, their average
-COPIES_OF_BATCH = 4  # input, target, noise, candidate
-COPIES_OF_SETS = 4  # inputs and targets of both difficulties
+COPIES_OF_BATCH = 2  # input and target, noise and candidate
+COPIES_OF_SETS = 2  # both difficulties
 COPIES_OF_SCHEDULE = 8  # buffers, of the model and its average
+
+
+def training_task(config: ExperimentConfig, ood: bool = False) -> Task:
+    return TASKS[config.dataset]("train", config.rank, ood)
 
 
 def build_diffusion(
@@ -30,15 +36,15 @@ def build_diffusion(
 ) -> GaussianDiffusion1D:
     """The untrained model of a run: initial weights are a function of the seed alone, not of the strategy.
 
-    task: what it is trained on, by default Inverse. use_innerloop_opt, baseline: see GaussianDiffusion1D.
+    task: what it is trained on, by default the configuration's. use_innerloop_opt, baseline: see GaussianDiffusion1D.
     """
     torch.manual_seed(derive_seed(INITIAL_WEIGHTS, seed))
-    task = task or Inverse("train", config.rank)
+    task = task or training_task(config)
     return GaussianDiffusion1D(
-        DiffusionWrapper(MODELS[config.model](task.inp_dim, task.out_dim)),
+        MODELS[config.model](task.inp_dim, task.out_dim),
         timesteps=config.diffusion_steps,
+        rules=rules_of(task, config.match_release),
         mining_config=mining_config,
-        bound=task.bound,
         use_innerloop_opt=use_innerloop_opt,
         baseline=baseline,
         match_release=config.match_release,
@@ -54,17 +60,19 @@ def evaluation_tasks(config: ExperimentConfig, trained_on: Task) -> tuple[Task, 
 
 
 def check_fits(config: ExperimentConfig, device: torch.device, at_once: int = 1):
-    """Raises ConfigError where the model cannot have the precision, or the sizes cannot fit the memory.
+    """Raises ConfigError where the model fits neither task nor precision, or the sizes cannot fit the memory.
 
     The estimate leaves out what only some models and strategies need, so that nothing is refused that could run.
     """
-    size, number = config.rank**2, 4  # bytes of a float32
+    task, number = training_task(config), 4  # bytes of a float32
     try:
         with torch.device("meta"):  # without memory
-            ebm = MODELS[config.model](size, size)
+            ebm = MODELS[config.model](task.inp_dim, task.out_dim)
     except (RuntimeError, OverflowError, TypeError):
         raise ConfigError(f"rank is {config.rank}; its {config.model} model is larger than torch can count") from None
+    require_fitting_shapes(config, ebm, task)
     set_precision(config.precision, ebm, device)
+    size = math.prod(task.inp_shape) + math.prod(task.out_shape)
     needs = {
         "rank": COPIES_OF_WEIGHTS * number * sum(weights.numel() for weights in ebm.parameters()),
         "batch_size": COPIES_OF_BATCH * number * size * config.batch_size,
@@ -77,4 +85,20 @@ def check_fits(config: ExperimentConfig, device: torch.device, at_once: int = 1)
         raise ConfigError(
             f"{largest} is {getattr(config, largest)}: {at_once} runs at once need {needed / 1e9:.3g} GB of memory or "
             f"more, and {limit / 1e9:.3g} GB are there"
+        )
+
+
+def require_fitting_shapes(config: ExperimentConfig, ebm, task: Task):
+    """Raises ConfigError where the model, on the meta device, cannot take the task's inputs and solutions."""
+    inp, x = (torch.empty(1, *shape, device="meta") for shape in (task.inp_shape, task.out_shape))
+    try:
+        fits = (
+            tuple(ebm.solution_shape(inp)) == tuple(x.shape) and ebm.gradient(ebm.condition(inp, 0), x).shape == x.shape
+        )
+    except (RuntimeError, IndexError, ValueError, TypeError):
+        fits = False
+    if not fits:
+        raise ConfigError(
+            f"model is {config.model!r}, which cannot take dataset {config.dataset!r}; IRED's own for that is "
+            f"{task.model!r}"
         )

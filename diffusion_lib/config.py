@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from diffusion_lib.energies import MODELS
 from diffusion_lib.negatives import MiningConfig
 from diffusion_lib.system.errors import ConfigError
+from diffusion_lib.tasks import TASKS
 from diffusion_lib.training.precision import PRECISIONS
 
 LARGEST = 10**9
@@ -25,6 +26,19 @@ RECIPES = {
 }
 
 
+def recipe(dataset: str | None, model: str | None) -> tuple[dict, dict]:
+    """The settings of ExperimentConfig and of MiningConfig that a task and an energy model bring.
+
+    None: the default task, and the task's own model. Unknown names bring nothing: the configurations refuse them.
+    """
+    task = TASKS.get(dataset or ExperimentConfig.dataset)
+    if task is None:
+        return {}, {}
+    model = model or task.model
+    own = {"rank": task.default_rank, "model": model}
+    return {**RECIPES.get(model, {}), **own, **task.recipe}, {"weight": task.rules.contrast_weight}
+
+
 def setting(default, help: str, choices=None):
     """A field of a configuration. A whole number must be from 1 to LARGEST, a fraction above 0."""
     return field(default=default, metadata={"help": help, "choices": tuple(choices) if choices else None})
@@ -38,7 +52,8 @@ class ExperimentConfig:
     not allowed.
     """
 
-    rank: int = setting(20, "n of the n x n matrices")
+    dataset: str = setting("inverse", "task", TASKS)
+    rank: int = setting(20, "size of the task: n of n x n matrices, nodes of a graph, boxes of a sudoku's row")
     model: str = setting("mlp", "energy model", MODELS)
     batch_size: int = setting(2048, "examples a step")
     train_steps: int = setting(100_000, "updates of the weights")

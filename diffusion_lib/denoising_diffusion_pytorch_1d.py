@@ -1,46 +1,50 @@
 """IRED's diffusion over energy models: noising, the training losses, the inner optimisation, the sampler."""
 
 import warnings
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from tqdm.auto import tqdm
 
-from diffusion_lib.energies import DiffusionWrapper, EnergyModel
+from diffusion_lib.energies import DiffusionWrapper, EnergyModel, NoiseModel
+from diffusion_lib.masks import Given, restored
 from diffusion_lib.negatives import MODES, MiningConfig
-from diffusion_lib.released_api import DIFFUSION_DEFAULTS, ReleasedCalls, refuse_mask, require_defaults
+from diffusion_lib.released_api import DIFFUSION_DEFAULTS, ReleasedCalls, by_flags, require_defaults
 from diffusion_lib.schedule import cosine_beta_schedule, schedule_buffers
 from diffusion_lib.system.errors import ConfigError
+from diffusion_lib.tasks.base import Rules
 from diffusion_lib.training.trainer import Trainer1D
 
 __all__ = ["GaussianDiffusion1D", "Trainer1D"]
 
-RELEASED_BOUND = 2.0  # the release's clamp of solutions, whatever the task
 DEFAULT_TIMESTEPS = 10
-INNER_STEPS = 5  # opt_steps at each level of the sampler (IRED, algorithm 2)
 
 
 class GaussianDiffusion1D(ReleasedCalls, nn.Module):
     """Diffusion whose noise prediction is the gradient of an energy (IRED, ICML 2024, sections 3.1 to 3.3).
 
-    model: an EnergyModel, or a DiffusionWrapper around one. timesteps: T (None: 10, IRED's own, with a warning).
-    mining_config: dict (or None) for MiningConfig. bound: largest magnitude of a solution's entry that losses and
-    sampler let through (None: 2). use_innerloop_opt: the sampler descends the energy at each level.
+    model: an EnergyModel, or a DiffusionWrapper around one, or a NoiseModel. timesteps: T (None: 10, IRED's own, with a
+    warning). rules: the task's own (None: those of the continuous tasks). mining_config: dict (or None) for
+    MiningConfig. bound: overrides that of the rules. use_innerloop_opt: the sampler descends the energy at each level.
     show_inference_tqdm: a bar for its levels. supervise_energy_landscape: False switches the contrastive term off
     whatever `mining_config` says, as in the release. baseline: the sampler adds the posterior's noise, as a plain
-    diffusion model does. match_release: reproduce defects 1 to 3 of the README's list of the released code's.
-    Other keywords of the released constructor (objective, sudoku, …) are accepted at the value that the continuous
-    tasks use; its other calls are in released_api.py. Raises ConfigError for anything that is not allowed.
-    """
+    diffusion model does. match_release: reproduce the released code's defects, as the README lists them.
+    sudoku, connectivity, shortest_path and continuous choose the rules and negatives that the release has for them; its
+    other keywords (objective, …) are accepted at the value that it uses, its other calls are in released_api.py.
+    Raises ConfigError for anything that is not allowed.
 
-    inner_steps = INNER_STEPS
+    Below, `out_shape` is the shape of one solution, (out_dim,) for vectors; a mask (B, *out_shape) is 1 where the input
+    gives the solution's entry.
+    """
 
     def __init__(
         self,
         model,
         *,
         timesteps: int | None = None,
+        rules: Rules | None = None,
         sampling_timesteps: int | None = None,
         mining_config: dict | MiningConfig | None = None,
         bound: float | None = None,
@@ -53,6 +57,7 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
         **released,
     ):
         super().__init__()
+        rules, mining_config = by_flags(released, rules, mining_config, match_release)
         require_defaults("GaussianDiffusion1D", released, DIFFUSION_DEFAULTS)
         if timesteps is None:
             timesteps = DEFAULT_TIMESTEPS
@@ -61,10 +66,11 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
             raise ConfigError(f"timesteps is {timesteps!r}; allowed: a whole number from 1")
         if sampling_timesteps not in (None, timesteps):
             raise ConfigError(f"sampling_timesteps is {sampling_timesteps!r}; allowed: None or timesteps")
-        if isinstance(model, EnergyModel):
+        if isinstance(model, EnergyModel) and not isinstance(model, NoiseModel):
             model = DiffusionWrapper(model)
         if not isinstance(getattr(model, "ebm", None), nn.Module):
             raise ConfigError(f"model is {type(model).__name__}; allowed: an EnergyModel, or a DiffusionWrapper of one")
+        self.rules = rules if bound is None else replace(rules, bound=bound)
         self.model, self.seq_length = model, seq_length
         self.inp_dim, self.out_dim = model.inp_dim, model.out_dim
         self.num_timesteps = timesteps
@@ -72,116 +78,168 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
         mining = MiningConfig.from_dict(mining_config)
         self.mining = mining if supervise_energy_landscape else MiningConfig(mode="none")
         self.match_release = match_release
-        self.bound = RELEASED_BOUND if bound is None or match_release else bound
+        self._require_possible(use_innerloop_opt)
         self.use_innerloop_opt = use_innerloop_opt
         self.show_inference_tqdm = show_inference_tqdm
         self.baseline = baseline
         for name, value in schedule_buffers(cosine_beta_schedule(timesteps)).items():
             self.register_buffer(name, value)
 
+    def _require_possible(self, use_innerloop_opt):
+        """Raises ConfigError where the model or the task lacks what the mode or the sampler needs."""
+        mode, model = self.mining.mode, type(self.model.ebm).__name__
+        if not getattr(self.model.ebm, "has_energy", True) and (use_innerloop_opt or mode != "none"):
+            raise ConfigError(
+                f"{model} predicts noise and has no energy; allowed with it: mining mode 'none' and use_innerloop_opt "
+                f"False, not {mode!r} and {use_innerloop_opt}"
+            )
+        if mode == "corrupt" and self.rules.corruption is None:
+            raise ConfigError("mining mode is 'corrupt', and this task has no hand-made corruption of its own")
+
+    @property
+    def bound(self) -> float:
+        return self.rules.bound
+
     def q_sample(self, x_start, t, noise=None):
-        """x_t = sqrt(alphas_cumprod_t) x_start + sqrt(1 - alphas_cumprod_t) noise, all (B, out_dim)."""
+        """x_t = sqrt(alphas_cumprod_t) x_start + sqrt(1 - alphas_cumprod_t) noise, all (B, *out_shape)."""
         noise = torch.randn_like(x_start) if noise is None else noise
-        scaled = self._at(self.sqrt_alphas_cumprod, t) * x_start
-        return torch.addcmul(scaled, self._at(self.sqrt_one_minus_alphas_cumprod, t), noise)
+        scaled = self._at(self.sqrt_alphas_cumprod, t, x_start) * x_start
+        return torch.addcmul(scaled, self._at(self.sqrt_one_minus_alphas_cumprod, t, x_start), noise)
 
     def predict_start(self, x_t, t, noise=0.0):
-        """x_0 (B, out_dim) from x_t and the noise in it (equation 2 of IRED, solved for y)."""
-        return self._at(self.sqrt_recip_alphas_cumprod, t) * x_t - self._at(self.sqrt_recipm1_alphas_cumprod, t) * noise
+        """x_0 (B, *out_shape) from x_t and the noise in it (equation 2 of IRED, solved for y)."""
+        recip, recipm1 = self.sqrt_recip_alphas_cumprod, self.sqrt_recipm1_alphas_cumprod
+        return self._at(recip, t, x_t) * x_t - self._at(recipm1, t, x_t) * noise
 
     @staticmethod
-    def _at(table, t):
-        """The entries of a (T,) table at t: a scalar for an int, (B, 1) for a tensor (B,)."""
-        return table[t] if isinstance(t, int) else table[t][:, None]
+    def _at(table, t, x):
+        """The entries of a (T,) table at t, to multiply x (B, *out_shape): a scalar for an int t, else as long as x."""
+        return table[t] if isinstance(t, int) else table[t].view(-1, *[1] * (x.ndim - 1))
 
-    def forward(self, inp, target, mask=None, t=None, noise=None, nce_noise=None):
+    def noised(self, x_start, t, noise, values, mask):
+        """x_t (B, *out_shape) as of `q_sample`, with the entries of `values` that a mask keeps, without noise."""
+        return restored(self.q_sample(x_start, t, noise), self._given(values, t, mask))
+
+    def _given(self, values, t, mask) -> Given | None:
+        """What a mask keeps at level t: the entries of `values` (B, *out_shape), without noise."""
+        return None if mask is None else Given(mask.bool(), self._at(self.sqrt_alphas_cumprod, t, values) * values)
+
+    def forward(self, inp, target, mask=None, t=None, noise=None, nce_noise=None, candidates=None):
         """The training loss of a batch: see `p_losses`, which names the arguments. Draws t where it is None."""
         if t is None:
             t = torch.randint(0, self.num_timesteps, (target.shape[0],), device=target.device)
-        return self.p_losses(inp, target, mask, t, noise, nce_noise)
+        return self.p_losses(inp, target, mask, t, noise, nce_noise, candidates)
 
-    def p_losses(self, inp, x_start, mask, t, noise=None, nce_noise=None):
+    def p_losses(self, inp, x_start, mask, t, noise=None, nce_noise=None, candidates=None):
         """Denoising loss plus `mining.weight` times the contrastive loss (IRED, equations 4 and 6).
 
-        inp (B, inp_dim), x_start (B, out_dim), t (B,); noise and nce_noise (B, out_dim), drawn where None.
-        Returns the mean loss and three parts of it: denoising, contrastive, and the mean squared distance of the
-        negatives' candidates from the solution; the last two are -1 without a contrastive term, as in the release.
+        inp (B, *inp_shape), x_start (B, *out_shape), mask (B, *out_shape) or None, t (B,); noise and nce_noise
+        (B, *out_shape), drawn where None; candidates (B, *out_shape) of the negatives, made where None. Returns the
+        mean loss and three parts of it: denoising, contrastive, and the mean squared distance of the candidates from
+        the solution; the last two are -1 without a contrastive term, as in the release.
         """
-        refuse_mask(mask)
         noise = torch.randn_like(x_start) if noise is None else noise
         ebm = self.model.ebm
         cond = ebm.condition(inp, t)
-        noise_prediction = ebm.gradient(cond, self.q_sample(x_start, t, noise))
-        denoising = F.mse_loss(noise_prediction, noise)
+        x_t = self.noised(x_start, t, noise, inp, mask)
+        denoising = self._denoising_loss(ebm.gradient(cond, x_t), noise, x_start, mask)
         if self.mining.mode == "none":
             return denoising, (denoising, -1, -1)
         nce_noise = torch.randn_like(x_start) if nce_noise is None else nce_noise
-        candidates = self.candidates(cond, x_start, t, nce_noise)
-        energy_real = ebm.energy(cond, self.q_sample(x_start, t, nce_noise))
-        energy_fake = ebm.energy(cond, self.q_sample(candidates, t, nce_noise))
+        if candidates is None:
+            candidates = self.candidates(cond, x_start, t, nce_noise, mask=mask)
+        energy_real = ebm.energy(cond, self.noised(x_start, t, nce_noise, x_start, mask))
+        energy_fake = ebm.energy(cond, self.noised(candidates, t, nce_noise, x_start, mask))
         contrastive = F.softplus(energy_real - energy_fake).mean()
         distance = F.mse_loss(candidates, x_start)
         return denoising + self.mining.weight * contrastive, (denoising, contrastive, distance)
 
+    def _denoising_loss(self, prediction, noise, x_start, mask):
+        """Mean squared error of the noise (IRED, equation 4) over the entries that are not given."""
+        if mask is None and self.rules.entry_weights is None:
+            return F.mse_loss(prediction, noise)
+        errors = (prediction - noise).square()
+        if self.rules.entry_weights is not None:
+            errors = errors * self.rules.entry_weights(x_start)
+        if mask is None:
+            return errors.mean()
+        unknown = 1 - mask
+        # defect 9: the release divides by the number of all entries
+        return (errors * unknown).sum() / (unknown.numel() if self.match_release else unknown.sum().clamp(min=1))
+
     @torch.no_grad()
-    def candidates(self, cond, x_start, t, noise, mining=None):
-        """The wrong answers of a mining mode (B, out_dim): see negatives.py. mining: None for the model's own."""
+    def candidates(self, cond, x_start, t, noise, mining=None, mask=None):
+        """The wrong answers of a mining mode (B, *out_shape): see negatives.py. mining: None for the model's own."""
         mining = mining or self.mining
-        return MODES[mining.mode](self, cond, x_start, t, noise, mining).clamp(-self.bound, self.bound)
+        given = self._given(x_start, t, mask)
+        bound = self.bound if self.rules.candidate_bound is None else self.rules.candidate_bound
+        return MODES[mining.mode](self, cond, x_start, t, noise, mining, given).clamp(-bound, bound)
 
-    def negatives(self, cond, x_start, t, noise, mining=None):
-        """The candidates at level t (B, out_dim), with the noise of the real sample (IRED, section 3.2)."""
-        return self.q_sample(self.candidates(cond, x_start, t, noise, mining), t, noise)
+    def negatives(self, cond, x_start, t, noise, mining=None, mask=None):
+        """The candidates at level t (B, *out_shape), with the noise of the real sample (IRED, section 3.2)."""
+        return self.noised(self.candidates(cond, x_start, t, noise, mining, mask), t, noise, x_start, mask)
 
     @torch.no_grad()
-    def descend(self, cond, z, t, steps, scale, bound):
+    def descend(self, cond, z, t, steps, scale, bound, given=None):
         """Inner optimisation (IRED, algorithm 2): z' = clamp(z - eta_t scale dE/dz), kept where E falls.
 
-        Returns z (B, out_dim) and the share of steps kept, a scalar tensor. One energy and gradient per step:
-        the energy at a new point is the next step's own.
+        given: what a mask keeps. Returns z (B, *out_shape) and the share of steps kept, a scalar tensor. One energy and
+        gradient per step: the energy at a new point is the next step's own.
         """
         ebm = self.model.ebm
-        limit = self._clamp_limit(t, bound)
-        step_size = self._at(self.opt_step_size, t)
+        limit = self._clamp_limit(t, bound, z)
+        step_size = self._at(self.opt_step_size, t, z)
         energy, gradient = ebm.energy_and_gradient(cond, z)
         kept = z.new_zeros(())
         for i in range(steps):
             if self.match_release and i > 0:
-                scale = RELEASED_BOUND  # defect 1: the release overwrites its own scale
-            proposal = torch.addcmul(z, step_size, gradient, value=-scale)
+                scale = self.rules.bound  # defect 1: the release overwrites its own scale
+            proposal = restored(torch.addcmul(z, step_size, gradient, value=-scale), given)
             proposal = torch.maximum(torch.minimum(proposal, limit), -limit)
             last = i == steps - 1
             new = (ebm.energy(cond, proposal), None) if last else ebm.energy_and_gradient(cond, proposal)
             accept = new[0] <= energy
+            rows = accept.view(-1, *[1] * (z.ndim - 1))
             kept = kept + accept.float().mean() / steps
-            z = torch.where(accept[:, None], proposal, z)
+            z = torch.where(rows, proposal, z)
             if not last:
                 energy = torch.where(accept, new[0], energy)
-                gradient = torch.where(accept[:, None], new[1], gradient)
+                gradient = torch.where(rows, new[1], gradient)
         return z, kept
 
-    def _clamp_limit(self, t, bound):
-        """Largest magnitude of z at level t: that of a solution, scaled as the noising scales it."""
+    def _clamp_limit(self, t, bound, x):
+        """Largest magnitude of x at level t: that of a solution, scaled as the noising scales it."""
         if self.match_release and not isinstance(t, int):
             t = t[:1]  # defect 2: the first sample's level for the whole batch
-        return self._at(self.sqrt_alphas_cumprod, t) * bound
+        return self._at(self.sqrt_alphas_cumprod, t, x) * bound
 
     @torch.no_grad()
     def sample_loop(
-        self, inp, *, start=None, generator=None, inner_steps=None, bound=None, levels=None, return_traj=False
+        self,
+        inp,
+        *,
+        mask=None,
+        start=None,
+        generator=None,
+        inner_steps=None,
+        bound=None,
+        levels=None,
+        return_traj=False,
     ):
-        """Solutions (B, out_dim) for inputs (B, inp_dim); with return_traj those of every level, (T, B, out_dim).
+        """Solutions (B, *out_shape) for inputs (B, *inp_shape); with return_traj those of every level, (T, B, …).
 
-        start: the noise x_T (B, out_dim), drawn from `generator` where None. inner_steps: opt_steps at each
-        level (None: 5, or 0 without use_innerloop_opt). bound: overrides the model's own, for other tasks.
-        levels: those of 0 … T-1 to visit, descending (None: all).
+        mask: 1 where the input gives the solution. start: the noise x_T (B, *out_shape), drawn from `generator` where
+        None. inner_steps: opt_steps at each level (None: the rules', or 0 without use_innerloop_opt). bound: overrides
+        the model's own, for other tasks. levels: those of 0 … T-1 to visit, descending (None: all).
         """
         if inner_steps is None:
-            inner_steps = self.inner_steps if self.use_innerloop_opt else 0
+            inner_steps = self.rules.inner_steps if self.use_innerloop_opt else 0
         bound = self.bound if bound is None else bound
+        level_bound = bound if self.rules.level_bound is None else self.rules.level_bound
         x = start
         if x is None:
-            x = torch.randn(inp.shape[0], self.out_dim, generator=generator, device=inp.device, dtype=inp.dtype)
+            shape = self.model.ebm.solution_shape(inp)
+            x = torch.randn(shape, generator=generator, device=inp.device, dtype=inp.dtype)
         levels = list(reversed(range(self.num_timesteps))) if levels is None else list(levels)
         cond = self.model.ebm.condition(inp, levels[0])
         trajectory = []
@@ -189,14 +247,15 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
             list(zip(levels, [*levels[1:], None], strict=True)), desc="sampling", disable=not self.show_inference_tqdm
         ):
             cond = self.model.ebm.retime(cond, t)
-            x = self._p_sample(cond, x, t, bound, generator)
+            given = self._given(inp, t, mask)
+            x = restored(self._p_sample(cond, restored(x, given), t, bound, generator), given)
             if inner_steps:
-                x, _ = self.descend(cond, x, t, inner_steps, 1.0, bound)
-            limit = self._clamp_limit(t, bound)
+                x, _ = self.descend(cond, x, t, inner_steps, 1.0, bound, given)
+            limit = self._clamp_limit(t, level_bound, x)
             x_start = self.predict_start(x.clamp(-limit, limit), t)
             trajectory.append(x_start)
             if following is not None:
-                x = self._at(self.sqrt_alphas_cumprod, following) * x_start
+                x = self._at(self.sqrt_alphas_cumprod, following, x) * x_start
         if return_traj:
             return torch.stack(trajectory)
         # defect 3: the release returns the last sample without undoing its scale
@@ -206,7 +265,7 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
         """One denoising step at level t, still at the scale of that level."""
         noise_prediction = self.model.ebm.gradient(cond, x)
         x_start = self.predict_start(x, t, noise_prediction).clamp(-bound, bound)
-        x = self._at(self.sqrt_alphas_cumprod, t) * x_start
+        x = self._at(self.sqrt_alphas_cumprod, t, x) * x_start
         if self.baseline and t > 0:
             noise = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
             x = x + (0.5 * self.posterior_log_variance_clipped[t]).exp() * noise

@@ -7,6 +7,7 @@ All are computed with the EMA weights on evaluation sets that their own seed fix
 strategy, device and number of processes. Predictions are compared with float64 targets.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -16,7 +17,18 @@ from diffusion_lib.negatives import MiningConfig
 from diffusion_lib.seeds import seeded_generator
 from diffusion_lib.tasks.base import Task, as_task
 
-SAMPLERS = {"plain": 0, "innerloop": 5}  # name -> opt_steps at each level
+# By name, the opt_steps at each level under the rules of a task.
+SAMPLERS = {"plain": lambda _rules: 0, "innerloop": lambda rules: rules.inner_steps}
+
+
+def samplers_of(diffusion) -> list[str]:
+    """The names of the samplers that the model can have: without an energy there is no inner loop."""
+    return [name for name, steps in SAMPLERS.items() if diffusion.model.ebm.has_energy or not steps(diffusion.rules)]
+
+
+def column(difficulty: str, metric: str) -> str:
+    """What result.json and the tables call a metric on the `val` or `ood` set."""
+    return metric if (difficulty, metric) == ("val", "recon_error") else f"{difficulty}_{metric}"
 
 
 class Share(NamedTuple):
@@ -38,19 +50,24 @@ class Share(NamedTuple):
 
 
 class EvaluationSet:
-    """`size` examples of a task with float64 targets, and the noise that the sampler starts from.
+    """`size` examples of a task with float64 targets, their mask, and the noise that the sampler starts from.
 
-    Made on the CPU, so that every device gets the same numbers. Both difficulties of a task share their R.
+    Made on the CPU, so that every device gets the same numbers. Both difficulties of matrix inversion share their R.
+    masked: whether the entries that the input gives are kept.
     """
 
-    def __init__(self, task: Task, size: int, device):
+    def __init__(self, task: Task, size: int, device, masked: bool = True):
         task = as_task(task)
         self.task, self.size = task, size
         inp, self.target = task.sample(size, seeded_generator("evaluation data"), dtype=torch.float64)
-        noise = torch.randn(2, size, task.out_dim, generator=seeded_generator("evaluation noise"))
+        noise = torch.randn(2, *self.target.shape, generator=seeded_generator("evaluation noise"))
         self.exact_inp = inp
         self.inp, self.target = inp.float().to(device), self.target.to(device)
         self.start, self.noise = noise.to(device)
+        self.mask = task.mask(self.inp) if masked else None
+
+    def mask_of(self, rows: slice) -> torch.Tensor | None:
+        return None if self.mask is None else self.mask[rows]
 
     def batches(self, batch_size: int, share: Share):
         """Slices of this process's rows."""
@@ -59,12 +76,16 @@ class EvaluationSet:
             yield slice(first, min(first + batch_size, rows.stop))
 
 
-def sampler_metrics(diffusion, chosen: EvaluationSet, inner_steps: int | None, batch_size=2048, share=Share()) -> dict:
-    """The task's metrics, by name, of the sampler with `inner_steps` opt_steps a level on an evaluation set."""
-    parts = []
+def sampler_metrics(diffusion, chosen: EvaluationSet, sampler: str | None, batch_size=2048, share=Share()) -> dict:
+    """The task's metrics, by name, of one of SAMPLERS (None: the model's own) on an evaluation set."""
+    parts, inner_steps = [], SAMPLERS[sampler](diffusion.rules) if sampler else None
     for rows in chosen.batches(batch_size, share):
         prediction = diffusion.sample_loop(
-            chosen.inp[rows], start=chosen.start[rows], inner_steps=inner_steps, bound=_bound(diffusion, chosen)
+            chosen.inp[rows],
+            mask=chosen.mask_of(rows),
+            start=chosen.start[rows],
+            inner_steps=inner_steps,
+            bound=_bound(diffusion, chosen),
         )
         parts.append(chosen.task.score(chosen.inp[rows], chosen.target[rows], prediction))
     scores = {name: share.gather(torch.cat([part[name] for part in parts])) for name in parts[0]}
@@ -89,15 +110,18 @@ def _bound(diffusion, chosen):
 def energy_auc(diffusion, chosen: EvaluationSet, mode: str, batch_size=2048, share=Share()) -> float:
     """How often the real sample has the lower energy, over all levels and examples; negatives as in training.
 
-    mode: 'random' or 'adversarial', the latter with IRED's two opt_steps whatever the model was trained with.
+    mode: 'random' or 'adversarial', the latter with IRED's two opt_steps whatever the model was trained with. nan for a
+    model without an energy.
     """
+    if not diffusion.model.ebm.has_energy:
+        return math.nan
     ebm, wins = diffusion.model.ebm, []
     for rows in chosen.batches(batch_size, share):
-        target, noise = chosen.target[rows].float(), chosen.noise[rows]
+        target, noise, mask = chosen.target[rows].float(), chosen.noise[rows], chosen.mask_of(rows)
         cond = ebm.condition(chosen.inp[rows], 0)
         for t in range(diffusion.num_timesteps):
             cond = ebm.retime(cond, t)
-            real = ebm.energy(cond, diffusion.q_sample(target, t, noise))
-            fake = ebm.energy(cond, diffusion.negatives(cond, target, t, noise, MiningConfig(mode)))
+            real = ebm.energy(cond, diffusion.noised(target, t, noise, target, mask))
+            fake = ebm.energy(cond, diffusion.negatives(cond, target, t, noise, MiningConfig(mode), mask))
             wins.append((real < fake).double() + 0.5 * (real == fake).double())
     return share.gather(torch.cat(wins)).mean().item()

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from diffusion_lib.build import build_diffusion
+from diffusion_lib.build import build_diffusion, training_task
 from diffusion_lib.checkpoint import averaged_weights, load_checkpoint, other_model_error
 from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.denoising_diffusion_pytorch_1d import GaussianDiffusion1D
@@ -21,7 +21,7 @@ from diffusion_lib.evaluation import SAMPLERS
 from diffusion_lib.seeds import seeded_generator
 from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.system.files import read_json
-from diffusion_lib.tasks import TASKS, Inverse
+from diffusion_lib.tasks import Inverse
 from diffusion_lib.training.device import chosen_device
 
 SYMMETRIC = 1e-5  # largest |A - A^T|, relative to A's largest entry: float32 rounding stays below
@@ -62,10 +62,7 @@ def _untrained(path: Path) -> GaussianDiffusion1D:
     if missing:
         raise ConfigError(f"{path} is not of a run: it lacks {', '.join(missing)}")
     config = ExperimentConfig.from_dict(recorded)
-    dataset = recorded.get("dataset", "inverse")
-    if dataset not in TASKS:
-        raise ConfigError(f"dataset in {path} is {dataset!r}; allowed: {', '.join(TASKS)}")
-    task = TASKS[dataset]("train", config.rank, recorded.get("ood", False))
+    task = training_task(config, recorded.get("ood", False))
     options = {name: recorded.get(name, False) for name in ("use_innerloop_opt", "baseline")}
     with torch.random.fork_rng(range(torch.cuda.device_count())):
         model = build_diffusion(config, config.mining.to_dict(), recorded["seed"], task, **options)
@@ -91,7 +88,7 @@ def solve(model: GaussianDiffusion1D, A, *, innerloop: bool = True, seed: int = 
     matrices = _checked(A, task.rank)
     _warn_if_untrained(matrices, task)
     start = torch.randn(len(matrices), model.out_dim, generator=seeded_generator("solve", seed))
-    device, steps = model.betas.device, SAMPLERS["innerloop" if innerloop else "plain"]
+    device, steps = model.betas.device, SAMPLERS["innerloop" if innerloop else "plain"](model.rules)
     more_noise = seeded_generator("solve, levels", seed, device=device)  # for models with train.py's --baseline
     parts = [
         model.sample_loop(inp.to(device), start=noise.to(device), generator=more_noise, inner_steps=steps)

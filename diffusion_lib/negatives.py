@@ -4,26 +4,46 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from numbers import Real
 
+from diffusion_lib.masks import restored
 from diffusion_lib.system.errors import ConfigError
 
 LARGEST = 1e6  # beyond it a step overflows, or never ends
 
 
-def noisier_sample(diffusion, _cond, x_start, t, noise, mining):
-    """The solution with `noise_scale` times the noise: candidates (B, out_dim)."""
-    return diffusion.predict_start(diffusion.q_sample(x_start, t, mining.noise_scale * noise), t)
-
-
-def descended_sample(diffusion, cond, x_start, t, noise, mining):
-    """The noisier sample after `opt_steps` descents of the energy, IRED's own choice: candidates (B, out_dim)."""
+def _noisier(diffusion, x_start, t, noise, mining, given):
     z = diffusion.q_sample(x_start, t, mining.noise_scale * noise)
-    z, _ = diffusion.descend(cond, z, t, mining.opt_steps, mining.scale_factor, diffusion.bound)
+    return restored(z, given)
+
+
+def noisier_sample(diffusion, _cond, x_start, t, noise, mining, given):
+    """The solution with `noise_scale` times the noise: candidates (B, *out_shape)."""
+    return diffusion.predict_start(_noisier(diffusion, x_start, t, noise, mining, given), t)
+
+
+def descended_sample(diffusion, cond, x_start, t, noise, mining, given):
+    """The noisier sample after `opt_steps` descents of the energy, IRED's own choice: candidates (B, *out_shape)."""
+    z = _noisier(diffusion, x_start, t, noise, mining, given)
+    z, _ = diffusion.descend(cond, z, t, mining.opt_steps, mining.scale_factor, diffusion.bound, given)
     return diffusion.predict_start(z, t)
 
 
-# By mode, the function that makes the candidates, called as f(diffusion, cond, x_start, t, noise, mining) without
-# gradients. To add a mode, write its function and its line.
-MODES = {"none": None, "random": noisier_sample, "adversarial": descended_sample}
+def corrupted_sample(diffusion, _cond, x_start, _t, _noise, mining, _given):
+    """The solution spoiled in the task's own way, the release's choice for its discrete tasks: (B, *out_shape).
+
+    Training draws these with its batches instead, so that they are a function of (seed, step).
+    """
+    return diffusion.rules.corruption(x_start, released=mining.corruption == "released")
+
+
+# By mode, the function that makes the candidates, called as f(diffusion, cond, x_start, t, noise, mining, given)
+# without gradients; `given` holds what a mask keeps, or is None. To add a mode, write its function and its line.
+MODES = {
+    "none": None,
+    "random": noisier_sample,
+    "adversarial": descended_sample,
+    "corrupt": corrupted_sample,
+}
+CORRUPTIONS = ("repaired", "released")
 
 
 @dataclass(frozen=True)
@@ -40,10 +60,19 @@ class MiningConfig:
         default=3.0, metadata={"help": "noise of a negative's start, in units of the diffusion's own at its level"}
     )
     weight: float = field(default=0.5, metadata={"help": "factor of the contrastive loss"})
+    corruption: str = field(
+        default="repaired",
+        metadata={
+            "help": "the task's own way of spoiling a solution, mended or as in the release",
+            "choices": CORRUPTIONS,
+        },
+    )
 
     def __post_init__(self):
         if self.mode not in MODES:
             raise ConfigError(f"mining mode is {self.mode!r}; allowed: {', '.join(MODES)}")
+        if self.corruption not in CORRUPTIONS:
+            raise ConfigError(f"corruption is {self.corruption!r}; allowed: {', '.join(CORRUPTIONS)}")
         steps = self.opt_steps
         if (
             isinstance(steps, bool)

@@ -6,19 +6,20 @@ from typing import NamedTuple
 import torch
 from tabulate import tabulate
 
+from diffusion_lib.masks import Given
 from diffusion_lib.system.errors import ConfigError
-from diffusion_lib.tasks.base import mean_squared_error
+from diffusion_lib.tasks import TASKS
+from diffusion_lib.tasks.base import Rules, as_task, rules_of
 
-# Arguments of the released constructors, at the only value that the continuous tasks use.
+# The release's flags of its discrete tasks, and a task that it trains with each.
+FLAGS = {"sudoku": "sudoku", "connectivity": "connectivity", "shortest_path": "shortest-path-1d"}
+DISCRETE = Rules(bound=1.0, candidate_bound=2.0)  # what `continuous=False` alone changes
+# Other arguments of the released constructors, at the only value that it uses.
 DIFFUSION_DEFAULTS = {
     "objective": "pred_noise",
     "beta_schedule": "cosine",
     "ddim_sampling_eta": 0.0,
     "auto_normalize": True,
-    "sudoku": False,
-    "connectivity": False,
-    "shortest_path": False,
-    "continuous": True,
 }
 TRAINER_DEFAULTS = {
     "gradient_accumulate_every": 1,
@@ -26,7 +27,6 @@ TRAINER_DEFAULTS = {
     "fp16": False,
     "split_batches": True,
     "metric": "mse",
-    "cond_mask": False,
     "latent": False,
     "autoencode_model": None,
 }
@@ -44,10 +44,22 @@ def require_defaults(owner: str, given: dict, allowed: dict):
             raise ConfigError(f"{owner}: {name} is {value!r}; allowed here: {allowed[name]!r}")
 
 
-def refuse_mask(*parts):
-    """Raises ConfigError where a mask, or what it would keep, is given."""
-    if any(part is not None for part in parts):
-        raise ConfigError("mask is given; allowed: None (the continuous tasks have none)")
+def by_flags(released: dict, rules: Rules | None, mining_config, match_release: bool):
+    """Rules and mining config, with the released constructor's flags taken out of `released`.
+
+    A flag brings its task's rules, and where no mining config is given also the release's negatives for it. Raises
+    ConfigError for two flags at a time, or flags beside rules.
+    """
+    chosen = [flag for flag in FLAGS if released.pop(flag, False)]
+    continuous = released.pop("continuous", None)
+    if len(chosen) > 1 or (rules is not None and (chosen or continuous is not None)):
+        raise ConfigError(f"give one of {', '.join(FLAGS)}, or rules")
+    if chosen:
+        task = TASKS[FLAGS[chosen[0]]]
+        rules = rules_of(task, match_release)
+        if mining_config is None:
+            mining_config = {"mode": "corrupt", "corruption": "released", "weight": rules.contrast_weight}
+    return rules or (DISCRETE if continuous is False else Rules()), mining_config
 
 
 class ModelPrediction(NamedTuple):
@@ -60,11 +72,19 @@ class ModelPrediction(NamedTuple):
 class ReleasedCalls:
     """Methods and attributes of the released GaussianDiffusion1D, in terms of this project's."""
 
-    objective, continuous = DIFFUSION_DEFAULTS["objective"], DIFFUSION_DEFAULTS["continuous"]
+    objective = DIFFUSION_DEFAULTS["objective"]
 
     @property
     def out_shape(self):
         return (self.out_dim,)
+
+    @property
+    def continuous(self):
+        return self.bound > DISCRETE.bound
+
+    @property
+    def inner_steps(self):
+        return self.rules.inner_steps
 
     @property
     def sampling_timesteps(self):
@@ -88,27 +108,28 @@ class ReleasedCalls:
     @torch.no_grad()
     def opt_step(self, inp, img, t, mask=None, data_cond=None, step=None, eval=True, sf=1.0, detach=True):
         """`step` descents (None: 5) of the energy from img (B, out_dim) at levels t (B,); see `descend`."""
-        refuse_mask(mask, data_cond)
+        if (mask is None) != (data_cond is None):
+            raise ConfigError("opt_step: mask and data_cond go together; data_cond is what the mask keeps at level t")
         if not (eval and detach):
             raise ConfigError("opt_step: eval and detach must be True; for gradients through descents call the model")
         steps = self.inner_steps if step is None else step
-        return self.descend(self.model.ebm.condition(inp, t), img, t, steps, sf, self.bound)[0]
+        given = None if mask is None else Given(mask.bool(), data_cond)
+        return self.descend(self.model.ebm.condition(inp, t), img, t, steps, sf, self.bound, given)[0]
 
     def p_sample_loop(self, batch_size, shape, inp, cond=None, mask=None, return_traj=False):
         """Solutions for inputs (batch_size, inp_dim), of `shape` (out_dim,); `cond` is unused, as in the release."""
-        refuse_mask(mask)
-        if batch_size != len(inp) or tuple(shape) != self.out_shape:
+        out_shape = self.model.ebm.solution_shape(inp)[1:]
+        if batch_size != len(inp) or tuple(shape) != out_shape:
             raise ConfigError(
                 f"p_sample_loop: batch_size is {batch_size} and shape {tuple(shape)}; allowed: the number of inputs, "
-                f"{len(inp)}, and {self.out_shape}"
+                f"{len(inp)}, and {out_shape}"
             )
-        return self.sample_loop(inp, return_traj=return_traj)
+        return self.sample_loop(inp, mask=mask, return_traj=return_traj)
 
     def sample(self, x, label=None, mask=None, batch_size=None, return_traj=False):
         """Solve inputs x (B, inp_dim); `label` is unused, as in the release, and batch_size must be B."""
-        return self.p_sample_loop(
-            len(x) if batch_size is None else batch_size, self.out_shape, x, label, mask, return_traj
-        )
+        out_shape = self.model.ebm.solution_shape(x)[1:]
+        return self.p_sample_loop(len(x) if batch_size is None else batch_size, out_shape, x, label, mask, return_traj)
 
 
 class ReleasedTrainerCalls:
@@ -135,15 +156,17 @@ class ReleasedTrainerCalls:
         return [(chosen.inp[part], chosen.target[part]) for part in rows]
 
     def evaluate(self, device=None, milestone=None, inp=None, label=None, mask=None):
-        """Print and return the errors on the fixed sets, and on a batch (inp, label) where one is given.
+        """Print and return the metrics on the fixed sets, and on a batch (inp, label) where one is given.
 
-        device and milestone are there for the release's callers and change nothing. Raises ConfigError for a mask.
+        device and milestone are there for the release's callers and change nothing.
         """
-        refuse_mask(mask)
         metrics = self.evaluation()
         if inp is not None:
             inp, label = inp.to(self.device), label.to(self.device)
-            metrics["mse"] = mean_squared_error(label.double(), self.ema.ema_model.sample(inp))["mse"].mean().item()
+            mask = None if mask is None else mask.to(self.device)
+            task = as_task(self.dataset)
+            scores = task.score(inp, label.double(), self.ema.ema_model.sample(inp, mask=mask))
+            metrics |= task.summary({name: values.mean().item() for name, values in scores.items()})
         if self.accelerator.is_main_process:
             print(tabulate(metrics.items(), headers=("metric", f"step {self.step}"), floatfmt=".6g"))
         return metrics

@@ -84,10 +84,10 @@ def sampler_rows(models: dict, chosen: EvaluationSet, **columns) -> list[dict]:
             "seed": seed,
             "sampler": sampler,
             **columns,
-            **sampler_metrics(diffusion, chosen, inner_steps, BATCH),
+            **sampler_metrics(diffusion, chosen, sampler, BATCH),
         }
         for (strategy, seed), diffusion in models.items()
-        for sampler, inner_steps in SAMPLERS.items()
+        for sampler in SAMPLERS
     ]
 
 
@@ -142,10 +142,10 @@ def timing_rows(diffusion, config: ExperimentConfig, repeats: int) -> list[dict]
     """Milliseconds per 1000 float32 matrices of the model's samplers and of two solvers, measured in turn."""
     chosen = EvaluationSet(inverse_task(config, config.rank), TIMED, "cpu")
     functions = {
-        f"{config.model}, {sampler}": lambda steps=steps: diffusion.sample_loop(
-            chosen.inp, start=chosen.start, inner_steps=steps, bound=chosen.task.bound
+        f"{config.model}, {sampler}": lambda sampler=sampler: diffusion.sample_loop(
+            chosen.inp, start=chosen.start, inner_steps=SAMPLERS[sampler](diffusion.rules), bound=chosen.task.bound
         )
-        for sampler, steps in SAMPLERS.items()
+        for sampler in SAMPLERS
     }
     functions["Newton-Schulz 12"] = lambda: newton_schulz(chosen.inp, config.rank, 12)
     functions["torch.linalg.inv"] = lambda: exact_inverse(chosen.inp, config.rank)

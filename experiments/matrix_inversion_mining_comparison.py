@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from diffusion_lib.build import check_fits
-from diffusion_lib.config import RECIPES, ExperimentConfig, add_flags, check_name, given, parse_seeds
+from diffusion_lib.config import ExperimentConfig, add_flags, check_name, given, parse_seeds, recipe
 from diffusion_lib.negatives import MiningConfig
 from diffusion_lib.system.arguments import Parser, header
 from diffusion_lib.system.environment import ROOT, granted_cores
@@ -103,9 +103,9 @@ def resolve(options: argparse.Namespace) -> tuple[ExperimentConfig, list[int], s
     preset = dict(PRESETS.get(options.preset, {}))
     seeds = options.seeds or [preset.pop("seeds", "0")]
     preset.pop("seeds", None)
-    recipe = RECIPES.get(options.model or ExperimentConfig.model, {})
-    mining = MiningConfig(**given(options, MiningConfig))
-    config = ExperimentConfig(**{**recipe, **preset, **given(options, ExperimentConfig)}, mining=mining)
+    usual, usual_mining = recipe(options.dataset, options.model)
+    mining = MiningConfig(**usual_mining | given(options, MiningConfig))
+    config = ExperimentConfig(**{**usual, **preset, **given(options, ExperimentConfig)}, mining=mining)
     return config, parse_seeds(seeds), check_name(options.name or f"{options.preset or 'custom'}-{config.model}")
 
 

@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Layers from the ground up; a module may import those of its own layer and of lower ones.
 LAYERS = (
-    ("diffusion_lib.system", "diffusion_lib.seeds", "diffusion_lib.schedule"),
+    ("diffusion_lib.system", "diffusion_lib.seeds", "diffusion_lib.schedule", "diffusion_lib.masks"),
     ("diffusion_lib.tasks", "diffusion_lib.energies", "dataset", "models"),
     (
         "diffusion_lib.negatives",

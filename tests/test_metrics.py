@@ -32,8 +32,8 @@ def test_evaluation_sets_are_fixed_and_paired():
 
 def test_batching_and_sharing_do_not_change_a_metric():
     diffusion, chosen = make_diffusion(), EvaluationSet(Inverse("val", 3), 40, "cpu")
-    whole = sampler_metrics(diffusion, chosen, 2, batch_size=40)
-    pieces = sampler_metrics(diffusion, chosen, 2, batch_size=7)
+    whole = sampler_metrics(diffusion, chosen, "innerloop", batch_size=40)
+    pieces = sampler_metrics(diffusion, chosen, "innerloop", batch_size=7)
     assert whole == pytest.approx(pieces, rel=1e-4)
     rows = [row for rank in range(3) for row in Share(rank, 3).of(40)]
     assert rows == list(range(40))
@@ -44,11 +44,13 @@ def test_the_sampler_is_bounded_by_the_evaluated_task():
     wide = diffusion.sample_loop(harder.inp, start=harder.start, inner_steps=0, bound=harder.task.bound)
     assert wide.abs().max() > 2.0
     expected = harder.task.score(harder.inp, harder.target, wide)["mse"].mean().item()
-    assert sampler_metrics(diffusion, harder, 0)["mse"] == pytest.approx(expected)
+    assert sampler_metrics(diffusion, harder, "plain")["mse"] == pytest.approx(expected)
 
 
 class KnownEnergy(torch.nn.Module):
     """Energy = squared distance of x to the noised solution, or its negative, or a constant."""
+
+    has_energy = True
 
     def __init__(self, sign, inp_dim, solution):
         super().__init__()

@@ -3,33 +3,18 @@
 This page is the whole model, in plain torch. mlp_fast.py computes the same numbers in less time.
 """
 
-import math
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from diffusion_lib.energies.base import EnergyModel
+from diffusion_lib.energies.base import EnergyModel, NoiseModel
 from diffusion_lib.energies.mlp_fast import FastGradients
-from diffusion_lib.system.errors import ConfigError
+from diffusion_lib.energies.time_embedding import TimeMLP
 
 HIDDEN = 512
 TIME_DIM = 128
-
-
-class SinusoidalPosEmb(nn.Module):
-    """Sinusoidal embedding (N,) -> (N, dim) of the noise level (Vaswani et al. 2017, section 3.5)."""
-
-    def __init__(self, dim: int):
-        super().__init__()
-        self.dim = dim
-
-    def forward(self, t):
-        half = self.dim // 2
-        rates = torch.exp(torch.arange(half, device=t.device) * (-math.log(10000) / (half - 1)))
-        angles = t[:, None] * rates
-        return torch.cat((angles.sin(), angles.cos()), dim=-1)
 
 
 class Condition(NamedTuple):
@@ -48,21 +33,13 @@ class PlainEBM(EnergyModel):
     Gains and shifts are learned functions of the noise level. Parameter names are those of IRED's checkpoints.
     E can be differentiated by autograd to any order, in x, in the inputs and in the parameters.
     `product` multiplies all large matrices: see diffusion_lib.training.precision.
-    `is_ebm` is the release's argument; raises ConfigError where it is False.
     """
 
     product = staticmethod(torch.matmul)
 
-    def __init__(self, inp_dim: int, out_dim: int, is_ebm: bool = True):
+    def __init__(self, inp_dim: int, out_dim: int):
         super().__init__(inp_dim, out_dim)
-        if not is_ebm:
-            raise ConfigError(
-                "is_ebm is False; allowed: True (the noise-predicting variant is the model 'mlp-reverse', not here yet)"
-            )
-        self.is_ebm = True
-        self.time_mlp = nn.Sequential(
-            SinusoidalPosEmb(TIME_DIM), nn.Linear(TIME_DIM, TIME_DIM), nn.GELU(), nn.Linear(TIME_DIM, TIME_DIM)
-        )
+        self.time_mlp = TimeMLP(TIME_DIM, TIME_DIM)
         self.fc1 = nn.Linear(inp_dim + out_dim, HIDDEN)
         self.fc2 = nn.Linear(HIDDEN, HIDDEN)
         self.fc3 = nn.Linear(HIDDEN, HIDDEN)
@@ -76,8 +53,7 @@ class PlainEBM(EnergyModel):
         return self.energy(self.condition(inp, t), candidate)[:, None]
 
     def condition(self, inp, t):
-        levels = torch.as_tensor(t, device=inp.device).view(-1).to(self.fc1.weight.dtype)
-        time = self.time_mlp(levels)
+        time = self.time_mlp(t)
         gain2, shift2 = self.t_map_fc2(time).chunk(2, dim=1)
         gain3, shift3 = self.t_map_fc3(time).chunk(2, dim=1)
         return Condition(inp, gain2 + 1, shift2, gain3 + 1, shift3)
@@ -86,14 +62,38 @@ class PlainEBM(EnergyModel):
         return self.condition(cond.inp, t)
 
     def energy(self, cond, x):
+        return self.outputs(cond, x).square().sum(1)
+
+    def outputs(self, cond, x):
+        """fc4 h3 (B, out_dim)."""
         h = F.silu(self._linear(self.fc1, torch.cat((cond.inp, x), dim=1)))
         h = F.silu(cond.gain2 * self._linear(self.fc2, h) + cond.shift2)
         h = F.silu(cond.gain3 * self._linear(self.fc3, h) + cond.shift3)
-        return self._linear(self.fc4, h).square().sum(1)
+        return self._linear(self.fc4, h)
 
     def _linear(self, layer, h):
         return self.product(h, layer.weight.t()) + layer.bias
 
 
+class MLPReverse(NoiseModel, PlainEBM):
+    """PlainEBM without the square: the noise in x is fc4 h3."""
+
+    is_ebm = False
+
+    def predict(self, cond, x):
+        return self.outputs(cond, x)
+
+
 class EBM(FastGradients, PlainEBM):
-    """PlainEBM, with the same parameters and the same numbers up to rounding, at the speed of mlp_fast.py."""
+    """PlainEBM, with the same parameters and the same numbers up to rounding, at the speed of mlp_fast.py.
+
+    `is_ebm` is the release's argument: EBM(inp_dim, out_dim, is_ebm=False) is an MLPReverse.
+    """
+
+    is_ebm = True
+
+    def __new__(cls, inp_dim: int = 0, out_dim: int = 0, is_ebm: bool = True):  # no sizes: where a model is copied
+        return super().__new__(cls) if is_ebm else MLPReverse(inp_dim, out_dim)
+
+    def __init__(self, inp_dim: int, out_dim: int, is_ebm: bool = True):
+        super().__init__(inp_dim, out_dim)

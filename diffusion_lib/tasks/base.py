@@ -67,10 +67,11 @@ class Task(Dataset):
     least_rank: ClassVar[int] = 1
     default_rank: ClassVar[int] = 20
     model: ClassVar[str] = "mlp"  # the energy model that IRED takes for it
-    recipe: ClassVar[dict] = {}  # settings of ExperimentConfig and MiningConfig that differ from the defaults
+    recipe: ClassVar[dict] = {}  # settings of ExperimentConfig that differ from the defaults
     metrics: ClassVar[tuple[str, ...]] = ("mse",)  # the names in `summary`, that which decides first
     higher_is_better: ClassVar[frozenset[str]] = frozenset()
     rules: Rules = Rules()
+    released_rules: Rules | None = None  # with the released code's defects; None: no different
     source: str = "generated"
 
     def __init__(self, split: str, rank: int | None = None, ood: bool = False):
@@ -133,13 +134,11 @@ class Task(Dataset):
     def bound(self) -> float:
         return self.rules.bound
 
-    @property
-    def released_rules(self) -> Rules:
-        return self.rules
-
 
 class MatrixTask(Task):
     """A task of rank x rank matrices, flattened."""
+
+    released_rules = Rules()
 
     def __init__(self, split: str, rank: int | None = None, ood: bool = False):
         super().__init__(split, rank, ood)
@@ -182,9 +181,20 @@ class ItemTask:
         return inp, target
 
 
+def rules_of(task, match_release: bool) -> Rules:
+    """The rules of a task, or those that the released code has for it."""
+    return task.released_rules if match_release and task.released_rules else task.rules
+
+
 def as_task(dataset) -> "Task | ItemTask":
     """What makes batches of its own is a task; anything else is taken item by item."""
     return dataset if hasattr(dataset, "sample") else ItemTask(dataset)
+
+
+def has_mask(dataset) -> bool:
+    """Whether the input of a task can give entries of its solution."""
+    own = getattr(type(dataset), "mask", Task.mask)
+    return own is not Task.mask
 
 
 def as_image(values: torch.Tensor) -> torch.Tensor:

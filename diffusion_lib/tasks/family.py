@@ -1,7 +1,5 @@
 """Family relations: from parents and children to parents or uncles (IRED's release, after neural logic machines)."""
 
-from typing import ClassVar
-
 import torch
 
 from diffusion_lib.tasks.base import Rules
@@ -23,7 +21,6 @@ class FamilyTask(PairTask):
     least_rank, default_rank = 2, 12
     inp_dim = 4
     rules = Rules(bound=1.0, candidate_bound=2.0, corruption=FlippedEntries(0.05))
-    recipe: ClassVar[dict] = {"rank": 12}
 
     def sample(self, batch_size, generator=None, device="cpu", dtype=torch.float32):
         father, mother, male = family_trees(batch_size, self.size, generator, device)

@@ -65,7 +65,6 @@ class Connectivity(PairTask):
     degree = 0.1
     least_rank, default_rank = 2, 12
     rules = Rules(bound=1.0, candidate_bound=2.0, contrast_weight=0.05, corruption=FlippedPairs())
-    recipe: ClassVar[dict] = {"rank": 12, "weight": rules.contrast_weight}
 
     def sample(self, batch_size, generator=None, device="cpu", dtype=torch.float32):
         adjacency = nearest_neighbours(batch_size, self.size, self.degree, generator, device)
@@ -94,7 +93,7 @@ class Connectivity2(Connectivity):
     """
 
     degree = 0.2
-    recipe: ClassVar[dict] = Connectivity.recipe | {"batch_size": 512}
+    recipe: ClassVar[dict] = {"batch_size": 512}
 
     def of_size(self, nodes):
         return (Connectivity if nodes == 20 else Connectivity2)(self.split, nodes)

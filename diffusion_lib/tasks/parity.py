@@ -1,7 +1,5 @@
 """Parity of a row of bits: SATNet's task, of its file where it is there."""
 
-from typing import ClassVar
-
 import torch
 
 from diffusion_lib.tasks.base import Rules, Task
@@ -23,7 +21,6 @@ class Parity(Task):
     metrics = ("balanced_accuracy", "accuracy")
     higher_is_better = frozenset(metrics)
     rules = Rules(bound=1.0, candidate_bound=2.0, corruption=FlippedEntries(1.0))
-    recipe: ClassVar[dict] = {"rank": 40}
 
     def __init__(self, split: str, rank: int | None = None, ood: bool = False):
         super().__init__(split, rank, ood)
@@ -54,4 +51,3 @@ class Parity20(Parity):
     """Of 20 bits."""
 
     default_rank = 20
-    recipe: ClassVar[dict] = {"rank": 20}

@@ -135,7 +135,7 @@ class ShortestPath1D(PathTask):
         entry_weights=plan_weights,
         corruption=ChangedStep(0),
     )
-    recipe: ClassVar[dict] = {"rank": 20, "batch_size": 512, "weight": rules.contrast_weight}
+    recipe: ClassVar[dict] = {"batch_size": 512}
 
     @property
     def inp_shape(self):
@@ -166,14 +166,12 @@ class ShortestPath1DOf10(ShortestPath1D):
 
     default_rank = 10
     released_rules = Rules(bound=1.0, candidate_bound=2.0)
-    recipe: ClassVar[dict] = {"rank": 10, "weight": ShortestPath1D.rules.contrast_weight}
 
 
 class ShortestPath1DOf15(ShortestPath1DOf10):
     """Of 15 nodes; the release forgot the flag here too."""
 
     default_rank = 15
-    recipe: ClassVar[dict] = ShortestPath1DOf10.recipe | {"rank": 15}
 
 
 class ShortestPath(PathTask):
@@ -189,7 +187,6 @@ class ShortestPath(PathTask):
     inp_dim, out_dim = 2, 3
     rules = Rules(bound=1.0, candidate_bound=2.0, entry_weights=plan_weights, corruption=ChangedStep(2))
     released_rules = Rules(bound=1.0, candidate_bound=2.0, level_bound=0.1, entry_weights=plan_weights)
-    recipe: ClassVar[dict] = {"rank": 20}
 
     @property
     def inp_shape(self):

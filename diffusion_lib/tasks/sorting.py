@@ -1,7 +1,5 @@
 """Sorting by swaps (IRED's release): each step puts the first misplaced number's place right."""
 
-from typing import ClassVar
-
 import torch
 
 from diffusion_lib.system.errors import ConfigError
@@ -25,7 +23,6 @@ class SortTask(Task):
     least_rank, default_rank = 2, 10
     metrics = ("array_accuracy", "element_accuracy", "first_action_accuracy")
     higher_is_better = frozenset(metrics)
-    recipe: ClassVar[dict] = {"rank": 10}
 
     def __init__(self, split: str, rank: int | None = None, ood: bool = False):
         super().__init__(split, rank, ood)

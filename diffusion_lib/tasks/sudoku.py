@@ -32,7 +32,7 @@ class Sudoku(Task):
     harder_givens: ClassVar[tuple[int, int]] = (22, 34)
     pool_size: ClassVar[dict[str, int]] = {"train": 2000, "val": 1000, "test": 1000}
     rules = Rules(bound=1.0, candidate_bound=2.0, inner_steps=20, contrast_weight=0.05, corruption=ChangedCells())
-    recipe: ClassVar[dict] = {"rank": 3, "batch_size": 64, "train_steps": 50_000, "weight": rules.contrast_weight}
+    recipe: ClassVar[dict] = {"batch_size": 64, "train_steps": 50_000}
     metrics = (
         "solved",
         "consistency",

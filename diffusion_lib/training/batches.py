@@ -1,6 +1,7 @@
 """Training batches as a function of (seed, step): resuming and repeating need no saved generator."""
 
 import itertools
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -12,16 +13,19 @@ from diffusion_lib.tasks.base import ItemTask, Task, as_task
 
 # The uses of a run's seed: each has a stream of its own, so that adding one leaves the others as they are.
 INITIAL_WEIGHTS, DATA, LEVELS_AND_NOISE, NCE_NOISE = "initial weights", "data", "levels and noise", "nce noise"
+CORRUPTION = "corruption"
 
 
 class Batch(NamedTuple):
-    """inp (B, inp_dim), target (B, out_dim), t (B,), noise and nce_noise (B, out_dim; nce_noise may be None)."""
+    """What `GaussianDiffusion1D.p_losses` takes: inp (B, *inp_shape), t (B,), the others (B, *out_shape) or None."""
 
     inp: torch.Tensor
     target: torch.Tensor
+    mask: torch.Tensor | None
     t: torch.Tensor
     noise: torch.Tensor
     nce_noise: torch.Tensor | None
+    candidates: torch.Tensor | None
 
 
 class BatchStream:
@@ -29,7 +33,9 @@ class BatchStream:
 
     On a GPU batches are made `chunk` at a time, since one launch then serves many; the CPU's cache prefers one.
     Process `rank` of `world` gets its share of the rows of each global batch. With `workers` (0: none) the next
-    chunks are made while this one is used: by threads for a task, by processes for a Dataset of items.
+    chunks are made while this one is used: by threads for a task, by processes for a Dataset of items. contrastive:
+    whether the loss needs noise for negatives; corrupt: f(target, generator) -> candidates, where the batch brings
+    them. masked: whether the entries that the input gives are kept.
     """
 
     def __init__(
@@ -40,12 +46,14 @@ class BatchStream:
         seed: int,
         device: torch.device,
         contrastive: bool,
+        corrupt: Callable | None = None,
+        masked: bool = True,
         workers: int = 0,
         rank: int = 0,
         world: int = 1,
     ):
         self.task, self.batch_size, self.num_timesteps, self.seed = as_task(task), batch_size, num_timesteps, seed
-        self.device, self.contrastive = device, contrastive
+        self.device, self.contrastive, self.corrupt, self.masked = device, contrastive, corrupt, masked
         self.chunk = 16 if device.type == "cuda" else 1
         self.items = None
         if isinstance(self.task, ItemTask):
@@ -83,12 +91,16 @@ class BatchStream:
             inp, target = self.task.sample(count, self._generator(DATA, index), self.device)
         levels = self._generator(LEVELS_AND_NOISE, index)
         t = torch.randint(0, self.num_timesteps, size, generator=levels, device=self.device)
-        noise = torch.randn(*size, self.task.out_dim, generator=levels, device=self.device)
-        nce_noise = None
+        noise = torch.randn(*size, *target.shape[1:], generator=levels, device=self.device)
+        nce_noise = candidates = None
         if self.contrastive:
             nce = self._generator(NCE_NOISE, index)
-            nce_noise = torch.randn(*size, self.task.out_dim, generator=nce, device=self.device)
-        return inp.view(*size, -1), target.view(*size, -1), t, noise, nce_noise
+            nce_noise = torch.randn(*size, *target.shape[1:], generator=nce, device=self.device)
+        if self.corrupt:
+            candidates = self.corrupt(target, self._generator(CORRUPTION, index)).unflatten(0, size)
+        mask = self.task.mask(inp) if self.masked else None
+        mask = None if mask is None else mask.unflatten(0, size)
+        return inp.unflatten(0, size), target.unflatten(0, size), mask, t, noise, nce_noise, candidates
 
     def _generator(self, use, index):
         return seeded_generator(use, self.seed, index, device=self.device)

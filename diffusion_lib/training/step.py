@@ -43,7 +43,7 @@ class TrainStep:
 
     def _run(self, batch):
         self.optimizer.zero_grad(set_to_none=True)
-        loss, parts = self.model(batch.inp, batch.target, None, batch.t, batch.noise, batch.nce_noise)
+        loss, parts = self.model(*batch)
         self.accelerator.backward(loss)
         norm = self.accelerator.clip_grad_norm_(self.parameters, self.max_norm)
         # over all processes, each of which has the losses of its own rows

@@ -1,6 +1,7 @@
 """Trainer1D: the one training loop, with EMA, checkpoints, exact resume and fixed evaluation sets."""
 
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from diffusion_lib.system.files import write_csv
 from diffusion_lib.system.memory import keep_freed_memory
 from diffusion_lib.system.progress import Progress
 from diffusion_lib.system.signals import stop_requests
+from diffusion_lib.tasks.base import has_mask
 from diffusion_lib.training.batches import BatchStream
 from diffusion_lib.training.device import make_accelerator
 from diffusion_lib.training.step import TrainStep
@@ -33,7 +35,8 @@ class Trainer1D(ReleasedTrainerCalls):
     prevent by an exception. log_with: 'tensorboard' or None. label: shown with the progress.
     validation_dataset, extra_validation_datasets (by name, every extra_validation_every_mul-th time) are
     evaluated each save_and_sample_every steps, and the checkpoint of that step is kept as model-N.pt, N counted from 1,
-    unless keep_milestones is False. num_samples is unused, as in the release. The datasets are tasks, or any torch
+    unless keep_milestones is False. cond_mask: whether the entries of the solution that the input gives are kept (None:
+    where the task has such). num_samples is unused, as in the release. The datasets are tasks, or any torch
     Dataset of (inp, target) items with `inp_dim` and `out_dim`, which data_workers processes then load.
     Raises ConfigError for values that are not allowed.
     """
@@ -67,6 +70,7 @@ class Trainer1D(ReleasedTrainerCalls):
         before_save=None,
         label="train",
         keep_milestones=True,
+        cond_mask=None,
         num_samples=None,
         **released,
     ):
@@ -80,6 +84,9 @@ class Trainer1D(ReleasedTrainerCalls):
         ):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{name} is {value!r}; allowed: a whole number from 1")
+        masked = has_mask(dataset) if cond_mask is None else cond_mask
+        if masked and not has_mask(dataset):
+            raise ConfigError("cond_mask is True; this task has no mask: allowed is False")
         self.results_folder = Path(results_folder)
         self.results_folder.mkdir(parents=True, exist_ok=True)
         self.keep_milestones = keep_milestones
@@ -109,7 +116,10 @@ class Trainer1D(ReleasedTrainerCalls):
         # since the last row of metrics.csv: the loss, its three parts, clipped gradients, and the number of steps
         self.loss_sums = torch.zeros(6, device=accelerator.device, dtype=torch.float64)
 
-        contrastive = diffusion_model.mining.mode != "none"
+        mining = diffusion_model.mining
+        corrupt = None
+        if mining.mode == "corrupt":
+            corrupt = partial(diffusion_model.rules.corruption, released=mining.corruption == "released")
         share = Share(accelerator.process_index, accelerator.num_processes)
         self.share = share
         self.stream = BatchStream(
@@ -118,14 +128,18 @@ class Trainer1D(ReleasedTrainerCalls):
             diffusion_model.num_timesteps,
             seed,
             accelerator.device,
-            contrastive,
+            mining.mode != "none",
+            corrupt,
+            masked,
             data_workers or 0,
             share.rank,
             share.world,
         )
         tasks = {"val": validation_dataset, **(extra_validation_datasets or {})}
         self.evaluation_sets = {
-            name: EvaluationSet(task, evaluation_size, accelerator.device) for name, task in tasks.items() if task
+            name: EvaluationSet(task, evaluation_size, accelerator.device, masked)
+            for name, task in tasks.items()
+            if task
         }
 
     @property
@@ -310,15 +324,16 @@ class Trainer1D(ReleasedTrainerCalls):
             self.on_log(row)
 
     def evaluation(self) -> dict[str, float]:
-        """Mean squared error of the EMA weights on each fixed set, under the model's own sampler."""
+        """The task's first metric of the EMA weights on each fixed set, under the model's own sampler."""
         last = self.step >= self.train_num_steps
         everything = last or (self.step // self.save_and_sample_every) % self.extra_every == 0
         model, batch_size = self.ema.ema_model, self.validation_batch_size
-        return {
-            f"{name}_mse": sampler_metrics(model, chosen, None, batch_size, self.share)["mse"]
-            for name, chosen in self.evaluation_sets.items()
-            if everything or name == "val"
-        }
+        measured = {}
+        for name, chosen in self.evaluation_sets.items():
+            if everything or name == "val":
+                metric = chosen.task.metrics[0]
+                measured[f"{name}_{metric}"] = sampler_metrics(model, chosen, None, batch_size, self.share)[metric]
+        return measured
 
 
 def make_ema(diffusion_model, decay, update_every) -> EMA:

@@ -2,15 +2,14 @@
 
 from pathlib import Path
 
-from diffusion_lib.build import build_diffusion, evaluation_tasks
+from diffusion_lib.build import build_diffusion, evaluation_tasks, training_task
 from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.denoising_diffusion_pytorch_1d import Trainer1D
-from diffusion_lib.evaluation import SAMPLERS, EvaluationSet, energy_auc, sampler_metrics
+from diffusion_lib.evaluation import EvaluationSet, column, energy_auc, sampler_metrics, samplers_of
 from diffusion_lib.system.errors import NonFiniteLossError
 from diffusion_lib.system.files import write_json
 from diffusion_lib.system.lock import RunLock
 from diffusion_lib.system.memory import one_line_for_full_memory, peak_memory_bytes, reset_peak_memory
-from diffusion_lib.tasks import Inverse
 from diffusion_lib.training.device import chosen_device
 from diffusion_lib.training.precision import choose_products, set_precision
 from diffusion_lib.training.run_folder import REMEDY, ended_result, prepare_folder, require_same
@@ -22,7 +21,7 @@ AUC_SIZE = 4096  # examples behind energy_auc, at every level
 def build_trainer(config, diffusion, seed, folder, device=None, **options) -> Trainer1D:
     """The trainer of a run, its products set to the configured precision. Raises ConfigError."""
     set_precision(config.precision, diffusion.model.ebm, chosen_device(device))
-    task = Inverse("train", config.rank)
+    task = training_task(config)
     val, ood = evaluation_tasks(config, task)
     return Trainer1D(
         diffusion,
@@ -113,7 +112,7 @@ def train_and_evaluate(trainer: Trainer1D, config: ExperimentConfig) -> dict:
 
 def evaluation_sets(config: ExperimentConfig, size: int, device) -> tuple[EvaluationSet, EvaluationSet]:
     """The first `size` of the fixed matrices of both difficulties."""
-    val, ood = evaluation_tasks(config, Inverse("train", config.rank))
+    val, ood = evaluation_tasks(config, training_task(config))
     return EvaluationSet(val, size, device), EvaluationSet(ood, size, device)
 
 
@@ -124,13 +123,10 @@ def evaluate_run(diffusion, config: ExperimentConfig, share) -> dict[str, dict]:
     small, _ = evaluation_sets(config, min(AUC_SIZE, config.evaluation_size), device)
     auc = {f"energy_auc_{mode}": energy_auc(diffusion, small, mode, share=share) for mode in ("random", "adversarial")}
     samplers = {}
-    for name, inner_steps in SAMPLERS.items():
-        same, harder = (sampler_metrics(diffusion, chosen, inner_steps, share=share) for chosen in (val, ood))
+    for name in samplers_of(diffusion):
         samplers[name] = {
-            "val_mse": same["mse"],
-            "recon_error": same["recon_error"],
-            "ood_mse": harder["mse"],
-            "ood_recon_error": harder["recon_error"],
-            **auc,
-        }
+            column(difficulty, metric): value
+            for difficulty, chosen in (("val", val), ("ood", ood))
+            for metric, value in sampler_metrics(diffusion, chosen, name, share=share).items()
+        } | auc
     return samplers
