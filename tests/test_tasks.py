@@ -116,9 +116,6 @@ def test_rules_repaired_and_released():
     }
     assert {name for name in DISCRETE if TASKS[name].rules.inner_steps == 20} == {"sudoku", "sudoku-rrn"}
     assert {TASKS[name].rules.bound for name in DISCRETE} == {1.0}
-    for name in DISCRETE:
-        assert TASKS[name].recipe.get("weight", 0.5) == weights[name]
-        assert TASKS[name].recipe["rank"] == TASKS[name].default_rank
 
 
 def test_sizes_of_models_and_harder_sets():
