@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from dataset import TASKS
+from diffusion_lib.tasks.base import rules_of
 from diffusion_lib.tasks.graph_algorithms import distances
 from diffusion_lib.tasks.metrics import board_is_valid, board_scores, classification_rates, confusion, sort_scores
 
@@ -119,7 +120,7 @@ def test_released_corruptions(name, file):
     draws = [
         arrays[f"loss/released/{key}"] for key in ("draw_randint", "draw_rand") if f"loss/released/{key}" in arrays
     ]
-    rules = TASKS[name]("train").released_rules
+    rules = rules_of(TASKS[name]("train"), match_release=True)
     ours = rules.corruption.apply(arrays["y"], *draws, released=True)
     assert torch.equal(ours.double(), arrays["loss/released/candidate"].double())
     own = rules.corruption.draw(arrays["y"])

@@ -50,24 +50,30 @@ class Sudoku(Task):
         self.inp_dim = self.out_dim = self.side**3
         self.inp_shape = self.out_shape = (self.inp_dim,)
         self.file = self.published() if self.rank == 3 else None
+        self.moved: dict[str, Boards] = {}
         self.source = self.file.source if self.file else "stand-in: generated puzzles"
 
     def published(self) -> Boards | None:
         """The file's puzzles, or None without it."""
         return rrn_sudoku(self.split) if self.ood else satnet_sudoku(self.split)
 
-    def boards(self) -> Boards:
-        """The puzzles that batches are drawn from."""
-        if self.file:
-            return self.file
+    def boards(self, device="cpu") -> Boards:
+        """The puzzles that batches are drawn from, moved to a device once."""
+        if str(device) not in self.moved:
+            solution, given, source = self.file or self.stand_in()
+            self.moved[str(device)] = Boards(solution.to(device), given.to(device), source)
+        return self.moved[str(device)]
+
+    def stand_in(self) -> Boards:
+        """Puzzles made here, in place of the published ones."""
         low, high = self.harder_givens if self.ood else self.givens
         cells = self.side**2
         return base_puzzles(self.rank, low * cells // 81, high * cells // 81, self.split, self.pool_size[self.split])
 
     def sample(self, batch_size, generator=None, device="cpu", dtype=torch.float32):
-        boards = self.boards()
-        rows = torch.randint(len(boards.solution), (batch_size,), generator=generator, device=device).cpu()
-        solution, given = boards.solution[rows].to(device).long(), boards.given[rows].to(device)
+        boards = self.boards(device)
+        rows = torch.randint(len(boards.solution), (batch_size,), generator=generator, device=device)
+        solution, given = boards.solution[rows].long(), boards.given[rows]
         if not self.file:
             solution, given = symmetric(solution, given, self.rank, generator)
         target = one_hot_signs(solution, self.side, dtype)
