@@ -31,6 +31,10 @@ from diffusion_lib.training.run_folder import prepare_folder, read_config
 
 CURVE_SIZE = 2048  # examples behind a point of the learning curve
 RELEASED = {"train_steps": 1_300_000}  # where the release differs from the comparison
+DEAD = {  # of the release
+    "--latent": "the release's latent sudoku needs an autoencoder and data that were never published",
+    "--inspect-dataset": "it opened a debugger; write dataset.TASKS[name]('train')[0]",
+}
 NOT_OURS = ("learning_rate", "schedule", "ema_update_every", "clamp")  # of the model's recipe
 
 
@@ -72,6 +76,15 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     )
     add("--baseline", action="store_true", help="the sampler adds the posterior's noise, as plain diffusion does")
     add("--ood", action="store_true", help="train and validate on the harder examples")
+    add(
+        "--cond-mask",
+        "--cond_mask",
+        type=boolean,
+        metavar="BOOL",
+        help="keep the entries of a solution that the input gives (default: True where the task has such)",
+    )
+    for flag, reason in DEAD.items():
+        add(flag, action=Dead, nargs="?", reason=reason, help=argparse.SUPPRESS)
     add("--load-milestone", help="a number, or the path of a file: where to start a new folder, or what to evaluate")
     add("--evaluate", action="store_true", help="train nothing; print the errors of last.pt or of --load-milestone")
     add(
@@ -88,6 +101,17 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     add("--no-lock", action="store_true", help="where the file system has no locks, and nobody else trains this run")
     add("--log-with", choices=["tensorboard"], help="write its events into the results folder")
     return parser.parse_args(arguments)
+
+
+class Dead(argparse.Action):
+    """A flag of the release that nothing can follow: one line says why."""
+
+    def __init__(self, *arguments, reason, **options):
+        super().__init__(*arguments, **options)
+        self.reason = reason
+
+    def __call__(self, parser, _namespace, _values, option_string=None):
+        parser.error(f"{option_string}: {self.reason}")
 
 
 def boolean(text: str) -> bool:
@@ -128,6 +152,8 @@ def build_trainer(options, config: ExperimentConfig, mining_mode: str, folder: P
         **config.trainer_options(),
         save_and_sample_every=options.save_every,
         validation_dataset=type(task)("val", config.rank, options.ood),
+        extra_validation_datasets=type(task)("val", config.rank).extra_sets(),
+        cond_mask=options.cond_mask,
         evaluation_size=min(CURVE_SIZE, config.evaluation_size),
         results_folder=folder,
         data_workers=options.data_workers,
@@ -157,6 +183,7 @@ def train(trainer: Trainer1D, options, config: ExperimentConfig):
         "seed": options.seed,
         "use_innerloop_opt": options.use_innerloop_opt,
         "baseline": options.baseline,
+        "cond_mask": trainer.stream.masked,
     }
     if config.schedule == "constant":  # then a run may be prolonged
         del recorded["train_steps"]
@@ -177,10 +204,11 @@ def train(trainer: Trainer1D, options, config: ExperimentConfig):
 
 
 def print_errors(trainer: Trainer1D, config: ExperimentConfig):
-    """Print the averaged weights' errors on both fixed sets under both samplers, and write them to evaluation.csv."""
+    """Print the averaged weights' metrics on all fixed sets, by sampler, and write them to evaluation.csv."""
     rows = []
-    for difficulty, task in zip(("same", "harder"), evaluation_tasks(config, trainer.dataset), strict=True):
-        chosen = EvaluationSet(task, config.evaluation_size, trainer.device)
+    same, harder = evaluation_tasks(config, trainer.dataset)
+    for difficulty, task in {"same": same, "harder": harder, **same.extra_sets()}.items():
+        chosen = EvaluationSet(task, config.evaluation_size, trainer.device, trainer.stream.masked)
         for sampler in samplers_of(trainer.diffusion):
             measured = sampler_metrics(trainer.ema.ema_model, chosen, sampler, share=trainer.share)
             defined = {name: value for name, value in measured.items() if not math.isnan(value)}

@@ -98,7 +98,8 @@ def prediction_metrics(chosen: EvaluationSet, prediction) -> dict:
 
 
 def _summary(task, scores) -> dict:
-    return task.summary({name: values.mean().item() for name, values in scores.items()})
+    measured = task.summary({name: values.mean().item() for name, values in scores.items()})
+    return {name: measured[name] for name in task.metrics}
 
 
 def _bound(diffusion, chosen):

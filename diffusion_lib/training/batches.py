@@ -34,8 +34,8 @@ class BatchStream:
     On a GPU batches are made `chunk` at a time, since one launch then serves many; the CPU's cache prefers one.
     Process `rank` of `world` gets its share of the rows of each global batch. With `workers` (0: none) the next
     chunks are made while this one is used: by threads for a task, by processes for a Dataset of items. contrastive:
-    whether the loss needs noise for negatives; corrupt: f(target, generator, mask=…) -> candidates, where the batch brings
-    them. masked: whether the entries that the input gives are kept.
+    whether the loss needs noise for negatives; corrupt: f(target, generator, mask=…) -> candidates, where the batch
+    brings them. masked: whether the entries that the input gives are kept.
     """
 
     def __init__(
