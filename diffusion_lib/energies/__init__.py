@@ -14,9 +14,9 @@ from diffusion_lib.energies.sudoku_transformer import SudokuTransformerEBM
 
 MODELS = {
     "mlp": EBM,
-    "mlp-reverse": MLPReverse,
     "matrix": MatrixEBM,
     "matrix-free": MatrixEBMFree,
+    "mlp-reverse": MLPReverse,
     "gnn": GraphEBM,
     "gnn-reverse": GraphReverse,
     "gnn-conv-1d-v2": GNNConv1DEBMV2,

@@ -7,7 +7,7 @@ from diffusion_lib.system.errors import ConfigError
 
 
 class EnergyModel(nn.Module):
-    """A learned energy E(inp, x, t) >= 0 whose gradient in x predicts the noise in x (IRED, equation 3).
+    """A learned energy E(inp, x, t) whose gradient in x predicts the noise in x (IRED, equation 3).
 
     To add a model, subclass it and write `condition`, `retime` and `energy`; autograd supplies the gradient. A model
     that writes out its own gradient overrides `energy_and_gradient`, and is held equal to the one here.
