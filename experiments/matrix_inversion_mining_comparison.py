@@ -75,6 +75,7 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     add("--seeds", nargs="+", metavar="SEED", help="0 2 5, or 0-9; default: the preset's, or 0")
     add_flags(parser, ExperimentConfig, MiningConfig, leave_out=("mode",))
     add("--device", metavar="{cpu,cuda}", help="default: cuda where there is one")
+    add("--no-cuda-graph", action="store_true", help="on a GPU, launch each operation of a step by itself")
     add(
         "--at-once",
         type=int,
@@ -185,6 +186,7 @@ def train(options, config: ExperimentConfig, study: Path, runs: dict[Path, tuple
                 folder,
                 options.device,
                 not options.no_lock,
+                cuda_graph=not options.no_cuda_graph,
             )
             for folder, (strategy, seed) in runs.items()
         },
