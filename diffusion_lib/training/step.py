@@ -47,7 +47,7 @@ class TrainStep:
 
     def _run(self, batch):
         self.optimizer.zero_grad(set_to_none=True)
-        loss, parts = self.model(batch.inp, batch.target, None, batch.t, batch.noise, batch.nce_noise)
+        loss, parts = batch_loss(self.model, batch)
         self.accelerator.backward(loss)
         norm = self.accelerator.clip_grad_norm_(self.parameters, self.max_norm)
         # over all processes, each of which has the losses of its own rows
@@ -76,6 +76,11 @@ class TrainStep:
             return False
         self.graph = graph
         return True
+
+
+def batch_loss(model, batch):
+    """The mean loss of a Batch, and its parts, under a GaussianDiffusion1D."""
+    return model(batch.inp, batch.target, None, batch.t, batch.noise, batch.nce_noise)
 
 
 def _first_line(error) -> str:
