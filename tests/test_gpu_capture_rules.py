@@ -14,14 +14,10 @@ from accelerate.state import AcceleratorState, PartialState
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from dataset import TASKS
-from diffusion_lib.build import build_diffusion
-from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.denoising_diffusion_pytorch_1d import Trainer1D
 from diffusion_lib.energies import MODELS
-from diffusion_lib.negatives import MODES
-from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.training.precision import bf16_product
+from experiments.speed.gpu_correctness import diffusion_of, modes_of, task_of
 
 META = torch.device("meta")
 B = 6
@@ -63,24 +59,10 @@ def gpu(monkeypatch):
     monkeypatch.setattr(optimizers, "_get_fused_kernels_supported_devices", lambda: ["meta", "cpu"])
 
 
-def task_of(model: str):
-    """The smallest task that trains the model, else the first that the model can be built for."""
-    for kind in sorted(TASKS.values(), key=lambda kind: kind.model != model):
-        task = kind("train", kind.least_rank if kind.least_rank > 1 else 4)
-        try:
-            MODELS[model](task.inp_dim, task.out_dim)
-        except (ConfigError, RuntimeError):
-            continue
-        return task
-    raise AssertionError(f"no task has the sizes of the model {model}")
-
-
 def make(model: str, mode: str):
-    """An untrained diffusion and its task. Skips where the model has no energy for the mode."""
-    if mode != "none" and not MODELS[model].has_energy:
-        pytest.skip(f"{model} has no energy")
+    """An untrained diffusion and its task."""
     task = task_of(model)
-    return build_diffusion(ExperimentConfig(model=model), {"mode": mode}, 0, task), task
+    return diffusion_of(model, mode, task), task
 
 
 def trainer_of(model: str, mode: str, folder, batch) -> Trainer1D:
@@ -108,8 +90,7 @@ def meta_trainer(tmp_path, request) -> Callable[[str, str], Trainer1D]:
     return build
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(("model", "mode"), [(model, mode) for model in MODELS for mode in modes_of(model)])
 def test_a_step_can_be_captured(meta_trainer, model, mode):
     trainer = meta_trainer(model, mode)
     batch = trainer.stream.batch(0)
@@ -124,7 +105,7 @@ def test_a_step_can_be_captured(meta_trainer, model, mode):
 @pytest.mark.parametrize("model", MODELS)
 def test_what_surrounds_the_graph_waits_for_nothing(meta_trainer, model):
     """The learning rate, the sums of the losses and the averaged weights, whose own decisions are on the host."""
-    trainer = meta_trainer(model, next(iter(MODES)))
+    trainer = meta_trainer(model, "none")
     trainer.train_step.captures = False
     trainer.ema.update_every = 1
     with CaptureRules(host=True):
@@ -136,7 +117,9 @@ def test_what_surrounds_the_graph_waits_for_nothing(meta_trainer, model):
 @pytest.mark.parametrize("inner_steps", [0, 5])
 @pytest.mark.parametrize("model", MODELS)
 def test_the_sampler_waits_for_nothing(model, inner_steps):
-    diffusion, task = make(model, "none" if inner_steps == 0 else "adversarial")
+    if inner_steps and not MODELS[model].has_energy:
+        pytest.skip(f"{model} has no energy to descend")
+    diffusion, task = make(model, "none")
     inp, target = (part.to(META) for part in task.sample(B))
     diffusion.to(META)
     with CaptureRules():
@@ -146,7 +129,7 @@ def test_the_sampler_waits_for_nothing(model, inner_steps):
 
 @pytest.mark.parametrize("model", MODELS)
 def test_bf16_products_can_be_captured(meta_trainer, model):
-    trainer = meta_trainer(model, next(iter(MODES)))
+    trainer = meta_trainer(model, "none")
     if not hasattr(trainer.diffusion.model.ebm, "product"):
         pytest.skip(f"{model} has no bf16")
     trainer.diffusion.model.ebm.product = bf16_product
@@ -177,6 +160,13 @@ def test_what_a_gpu_would_refuse_is_seen(meta_trainer, monkeypatch, message, fau
         trainer.train_step._run(trainer.stream.batch(0))
 
 
+@pytest.mark.usefixtures("gpu")
+def test_the_switch_leaves_the_step_as_it_is(tmp_path):
+    diffusion, task = make("mlp", "none")
+    trainer = Trainer1D(diffusion, task, train_batch_size=B, results_folder=tmp_path, cuda_graph=False)
+    assert not trainer.train_step.captures
+
+
 def test_a_frozen_learning_rate_is_seen(meta_trainer):
     trainer = meta_trainer("mlp", "none")
     trainer.opt.param_groups[0]["lr"] = 1e-3
@@ -184,8 +174,7 @@ def test_a_frozen_learning_rate_is_seen(meta_trainer):
         trainer.train_step._run(trainer.stream.batch(0))
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(("model", "mode"), [(model, mode) for model in MODELS for mode in modes_of(model)])
 def test_no_graph_of_autograd_outlives_its_step(tmp_path, model, mode, monkeypatch):
     """Its leaves remember the stream of that step; a capture, on a stream of its own, would fail with them."""
     diffusion, task = make(model, mode)
