@@ -3,10 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-JOBS := submit-pilot submit-compare submit-array submit-ablations
+JOBS := submit-pilot submit-compare submit-array submit-ablations submit-check-gpu
 
 .DEFAULT_GOAL := help
-.PHONY: help compare test lint benchmark setup clean-env $(JOBS)
+.PHONY: help compare test lint benchmark check-gpu setup clean-env $(JOBS)
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z$$(){}A-Z-]+:.*## / {gsub(/\$$\(JOBS\)/, "$(JOBS)", $$1); printf "  %-16s %s\n", $$1, $$2}' Makefile
@@ -22,6 +22,9 @@ lint: .venv/.development  ## the linter and the formatter's check
 
 benchmark: .venv/.runtime  ## speed against the released way of working, on an idle machine
 	$(BIN)/python experiments/benchmark.py $(ARGS)
+
+check-gpu: .venv/.runtime  ## a GPU's numbers, speed and best settings, in minutes: results/check-gpu.md
+	$(BIN)/python experiments/check_gpu.py $(ARGS)
 
 setup: .venv/.runtime  ## the environment alone, as the jobs on a cluster need it
 

@@ -97,6 +97,7 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     add("--data-workers", type=whole(0, 64), default=0, metavar="N", help="threads that make batches ahead (default 0)")
     add("--seed", type=whole(0), default=0, help="decides weights, batches and noise (default 0)")
     add("--device", metavar="{cpu,cuda}", help="default: cuda where there is one")
+    add("--no-cuda-graph", action="store_true", help="on a GPU, launch each operation of a step by itself")
     add("--results-folder", type=Path, help="default: results/ds_<dataset>/model_<model>_diffsteps_<T>")
     add("--no-lock", action="store_true", help="where the file system has no locks, and nobody else trains this run")
     add("--log-with", choices=["tensorboard"], help="write its events into the results folder")
@@ -159,6 +160,7 @@ def build_trainer(options, config: ExperimentConfig, mining_mode: str, folder: P
         data_workers=options.data_workers,
         seed=options.seed,
         device=options.device,
+        cuda_graph=not options.no_cuda_graph,
         log_with=options.log_with,
         label=config.dataset,
     )

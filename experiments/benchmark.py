@@ -85,12 +85,13 @@ def initial_diffusion(mode, model, rank, device) -> GaussianDiffusion1D:
     return GaussianDiffusion1D(DiffusionWrapper(ebm), timesteps=10, mining_config={"mode": mode}).to(device)
 
 
-def our_step(mode, model, rank, batch_size, device, bf16=False):
+def our_step(mode, model, rank, batch_size, device, bf16=False, cuda_graph=True):
     """A step of this project's trainer. Saves nothing."""
     diffusion = initial_diffusion(mode, model, rank, device)
     if bf16:
         diffusion.model.ebm.product = bf16_product
-    return Trainer1D(diffusion, Inverse("train", rank), train_batch_size=batch_size, device=device).run_one_step
+    task = Inverse("train", rank)
+    return Trainer1D(diffusion, task, train_batch_size=batch_size, device=device, cuda_graph=cuda_graph).run_one_step
 
 
 def released_step(mode, model, rank, batch_size, device, workers):

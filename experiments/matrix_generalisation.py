@@ -161,7 +161,7 @@ def main(arguments=None):
     study = options.results / check_name(options.study)
     runs = finished_runs(study)
     config = ExperimentConfig.from_dict(read_json(study / "config.json")["config"])
-    choose_products(config.precision, torch.device("cpu"))
+    choose_products("auto" if config.precision == "tf32" else config.precision, torch.device("cpu"))  # a GPU's
     models = {key: load_model(folder) for key, folder in runs.items()}
     sizes = size_rows(models, config, options.evaluation_size)
     if sizes:

@@ -24,6 +24,7 @@ from diffusion_lib.system.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, Config
 from diffusion_lib.training.device import chosen_device
 from diffusion_lib.training.run_folder import ended_runs, prepare_folder, read_config, require_study
 from experiments.analysis.report import write_report
+from experiments.speed.gpu_sharing import recorded_best
 from experiments.study.run import run_experiment
 from experiments.study.run_list import Outcome, delete_study, run_all
 from experiments.study.status import status_table
@@ -75,12 +76,13 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     add("--seeds", nargs="+", metavar="SEED", help="0 2 5, or 0-9; default: the preset's, or 0")
     add_flags(parser, ExperimentConfig, MiningConfig, leave_out=("mode",))
     add("--device", metavar="{cpu,cuda}", help="default: cuda where there is one")
+    add("--no-cuda-graph", action="store_true", help="on a GPU, launch each operation of a step by itself")
     add(
         "--at-once",
         type=int,
         metavar="N",
         help="runs trained at the same time, each in a process of its own; "
-        "default: on a CPU as many as torch has threads, which they share, on a GPU 1",
+        "default: on a CPU as many as torch has threads, which they share; on a GPU as check_gpu.py found best, else 1",
     )
     add("--name", help="name of the study, default: the preset's and the model's")
     add("--results", type=Path, default=ROOT / "results", help="default: results/ of this project")
@@ -185,6 +187,7 @@ def train(options, config: ExperimentConfig, study: Path, runs: dict[Path, tuple
                 folder,
                 options.device,
                 not options.no_lock,
+                cuda_graph=not options.no_cuda_graph,
             )
             for folder, (strategy, seed) in runs.items()
         },
@@ -202,7 +205,7 @@ def shares(options, runs: int) -> tuple[int, int]:
     if given is not None and given < 1:
         raise ConfigError(f"at_once is {given}; allowed: a whole number from 1")
     on_cpu = chosen_device(options.device).type == "cpu"
-    at_once = min(runs, given or (threads if on_cpu else 1))
+    at_once = min(runs, given or (threads if on_cpu else recorded_best(options.results)))
     return at_once, max(1, threads // at_once)
 
 

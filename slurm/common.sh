@@ -6,6 +6,13 @@ if [ -f slurm/site.env ]; then set +u; source slurm/site.env; set -u; fi
 IRED_PYTHON=${IRED_PYTHON:-.venv/bin/python}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}} PYTHONUNBUFFERED=1
 
+if [ -n "${IRED_MPS:-}" ]; then  # several runs at once then compute at the same time, instead of in turn
+  CUDA_MPS_PIPE_DIRECTORY=$(mktemp -d)
+  export CUDA_MPS_PIPE_DIRECTORY CUDA_MPS_LOG_DIRECTORY=$CUDA_MPS_PIPE_DIRECTORY
+  nvidia-cuda-mps-control -d
+  trap 'echo quit | nvidia-cuda-mps-control || true' EXIT
+fi
+
 signals=0 last_signal= child=
 
 forward() {  # a signal to the script

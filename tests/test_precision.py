@@ -4,11 +4,13 @@ import pytest
 import torch
 from conftest import make_diffusion
 
+import train
 from dataset import Inverse
 from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.seeds import seeded_generator
 from diffusion_lib.system.errors import ConfigError
-from diffusion_lib.training.precision import bf16_product, medium_error, product_error, set_precision
+from diffusion_lib.training.precision import bf16_product, choose_products, medium_error, product_error, set_precision
+from experiments import matrix_inversion_mining_comparison as comparison
 from experiments.speed.released_way import plain_loss
 from models import EnergyModel
 
@@ -99,6 +101,29 @@ def test_bf16_needs_a_model_that_has_it():
         set_precision("bf16", EnergyModel(1, 1), CPU)
 
 
+@pytest.mark.parametrize(("capability", "allowed"), [((7, 5), False), ((8, 0), True), ((9, 0), True)])
+def test_tf32_only_where_the_device_has_it(monkeypatch, capability, allowed):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    with pytest.raises(ConfigError, match="'tf32', which this device has not; allowed here: auto, float32, bf16"):
+        choose_products("tf32", CPU)
+    assert torch.get_float32_matmul_precision() == "highest"
+    if allowed:
+        choose_products("tf32", torch.device("cuda"))
+        assert torch.get_float32_matmul_precision() == "high"
+        choose_products("float32", torch.device("cuda"))
+        assert torch.get_float32_matmul_precision() == "highest"
+    else:
+        with pytest.raises(ConfigError, match="'tf32', which this device has not"):
+            choose_products("tf32", torch.device("cuda"))
+
+
+@pytest.mark.parametrize(("script", "folder"), [(train, "--results-folder"), (comparison, "--results")])
+def test_tf32_is_refused_on_a_cpu_before_anything_is_written(tmp_path, script, folder):
+    with pytest.raises(ConfigError, match="precision is 'tf32'"):
+        script.main(["--precision", "tf32", "--rank", "3", "--device", "cpu", folder, str(tmp_path / "new")])
+    assert not (tmp_path / "new").exists()
+
+
 def test_unknown_precision_is_named():
-    with pytest.raises(ConfigError, match="precision is 'half'; allowed: auto, float32, bf16"):
+    with pytest.raises(ConfigError, match="precision is 'half'; allowed: auto, float32, tf32, bf16"):
         ExperimentConfig(precision="half")

@@ -10,6 +10,7 @@ PRECISIONS = {
     "auto": "torch's 'medium' float32 products where a check at the start finds their relative error under 1e-6 (a "
     "faster library, on CPUs with AVX-512 but without matrix units), else as float32",
     "float32": "torch's 'highest' float32 products",
+    "tf32": "float32 products on the tensor cores of a GPU (NVIDIA's from Ampere on): operands rounded to 11 bits",
     "bf16": "operands and results of products rounded to bfloat16, their sums in float32; weights, the sum of squares "
     "that an energy is, and everything else in float32",
 }
@@ -17,7 +18,7 @@ LARGEST_ERROR = 1e-6
 
 
 def set_precision(precision: str, model, device: torch.device):
-    """Compute the products of an energy model as named. Raises ConfigError where the model cannot."""
+    """Compute the products of an energy model as named. Raises ConfigError where the model or the device cannot."""
     choose_products(precision, device)
     if precision == "bf16":
         if not hasattr(model, "product"):
@@ -26,9 +27,20 @@ def set_precision(precision: str, model, device: torch.device):
 
 
 def choose_products(precision: str, device: torch.device):
-    """Set how torch computes float32 products from here on; `torch.get_float32_matmul_precision` tells."""
+    """Set how torch computes float32 products from here on; `torch.get_float32_matmul_precision` tells.
+
+    Raises ConfigError for tf32 on a device without it, which would compute float32 in silence.
+    """
+    if precision == "tf32" and not has_tf32(device):
+        raise ConfigError("precision is 'tf32', which this device has not; allowed here: auto, float32, bf16")
     accurate = precision == "auto" and medium_error(device.type) < LARGEST_ERROR
-    torch.set_float32_matmul_precision("medium" if accurate else "highest")
+    # "high" is TF32 on a GPU, by this call in every version of torch
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "medium" if accurate else "highest")
+
+
+def has_tf32(device: torch.device) -> bool:
+    """Whether its tensor cores take float32 operands: compute capability 8.0, Ampere, and later."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 @cache
@@ -56,6 +68,6 @@ def bf16_product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     float32's speed, so that it can be studied anywhere.
     """
     left, right = left.bfloat16(), right.bfloat16()
-    if left.device.type == "cuda" or torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
+    if left.device.type != "cpu" or torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
         return (left @ right).float()
     return (left.float() @ right.float()).bfloat16().float()

@@ -2,6 +2,8 @@
 
 import torch
 
+from diffusion_lib.system.errors import say
+
 EAGER_STEPS = 3  # real steps before capture, so that lazily made optimizer and cuBLAS state exists by then
 
 
@@ -12,16 +14,18 @@ class TrainStep:
 
     A loss or gradient that is not finite sets `non_finite` (a float32 tensor, 0 or 1, for good), and from then
     on every update is skipped on the device, so nothing needs to wait for the host.
-    On one GPU the step is captured as a CUDA graph after its first calls and replayed.
+    On one GPU, and with `cuda_graph`, the step is captured as a CUDA graph after its first calls and replayed. Where
+    the capture fails one line says so, and every step is computed as the first ones: the same numbers, more slowly.
+    `captures` tells which.
     """
 
-    def __init__(self, accelerator, model, optimizer, max_norm: float):
+    def __init__(self, accelerator, model, optimizer, max_norm: float, cuda_graph: bool = True):
         self.accelerator, self.model, self.optimizer, self.max_norm = accelerator, model, optimizer, max_norm
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.non_finite = torch.zeros((), device=accelerator.device)
         self.clipped = torch.zeros((), device=accelerator.device)
         optimizer.optimizer.found_inf = self.non_finite  # torch's fused Adam skips its update where this is 1
-        self.captures = accelerator.device.type == "cuda" and accelerator.num_processes == 1
+        self.captures = cuda_graph and accelerator.device.type != "cpu" and accelerator.num_processes == 1
         self.restart()
 
     def restart(self):
@@ -33,8 +37,8 @@ class TrainStep:
         self.calls += 1
         if not self.captures or self.calls <= EAGER_STEPS:
             return self._run(batch)
-        if self.graph is None:
-            self._capture(batch)
+        if self.graph is None and not self._capture(batch):
+            return self._run(batch)
         for place, value in zip(self.inputs, batch, strict=True):
             if value is not None:
                 place.copy_(value)
@@ -55,10 +59,24 @@ class TrainStep:
         self.optimizer.step()
         return loss, parts
 
-    def _capture(self, batch):
+    def _capture(self, batch) -> bool:
+        """Record a step on copies of the batch, of which nothing is computed yet; False where that fails."""
         self.inputs = type(batch)(*(value if value is None else value.clone() for value in batch))
-        torch.cuda.synchronize()
-        self.graph = torch.cuda.CUDAGraph()
-        # thread_local: threads that make batches may allocate meanwhile
-        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
-            self.outputs = self._run(self.inputs)
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        try:
+            # thread_local: threads that make batches may allocate meanwhile
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                self.outputs = self._run(self.inputs)
+        except RuntimeError as error:  # CUDA's errors are
+            torch.cuda.set_stream(stream)  # a capture that fails at its end leaves its own stream behind
+            self.captures, self.inputs = False, None
+            # the first of the errors says what could not be captured; the last, that a capture had failed
+            cause = error.__context__ or error
+            say(f"the step cannot be a CUDA graph and runs without one, more slowly: {_first_line(cause)}")
+            return False
+        self.graph = graph
+        return True
+
+
+def _first_line(error) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -29,8 +29,8 @@ class Trainer1D(ReleasedTrainerCalls):
     """Trains a GaussianDiffusion1D on a Task (names and defaults as in IRED's released trainer).
 
     seed: with the step, it decides each batch, its levels and its noise. lr_schedule: factor of train_lr at a
-    step (None: 1). device: 'cpu', 'cuda' or None. data_workers: threads that make batches ahead (None or 0:
-    none). evaluation_size: examples in each fixed evaluation set. log_every: steps between rows of
+    step (None: 1). device: 'cpu', 'cuda' or None. cuda_graph: see TrainStep. data_workers: threads that make batches
+    ahead (None or 0: none). evaluation_size: examples in each fixed evaluation set. log_every: steps between rows of
     metrics.csv. on_log: called with each row. before_save: called before each write to results_folder, which it may
     prevent by an exception. log_with: 'tensorboard' or None. label: shown with the progress.
     validation_dataset, extra_validation_datasets (by name, every extra_validation_every_mul-th time) are
@@ -63,6 +63,7 @@ class Trainer1D(ReleasedTrainerCalls):
         seed=0,
         lr_schedule=None,
         device=None,
+        cuda_graph=True,
         evaluation_size=2048,
         log_every=100,
         log_with=None,
@@ -106,12 +107,12 @@ class Trainer1D(ReleasedTrainerCalls):
         keep_freed_memory()
         diffusion_model.to(accelerator.device)
         self.ema = make_ema(diffusion_model, ema_decay, ema_update_every)
-        on_gpu = accelerator.device.type == "cuda"
+        on_gpu = accelerator.device.type != "cpu"
         optimizer = Adam(diffusion_model.parameters(), lr=train_lr, betas=adam_betas, fused=True)
         self.fixed_groups = {"fused": True, "capturable": on_gpu, "foreach": None}
         self._fix_optimizer(optimizer)
         self.model, self.opt = accelerator.prepare(diffusion_model, optimizer)
-        self.train_step = TrainStep(accelerator, self.model, self.opt, MAX_GRADIENT_NORM)
+        self.train_step = TrainStep(accelerator, self.model, self.opt, MAX_GRADIENT_NORM, cuda_graph)
         self.check_every = GPU_CHECK_EVERY if on_gpu else 1
         # since the last row of metrics.csv: the loss, its three parts, clipped gradients, and the number of steps
         self.loss_sums = torch.zeros(6, device=accelerator.device, dtype=torch.float64)

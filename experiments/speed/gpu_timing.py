@@ -1,0 +1,112 @@
+"""Times of this project's steps on a device: by strategy and precision, and of several runs at once."""
+
+import statistics
+from contextlib import ExitStack
+from typing import NamedTuple
+
+import torch
+
+from diffusion_lib.system.environment import granted_cores
+from diffusion_lib.training.precision import choose_products
+from diffusion_lib.training.step import EAGER_STEPS
+from experiments.benchmark import MODES, our_step, step_flops
+from experiments.speed.gpu_correctness import precisions
+from experiments.speed.gpu_sharing import mps
+from experiments.speed.timing import alternate, timed
+from experiments.study.other_process import OtherProcess
+
+
+class Sizes(NamedTuple):
+    """How much is measured: the problem, side of the product that is the peak, steps between two looks at the clock,
+    measurements of each, numbers of runs at once, and examples and rank behind the checks of numbers."""
+
+    rank: int
+    batch_size: int
+    peak_side: int
+    calls: int
+    repeats: int
+    at_once: tuple[int, ...]
+    examples: int
+    checked_rank: int
+
+
+def peak_flops(precision: str, side: int, device: torch.device, repeats: int) -> float:
+    """FLOP/s of a side x side product, the best of `repeats`."""
+    choose_products(precision, device)
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    left, right = torch.randn(2, side, side, device=device).to(dtype)
+    timed(lambda: left @ right, device.type, 3)
+    return 2 * side**3 / min(timed(lambda: left @ right, device.type) for _ in range(repeats))
+
+
+def measure_steps(sizes: Sizes, device: torch.device) -> list[dict]:
+    """A row for each strategy's mode: ms of a step by precision and without a graph, and shares of the peaks."""
+    names = precisions(device)
+    peaks = {name: peak_flops(name, sizes.peak_side, device, sizes.repeats) for name in names}
+    functions = {}
+    for mode in MODES:
+        for name in names:
+            functions[mode, name] = many_steps(mode, name, sizes, device)
+        functions[mode, "eager"] = many_steps(mode, "float32", sizes, device, cuda_graph=False)
+    seconds = {key: value / sizes.calls for key, value in alternate(functions, sizes.repeats, device.type).items()}
+    rows = []
+    for mode in MODES:
+        row = {"mode": mode, "eager_ms": 1e3 * seconds[mode, "eager"]}
+        for name in names:
+            row[f"{name}_ms"] = 1e3 * seconds[mode, name]
+            rate = step_flops(mode, sizes.rank, sizes.batch_size) / seconds[mode, name]
+            row |= {f"{name}_tflops": rate / 1e12, f"{name}_share": rate / peaks[name]}
+        rows.append(row)
+    choose_products("float32", device)
+    return [*rows, {"mode": "peak, TFLOP/s", **{f"{name}_tflops": peak / 1e12 for name, peak in peaks.items()}}]
+
+
+def many_steps(mode, precision, sizes: Sizes, device, cuda_graph: bool = True):
+    """A function of `sizes.calls` steps, with all that comes before the measured ones behind it."""
+    choose_products(precision, device)
+    step = our_step(
+        mode, "mlp", sizes.rank, sizes.batch_size, device.type, bf16=precision == "bf16", cuda_graph=cuda_graph
+    )
+    for _ in range(EAGER_STEPS + 1):
+        step()
+
+    def run():
+        choose_products(precision, device)
+        for _ in range(sizes.calls):
+            step()
+
+    return run
+
+
+def measure_at_once(sizes: Sizes, device: torch.device, with_mps: bool) -> list[dict]:
+    """By the number of runs at once, the time in which each strategy makes one step, over that number."""
+    most = max(sizes.at_once)
+    threads = max(1, granted_cores() // most)
+    rows = []
+    with mps(with_mps), ExitStack() as stack:
+        processes = [stack.enter_context(OtherProcess(threads)) for _ in range(most)]
+        for process in processes:
+            process.send(_prepare_round, sizes, device)
+        for process in processes:
+            process.receive()
+        for number in sizes.at_once:
+            times = []
+            for _ in range(sizes.repeats):
+                for process in processes[:number]:
+                    process.send(_run_round)
+                times.append(max(process.receive() for process in processes[:number]))
+            seconds = statistics.median(times[1:] or times) / (number * sizes.calls)  # the first wakes the processes
+            rows.append({"at_once": number, "mps": with_mps, "round_ms": 1e3 * seconds})
+    for each in rows:
+        each["gain"] = rows[0]["round_ms"] / each["round_ms"]
+    return rows
+
+
+def _prepare_round(sizes, device):
+    steps = [many_steps(mode, "float32", sizes, device) for mode in MODES]
+    _run_round.function, _run_round.device = (lambda: [step() for step in steps]), device.type
+
+
+def _run_round() -> float:
+    """Seconds of `calls` steps of every strategy."""
+    return timed(_run_round.function, _run_round.device)

@@ -1,0 +1,200 @@
+"""What a GPU would refuse, proven without one: every region that a CUDA graph captures, on torch's meta device.
+
+A meta tensor has a device and a shape but no values, so whatever needs a value on the host raises: `.item()`, a branch
+on a tensor, a shape that depends on data. CaptureRules raises for the rest that capture forbids, or would freeze.
+"""
+
+import gc
+import sys
+from collections.abc import Callable
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, PartialState
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from diffusion_lib.denoising_diffusion_pytorch_1d import Trainer1D
+from diffusion_lib.energies import MODELS
+from diffusion_lib.training.precision import bf16_product
+from experiments.speed.gpu_correctness import diffusion_of, modes_of, task_of
+
+META = torch.device("meta")
+B = 6
+
+
+class CaptureRules(TorchDispatchMode):
+    """Raises AssertionError where an operation could not be captured, or its replay would be another one.
+
+    A copy between host and device, and a library's check of its result, wait for the host. A number in host memory is
+    frozen at its value, a learning rate for one. Random numbers drawn here would not be a function of seed and step.
+    host: whether work on the host alone is allowed, as beside a graph.
+    """
+
+    def __init__(self, host: bool = False):
+        super().__init__()
+        self.host = host
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        assert torch.Tag.nondeterministic_seeded not in func.tags, f"{func} draws random numbers"
+        assert "_linalg_check_errors" not in func.name(), f"{func} waits for the host to look at its result"
+        if func is torch.ops.aten._fused_adam_.default:
+            raise AssertionError("the learning rate is a number, which the graph would freeze")
+        updates = func is torch.ops.aten._fused_adam_.tensor_lr  # without a meta version; it returns nothing
+        out = None if updates else func(*args, **kwargs)
+        tensors = [leaf for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, torch.Tensor)]
+        devices = {tensor.device.type for tensor in tensors}
+        allowed = [{"meta"}, {"cpu"}] if self.host else [{"meta"}]
+        assert not devices or devices in allowed, f"{func} has tensors on {' and '.join(sorted(devices))}"
+        return out
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """accelerate finds the meta device where it would find a GPU, and torch's fused Adam takes it for one."""
+    for state in (PartialState, AcceleratorState):
+        monkeypatch.setitem(state._shared_state, "device", META)
+    optimizers = sys.modules[torch.optim.Optimizer.__module__]
+    monkeypatch.setattr(optimizers, "_get_fused_kernels_supported_devices", lambda: ["meta", "cpu"])
+
+
+def make(model: str, mode: str):
+    """An untrained diffusion and its task."""
+    task = task_of(model)
+    return diffusion_of(model, mode, task), task
+
+
+def trainer_of(model: str, mode: str, folder, batch) -> Trainer1D:
+    """A trainer on what accelerate finds, all of whose steps use `batch`."""
+    diffusion, task = make(model, mode)
+    trainer = Trainer1D(diffusion, task, train_batch_size=B, lr_schedule=lambda _: 0.5, results_folder=folder)
+    trainer.stream.batch = lambda _: batch
+    return trainer
+
+
+def first_batch(model: str, mode: str, folder):
+    """As the CPU makes it, on the meta device."""
+    diffusion, task = make(model, mode)
+    trainer = Trainer1D(diffusion, task, train_batch_size=B, results_folder=folder, device="cpu")
+    return tree_map_only(torch.Tensor, lambda part: part.to(META), trainer.stream.batch(0))
+
+
+@pytest.fixture
+def meta_trainer(tmp_path, request) -> Callable[[str, str], Trainer1D]:
+    def build(model, mode):
+        batch = first_batch(model, mode, tmp_path)
+        request.getfixturevalue("gpu")
+        return trainer_of(model, mode, tmp_path, batch)
+
+    return build
+
+
+@pytest.mark.parametrize(("model", "mode"), [(model, mode) for model in MODELS for mode in modes_of(model)])
+def test_a_step_can_be_captured(meta_trainer, model, mode):
+    trainer = meta_trainer(model, mode)
+    batch = trainer.stream.batch(0)
+    with CaptureRules():
+        for _ in range(2):  # the second finds the optimizer's state
+            loss, parts = trainer.train_step._run(batch)
+    assert trainer.train_step.captures
+    assert all(group["capturable"] for group in trainer.opt.param_groups)  # torch's optimizers refuse a capture without
+    assert {part.device for part in (loss, *parts)} == {META}
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_what_surrounds_the_graph_waits_for_nothing(meta_trainer, model):
+    """The learning rate, the sums of the losses and the averaged weights, whose own decisions are on the host."""
+    trainer = meta_trainer(model, "none")
+    trainer.train_step.captures = False
+    trainer.ema.update_every = 1
+    with CaptureRules(host=True):
+        for _ in range(3):
+            trainer.run_one_step()
+    assert trainer.step == int(trainer.ema.step) == 3
+
+
+@pytest.mark.parametrize("inner_steps", [0, 5])
+@pytest.mark.parametrize("model", MODELS)
+def test_the_sampler_waits_for_nothing(model, inner_steps):
+    if inner_steps and not MODELS[model].has_energy:
+        pytest.skip(f"{model} has no energy to descend")
+    diffusion, task = make(model, "none")
+    inp, target = (part.to(META) for part in task.sample(B))
+    diffusion.to(META)
+    with CaptureRules():
+        found = diffusion.sample_loop(inp, start=torch.empty_like(target), inner_steps=inner_steps, levels=[1, 0])
+    assert (found.shape, found.device) == (target.shape, META)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_bf16_products_can_be_captured(meta_trainer, model):
+    trainer = meta_trainer(model, "none")
+    if not hasattr(trainer.diffusion.model.ebm, "product"):
+        pytest.skip(f"{model} has no bf16")
+    trainer.diffusion.model.ebm.product = bf16_product
+    with CaptureRules():
+        trainer.train_step._run(trainer.stream.batch(0))
+
+
+CONSTANT = torch.ones(B)
+FAULTS = {  # of an energy, and what is said of it
+    r"item\(\) cannot be called on meta": lambda energy: energy * energy.sum().item(),
+    r"item\(\) cannot be called": lambda energy: energy if energy.sum() > 0 else -energy,
+    "nonzero": lambda energy: energy[energy > 0],
+    "not on the expected device": lambda energy: energy + CONSTANT,
+    "has tensors on cpu": lambda energy: energy * torch.tensor(2.0),
+    "aten.ones.default has tensors on cpu": lambda energy: energy + torch.ones(B).to(energy.device),
+    "draws random numbers": lambda energy: energy + torch.rand_like(energy),
+    "waits for the host": lambda energy: energy * torch.linalg.cholesky(torch.eye(3, device=energy.device)).sum(),
+}
+
+
+@pytest.mark.parametrize(("message", "fault"), FAULTS.items())
+def test_what_a_gpu_would_refuse_is_seen(meta_trainer, monkeypatch, message, fault):
+    """Else the tests above would prove nothing."""
+    trainer = meta_trainer("mlp", "random")
+    energy = MODELS["mlp"].energy
+    monkeypatch.setattr(MODELS["mlp"], "energy", lambda *arguments: fault(energy(*arguments)))
+    with pytest.raises((AssertionError, RuntimeError), match=message), CaptureRules():
+        trainer.train_step._run(trainer.stream.batch(0))
+
+
+@pytest.mark.usefixtures("gpu")
+def test_the_switch_leaves_the_step_as_it_is(tmp_path):
+    diffusion, task = make("mlp", "none")
+    trainer = Trainer1D(diffusion, task, train_batch_size=B, results_folder=tmp_path, cuda_graph=False)
+    assert not trainer.train_step.captures
+
+
+def test_a_frozen_learning_rate_is_seen(meta_trainer):
+    trainer = meta_trainer("mlp", "none")
+    trainer.opt.param_groups[0]["lr"] = 1e-3
+    with pytest.raises(AssertionError, match="learning rate is a number"), CaptureRules():
+        trainer.train_step._run(trainer.stream.batch(0))
+
+
+@pytest.mark.parametrize(("model", "mode"), [(model, mode) for model in MODELS for mode in modes_of(model)])
+def test_no_graph_of_autograd_outlives_its_step(tmp_path, model, mode, monkeypatch):
+    """Its leaves remember the stream of that step; a capture, on a stream of its own, would fail with them."""
+    diffusion, task = make(model, mode)
+    trainer = Trainer1D(diffusion, task, train_batch_size=B, results_folder=tmp_path, device="cpu")
+    backward = trainer.accelerator.backward
+
+    def leaf(parameter):
+        return parameter.expand_as(parameter).grad_fn.next_functions[0][0]
+
+    def marking_backward(loss):
+        for parameter in diffusion.parameters():
+            leaf(parameter).metadata["step"] = "first"
+        backward(loss)
+
+    monkeypatch.setattr(trainer.accelerator, "backward", marking_backward)
+    gc.collect()
+    gc.disable()
+    try:
+        trainer.run_one_step()
+        kept = [name for name, parameter in diffusion.named_parameters() if leaf(parameter).metadata]
+    finally:
+        gc.enable()
+    assert not kept
