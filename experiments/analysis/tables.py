@@ -167,7 +167,7 @@ def format_table(summary: list[dict], metrics: tuple[Metric, ...], style: str = 
     """The printed table; `style` is one of tabulate's ('github', 'latex_booktabs', …)."""
     first, *others = shown_metrics(metrics)
     headers = [
-        *("strategy", "sampler", "n", f"{first.column} [95% interval]", f"{first.effect} to {BASELINE}", "p (Holm)"),
+        *("strategy", "sampler", "n", f"{first.column} [95% interval]", f"{first.effect} to {BASELINE}", "Holm p"),
         *_columns(others),
         "train s",
     ]
@@ -189,7 +189,7 @@ def table_cells(summary: list[dict], metrics: tuple[Metric, ...]) -> list[list[s
             str(row.get("n", "")),
             mean_cell(row, first, interval=True),
             effect_cell(row, first),
-            *([f"{p:.3g}"] if math.isfinite(p := row.get(f"{first.column}_p_holm", math.nan)) else [""]),
+            *([f"{p:.2g}"] if math.isfinite(p := row.get(f"{first.column}_p_holm", math.nan)) else [""]),
             *(mean_cell(row, metric) for metric in others),
             f"{seconds:.0f}" if math.isfinite(seconds := row.get("train_seconds_mean", math.nan)) else "",
         ]
@@ -204,7 +204,7 @@ def mean_cell(row: dict, metric: Metric, interval: bool = False) -> str:
         return f"0 in {row[f'{name}_zeros']} of {row[f'{name}_n']} runs"
     cell = number(row.get(f"{name}_mean"))
     if interval and math.isfinite(row.get(f"{name}_low", math.nan)):
-        cell += f" [{number(row[f'{name}_low'])}, {number(row[f'{name}_high'])}]"
+        cell += f" [{row[f'{name}_low']:.3g}, {row[f'{name}_high']:.3g}]"
     if row.get(f"{name}_n", row.get("n")) != row.get("n"):
         cell += f" ({row[f'{name}_n']} of {row['n']} finite)"
     return cell
