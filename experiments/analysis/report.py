@@ -5,12 +5,11 @@ import math
 from pathlib import Path
 
 from diffusion_lib.config import ExperimentConfig
-from diffusion_lib.inference import load_model
 from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.system.files import read_json, write_atomic, write_csv, write_json
+from experiments.analysis.cause_figures import causes_figure, gap_figure
 from experiments.analysis.figures import interval_plot, learning_curves
-from experiments.analysis.landscape import diagnose
-from experiments.analysis.landscape_figures import effort_figure, level_figure, rows_with_runs, slice_figure
+from experiments.analysis.landscape_figures import read_diagnoses, write_landscape
 from experiments.analysis.reference_solvers import reference_rows
 from experiments.analysis.tables import (
     HEADLINE_SAMPLER,
@@ -22,10 +21,8 @@ from experiments.analysis.tables import (
     tidy_rows,
 )
 from experiments.analysis.verdict import ADVERSARIAL, BASELINE, RULE, decide, reference_sentence
-from experiments.study.run import evaluation_sets
 
 QUESTION = "Does adversarial negative mining make an IRED energy-based diffusion model better at inverting matrices?"
-DIAGNOSED = 512  # matrices of each difficulty behind the energy landscape, fewer for a small evaluation set
 
 
 def write_report(folder: Path, config: ExperimentConfig, strategies: list[str]):
@@ -44,9 +41,13 @@ def write_report(folder: Path, config: ExperimentConfig, strategies: list[str]):
     write_atomic(folder / "table.tex", format_table(summary, "latex_booktabs") + "\n")
     learning_curves(folder, study.strategies, references, path=folder / "learning_curves.png")
     interval_plot(study, references, path=folder / "intervals.png")
-    landscape = write_landscape(folder, config, study)
+    gap_figure(folder, study.strategies, references, path=folder / "gap.png")
+    diagnoses = read_diagnoses(folder, config, study)
+    if diagnoses:
+        write_landscape(folder, study.strategies, diagnoses)
+        causes_figure(folder, diagnoses, study.strategies, path=folder / "causes.png")
     verdict = verdict_lines(study, summary)
-    write_atomic(folder / "report.md", report_text(folder, config, study, summary, verdict, landscape))
+    write_atomic(folder / "report.md", report_text(folder, config, study, summary, verdict, bool(diagnoses)))
     print(what_was_trained(folder.name, config))
     print(format_table(summary))
     print("\n".join([original_pairing(study), *verdict, f"Report: {folder / 'report.md'}"]))
@@ -74,30 +75,6 @@ def verdict_lines(study: Study, summary: list[dict]) -> list[str]:
     return lines
 
 
-def write_landscape(folder: Path, config, study: Study) -> bool:
-    """Measure the energy of each finished run that was not measured before; write the figures and their CSVs."""
-    diagnoses = {}
-    for row in study.rows:
-        if row["sampler"] == HEADLINE_SAMPLER and row["status"] == "finished":
-            diagnoses[row["strategy"], row["seed"]] = run_diagnosis(folder / row["run"], config)
-    if not diagnoses:
-        return False
-    level_figure(diagnoses, study.strategies, path=folder / "landscape.png")
-    effort_figure(diagnoses, study.strategies, path=folder / "effort.png")
-    slice_figure(diagnoses, study.strategies, path=folder / "slice.png")
-    for part in ("levels", "inner_steps", "diffusion_steps", "conditioning"):
-        write_csv(folder / f"{part}.csv", rows_with_runs(diagnoses, part))
-    return True
-
-
-def run_diagnosis(run: Path, config) -> dict:
-    path = run / "diagnostics.json"
-    if not path.exists():
-        sets = evaluation_sets(config, min(DIAGNOSED, config.evaluation_size // 16 + 1), "cpu")
-        write_json(path, diagnose(load_model(run), *sets))
-    return read_json(path)
-
-
 def report_text(folder, config, study, summary, verdict, landscape: bool) -> str:
     about = read_json(folder / "config.json")["environment"]
     parts = [
@@ -118,11 +95,20 @@ def report_text(folder, config, study, summary, verdict, landscape: bool) -> str
         image(folder, "intervals", "all runs"),
         "## Learning curves",
         image(folder, "learning_curves", "learning curves"),
+        "## The gap to linear regression",
+        "Error over that of a linear regression, against the compute of the training: points of a learning curve whose "
+        "learning rate still falls, so not shorter runs.",
+        image(folder, "gap", "error over linear regression's"),
         "## Cost",
         cost_table(summary),
     ]
     if landscape:
         parts += [
+            "## Causes",
+            "Whether an energy prefers the true inverse to wrong answers that are the same for all strategies, the "
+            "linear regression's and another matrix's; whether to its own mined negatives; what more descents at "
+            "evaluation do; how often a gradient was clipped.",
+            image(folder, "causes", "causes"),
             "## Energy landscape",
             "By noise level, on the fixed set ([levels.csv](levels.csv)): whether the energy ranks the true solution "
             "first, by how much, how far the mined negatives lie from it, whether the gradient points away from it.",
