@@ -17,23 +17,24 @@ HEADERS = ("run", "state", "step", "steps/s", "time left", "where or why")
 
 def status_table(study: Path, folders: list[Path]) -> str:
     """A line per run folder, and a line with their totals. Raises ConfigError where `study` has no valid config."""
-    read_config(study)
+    total = read_config(study).get("train_steps", 0)
     names = [f"{folder.parent.name} {folder.name.replace('-', ' ')}" for folder in folders]
-    lines = [[name, *run_status(folder)] for name, folder in zip(names, folders, strict=True)]
+    lines = [[name, *run_status(folder, total)] for name, folder in zip(names, folders, strict=True)]
     states = [line[1] for line in lines]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     return f"{tabulate(lines, HEADERS, disable_numparse=True)}\n\n{len(lines)} runs: {counts}"
 
 
-def run_status(folder: Path) -> tuple[str, str, str, str, str]:
-    """State, step of the run's own total, steps/s, time left, and who has the run or why it stopped.
+def run_status(folder: Path, total: int) -> tuple[str, str, str, str, str]:
+    """State, step of the run's own total (`total` where it does not say), steps/s, time left, and who has the run or why it stopped.
 
     States: finished; failed (its loss became non-finite; it is not repeated); running; interrupted (the next
     start continues it); error (what the next start must find mended); waiting.
     """
     try:
         result = ended_result(folder)
-        total = read_config(folder).get("train_steps", 0) if (folder / "config.json").exists() else 0
+        if (folder / "config.json").exists():
+            total = read_config(folder).get("train_steps", total)
     except (ConfigError, OSError) as error:
         return ("error", "", "", "", str(error))
     if result:
