@@ -26,8 +26,9 @@ def status_table(study: Path, folders: list[Path]) -> str:
 
 
 def run_status(folder: Path, total: int) -> tuple[str, str, str, str, str]:
-    """State, step of the run's own total (`total` where it does not say), steps/s, time left, and who has the run or why it stopped.
+    """State, step of the run's own total, steps/s, time left, and who has the run or why it stopped.
 
+    total: the steps of a run that does not say its own.
     States: finished; failed (its loss became non-finite; it is not repeated); running; interrupted (the next
     start continues it); error (what the next start must find mended); waiting.
     """
