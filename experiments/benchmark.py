@@ -4,8 +4,8 @@
 
 Every set is measured in turn, again and again, and medians are compared, so that a machine that slows down slows
 all. The released way runs in a process of its own, as torch is by default; `released, same products` is the same
-with the products that this project has chosen, so that their share in a ratio shows. FLOP counts are multiply-adds
-times two; the peak is this machine's own best float32 product.
+with the products that this project has chosen, so that their share in a ratio shows. FLOP counts are those of
+diffusion_lib/training/flops.py; the peak is this machine's own best float32 product.
 """
 
 import argparse
@@ -17,16 +17,18 @@ from pathlib import Path
 import torch
 from tabulate import tabulate
 
-from diffusion_lib.config import RECIPES
+from diffusion_lib.config import RECIPES, ExperimentConfig
 from diffusion_lib.denoising_diffusion_pytorch_1d import GaussianDiffusion1D, Trainer1D
 from diffusion_lib.energies import MODELS, DiffusionWrapper
 from diffusion_lib.energies.mlp import HIDDEN
+from diffusion_lib.negatives import MiningConfig
 from diffusion_lib.seeds import seeded_generator
 from diffusion_lib.system.environment import ROOT, environment
 from diffusion_lib.system.errors import exit_status
 from diffusion_lib.system.files import write_csv
 from diffusion_lib.tasks import Inverse
 from diffusion_lib.training.device import chosen_device
+from diffusion_lib.training.flops import step_flops
 from diffusion_lib.training.precision import bf16_product, choose_products
 from diffusion_lib.training.trainer import make_ema
 from experiments.analysis.figures import choose_scale, drawing, guarded, legend_below, plotted
@@ -63,20 +65,6 @@ def matmul_peak(batch_size, device, repeats) -> float:
         seconds = min(alternate(layouts, max(repeats, 9), device).values())
         best = max(best, 2 * rows * inner * columns / seconds)
     return best
-
-
-def step_flops(mode: str, rank: int, batch_size: int, opt_steps: int = 2) -> float:
-    """Multiply-adds times two of the matrix products in one step of this project."""
-    size, square = rank * rank, HIDDEN**2
-    last, hidden = size * HIDDEN, 2 * square + size * HIDDEN  # fc4; the hidden layers from x, the input's share aside
-    macs = 2 * last  # the input's share of fc1, forward and its weight gradient
-    macs += 2 * hidden + square + hidden + square  # dE/dx, of which the square is fc4 both ways; tangent and the square
-    macs += 2 * square + 2 * hidden + square  # cotangent down to fc1; weights, each from two pairs
-    if mode != "none":
-        macs += 2 * (hidden + last + last + 2 * square + hidden + last)  # two energies: forward, cotangent, weights
-    if mode == "adversarial":
-        macs += opt_steps * 2 * (hidden + last) + hidden + last
-    return 2.0 * (macs * batch_size + 2 * size * square)  # G = W4^T W4, and fc4's weight gradient by it
 
 
 def initial_diffusion(mode, model, rank, device) -> GaussianDiffusion1D:
@@ -145,7 +133,7 @@ def measure_steps(options, peak, released) -> list[dict]:
         released.prepare(released_step, *setting, options.workers)
         ours = {"ours": our_step(*setting), "bf16": our_step(*setting, bf16=True)}
         measured = compare(f"step, {mode}", ours, released, options)
-        flops = step_flops(mode, options.rank, options.batch_size)
+        flops = step_flops(ExperimentConfig(rank=options.rank, mining=MiningConfig(mode)), options.batch_size)
         share = flops / (measured["ours_ms"] / 1e3) / peak
         rows.append(measured | {"gflop": flops / 1e9, "share_of_peak": share} | step_errors(mode, options))
     return rows

@@ -10,6 +10,7 @@ failed run, 75 stopped by a signal with everything saved, or all runs are with o
 import argparse
 import os
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -22,19 +23,25 @@ from diffusion_lib.system.arguments import Parser, header
 from diffusion_lib.system.environment import ROOT, granted_cores
 from diffusion_lib.system.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, ConfigError, exit_status, say
 from diffusion_lib.training.device import chosen_device
+from diffusion_lib.training.flops import equal_compute_steps
 from diffusion_lib.training.run_folder import ended_runs, prepare_folder, read_config, require_study
 from experiments.analysis.report import write_report
+from experiments.analysis.verdict import ADVERSARIAL, BASELINE
 from experiments.speed.gpu_sharing import recorded_best
 from experiments.study.run import run_experiment
 from experiments.study.run_list import Outcome, delete_study, run_all
 from experiments.study.status import status_table
+from experiments.study.step_times import write_step_times
 
 # The strategies, by what they change in training. To compare another one, add its line.
 STRATEGIES = {
     "baseline": {"mode": "none"},  # IRED without its contrastive term
     "random": {"mode": "random"},  # contrast with noisier samples
     "adversarial": {"mode": "adversarial"},  # IRED as published: noisier samples, then descended on the energy
+    "baseline-compute": {"mode": "none"},  # the baseline, with adversarial's compute
 }
+# Strategies that train as long as the training FLOPs of another one last.
+EQUAL_COMPUTE = {"baseline-compute": "adversarial"}
 
 
 # What each preset fixes; every value can be overridden by its own flag. `seeds` is a range as on the command line.
@@ -59,6 +66,16 @@ def get_mining_config(strategy: str, config: ExperimentConfig | None = None) -> 
     if strategy not in STRATEGIES:
         raise ConfigError(f"unknown strategy {strategy!r}; allowed: {', '.join(STRATEGIES)}")
     return {**(config or ExperimentConfig()).mining.to_dict(), **STRATEGIES[strategy]}
+
+
+def run_config(strategy: str, config: ExperimentConfig, mining_config: dict) -> ExperimentConfig:
+    """The configuration of a strategy's runs: the study's, but for `mining` and, at equal compute, `train_steps`."""
+    own = replace(config, mining=MiningConfig(**mining_config))
+    if strategy not in EQUAL_COMPUTE:
+        return own
+    other = EQUAL_COMPUTE[strategy]
+    steps = equal_compute_steps(own, run_config(other, config, get_mining_config(other, config)))
+    return replace(own, train_steps=steps)
 
 
 def parse_arguments(arguments=None) -> argparse.Namespace:
@@ -128,6 +145,7 @@ def run_study(options, config: ExperimentConfig, study: Path, mining_configs: di
     mining_configs: name -> mining_config. The runs go seed by seed, so that pairs complete early. Raises ConfigError.
     """
     runs = {run_folder(study, strategy, seed): (strategy, seed) for seed in seeds for strategy in mining_configs}
+    whole = set(runs)  # the study's, whichever of them this process trains
     if options.task is not None:
         if not 0 <= options.task < len(runs):
             raise ConfigError(f"task is {options.task}; allowed: 0 to {len(runs) - 1}, one for each strategy and seed")
@@ -141,6 +159,9 @@ def run_study(options, config: ExperimentConfig, study: Path, mining_configs: di
         return 0
     before = ended_runs(study)
     outcome = Outcome({}, {}) if options.report_only else train(options, config, study, runs, mining_configs)
+    if not options.report_only and {BASELINE, ADVERSARIAL} <= set(mining_configs) and whole <= ended_runs(study):
+        timed = {name: mining_configs[name] for name in (BASELINE, ADVERSARIAL)}
+        write_step_times(study, config, timed, options.device, shares(options, len(runs))[1])
     if options.report_only or (options.task is None and ended_runs(study)):
         report(study, list(runs), list(dict.fromkeys([*STRATEGIES, *mining_configs])))
     for run, reason in outcome.failures.items():
@@ -167,7 +188,7 @@ def train(options, config: ExperimentConfig, study: Path, runs: dict[Path, tuple
     if options.fresh and os.environ.get("SLURM_RESTART_COUNT", "0") == "0":  # a requeued job continues its own work
         delete_study(study)
     # a published study comes without its runs: those made now are of this machine and version
-    prepare_folder(study, config.to_dict(), device, renew=not (study / "runs").exists())
+    prepare_folder(study, config.to_dict(), device, renew=not (study / "runs").exists(), at_once=at_once)
     header(
         study=study,
         model=config.model,
@@ -176,18 +197,21 @@ def train(options, config: ExperimentConfig, study: Path, runs: dict[Path, tuple
         at_once=at_once,
         device=device.type,
     )
+    wanted = dict.fromkeys(strategy for strategy, _ in runs.values())
+    configs = {strategy: run_config(strategy, config, mining_configs[strategy]) for strategy in wanted}
     return run_all(
         {
             f"{strategy} seed {seed}": partial(
                 run_experiment,
                 strategy,
                 seed,
-                config,
+                configs[strategy],
                 mining_configs[strategy],
                 folder,
                 options.device,
                 not options.no_lock,
                 cuda_graph=not options.no_cuda_graph,
+                at_once=at_once,
             )
             for folder, (strategy, seed) in runs.items()
         },

@@ -58,7 +58,7 @@ def test_every_run_is_listed(finished):
     chosen = torch.get_float32_matmul_precision()
     rows = read_csv(results / "small.runs.csv")
     keys = {(row["strategy"], row["seed"], row["sampler"]) for row in rows}
-    assert len(rows) == len(keys) == 3 * 3 * 2
+    assert len(rows) == len(keys) == len(STRATEGIES) * 3 * 2
     assert all(float(row["val_mse"]) > 0 and 0 <= float(row["energy_auc_random"]) <= 1 for row in rows)
     for row in rows:
         record = json.loads((results / "small" / row["run"] / "config.json").read_text())
@@ -117,7 +117,7 @@ def test_the_report_reads_on_its_own(finished):
     assert "does not beat" in report
     assert (results / "small/table.tex").read_text().startswith("\\begin{tabular}")
     levels = read_csv(results / "small/levels.csv")
-    assert len(levels) == 3 * 3 * 10
+    assert len(levels) == len(STRATEGIES) * 3 * 10
     assert all(0 <= float(row["accepted"]) <= 1 for row in levels)
 
 

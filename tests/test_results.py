@@ -102,7 +102,7 @@ def test_a_strategy_without_a_setting_has_none():
 def test_every_figure_has_a_pdf_beside_it(results):
     study = results / "ablation-opt_steps-a"
     drawn = {path.stem for path in study.glob("*.png")}
-    assert drawn == {"learning_curves", "intervals", "landscape", "effort", "slice", "ablation"}
+    assert drawn == {"learning_curves", "intervals", "gap", "causes", "landscape", "effort", "slice", "ablation"}
     assert {path.stem for path in study.glob("*.pdf")} == drawn
 
 
@@ -130,7 +130,7 @@ def test_a_report_can_be_made_where_no_figure_can(results, monkeypatch):
 
     monkeypatch.setattr(figures, "Figure", broken)
     comparison(["--report-only", "--name", "ablation-opt_steps-a", "--results", str(results), "--seeds", "0"])
-    assert (results / "ablation-opt_steps-a" / "report.md").read_text().count("was not drawn") == 5
+    assert (results / "ablation-opt_steps-a" / "report.md").read_text().count("was not drawn") == 7
     monkeypatch.undo()
     assert report.image(results, "absent", "x") == "(x: the figure was not drawn)"
 

@@ -419,9 +419,9 @@ def test_a_run_that_ends_during_the_report_is_in_the_next_one(tmp_path, monkeypa
 
     monkeypatch.setattr(comparison, "write_report", write_report)
 
-    def run_experiment(strategy, seed, config, mining_config, folder, device, use_lock):
+    def run_experiment(strategy, seed, config, mining_config, folder, *rest, **options):
         if seed == 0:
-            return run.run_experiment(strategy, seed, config, mining_config, folder, device, use_lock)
+            return run.run_experiment(strategy, seed, config, mining_config, folder, *rest, **options)
         folder.mkdir(parents=True, exist_ok=True)
         raise RunHeld("held by another process")
 
@@ -430,7 +430,7 @@ def test_a_run_that_ends_during_the_report_is_in_the_next_one(tmp_path, monkeypa
     assert seen == [1, 2]
 
 
-@pytest.mark.parametrize(("task", "message"), [("6", "task is 6; allowed: 0 to 5"), ("-1", "task is -1")])
+@pytest.mark.parametrize(("task", "message"), [("8", "task is 8; allowed: 0 to 7"), ("-1", "task is -1")])
 def test_a_task_beyond_the_runs_is_refused(tmp_path, task, message):
     with pytest.raises(ConfigError, match=message):
         main(small(tmp_path, "--seeds", "0-1", "--task", task))

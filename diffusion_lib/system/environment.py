@@ -16,10 +16,11 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "numpy", "einops", "accelerate", "ema-pytorch", "tqdm", "tabulate", "scipy", "matplotlib")
 
 
-def environment(device: torch.device) -> dict:
+def environment(device: torch.device, at_once: int = 1) -> dict:
     """Versions, commit (with '+' where files differ from it), hardware and command, for config.json.
 
-    `gpu` is None where `device` is the CPU, whatever the machine has.
+    at_once: the runs that the command trains at the same time. `gpu` is None where `device` is the CPU, whatever the
+    machine has.
     """
     return {
         "python": platform.python_version(),
@@ -29,6 +30,7 @@ def environment(device: torch.device) -> dict:
         "cpu": cpu_name(),
         "cpu_cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "at_once": at_once,
         "float32_products": torch.get_float32_matmul_precision(),
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "command": shlex.join([Path(sys.executable).name, *sys.argv]),
@@ -79,10 +81,12 @@ def granted_cores() -> int:
 
 
 def cpu_name() -> str:
-    try:
+    """The processor's model name with its family and model, which tell apart those that share a name."""
+    found = {}
+    with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or "unknown"
+            key, _, value = line.partition(":")
+            found.setdefault(key.strip(), value.strip())
+    name = found.get("model name") or platform.processor() or "unknown"
+    numbers = [f"{key} {found[word]}" for key, word in (("family", "cpu family"), ("model", "model")) if word in found]
+    return f"{name} ({', '.join(numbers)})" if numbers else name

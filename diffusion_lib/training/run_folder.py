@@ -15,10 +15,13 @@ RESULT_TYPES = {"status": str, "strategy": str, "seed": int}
 ENDED_TYPES = {"finished": {"samplers": dict}, "failed": {"reason": str}}  # by status, what else a result has
 
 
-def prepare_folder(folder: Path, config: dict, device: torch.device, remedy=REMEDY, renew: bool = False):
+def prepare_folder(
+    folder: Path, config: dict, device: torch.device, remedy=REMEDY, renew: bool = False, at_once: int = 1
+):
     """Make `folder` for `config`, or check that it was made for it; of several processes at once, one makes it.
 
     config.json records the configuration and the environment of the first command, or with `renew` of this one.
+    at_once: the runs that this command trains at the same time.
     Raises ConfigError that names each differing key and the `remedy`, and OSError for a folder that cannot be written.
     """
     path = folder / "config.json"
@@ -26,7 +29,7 @@ def prepare_folder(folder: Path, config: dict, device: torch.device, remedy=REME
         require_same(folder, config, remedy)
         if not renew:
             return
-    record = {"config": config, "environment": environment(device)}
+    record = {"config": config, "environment": environment(device, at_once)}
     if renew:
         write_json(path, record)
     elif not create_exclusively(path, json_text(record)):

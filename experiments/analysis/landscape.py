@@ -1,6 +1,9 @@
 """What a trained energy looks like: does it rank, does it point home, and what do the negatives do?
 
-`diagnose` measures one trained model on the fixed sets; the figures are in landscape_plots.py.
+`diagnose` measures one trained model on the fixed sets; the figures are in landscape_figures.py.
+
+Strategies cannot be compared by how they rank negatives mined on their own energies: each has others. The wrong answers
+of `fixed_answers` are the same for all, since no model mined them.
 """
 
 from itertools import pairwise
@@ -9,8 +12,12 @@ import torch
 
 from diffusion_lib.evaluation import EvaluationSet, sampler_metrics
 from diffusion_lib.negatives import MiningConfig
+from diffusion_lib.tasks.matrix_references import Fitted
 
-INNER_STEPS = (0, 1, 5, 10, 20, 40)  # opt_steps at each level of the sampler
+INNER_STEPS = (0, 1, 5, 20, 40)  # opt_steps at each level of the sampler
+INNER_STEP_MATRICES = 256  # of each difficulty, at most, behind a point over INNER_STEPS, which takes the longest
+FIT_SAMPLES = 30_000  # behind the linear regression whose answers are ranked
+MINED = ("random", "adversarial")  # modes of the negatives that are ranked
 SLICE_LEVEL, SLICE_POINTS = 2, 31
 CONDITION_EDGES = (0, 10, 20, 30, 50, 80, 120, 200, 320, 500, float("inf"))  # of cond(A), for the histogram
 
@@ -19,18 +26,35 @@ def diagnose(diffusion, val: EvaluationSet, ood: EvaluationSet) -> dict:
     """All measurements of a model on the sets of both difficulties, ready for JSON."""
     with torch.no_grad():
         return {
-            "levels": level_rows(diffusion, val),
-            "inner_steps": inner_step_rows(diffusion, val, ood),
+            "levels": level_rows(diffusion, val, fixed_answers(val)),
+            "inner_steps": inner_step_rows(diffusion, *(first_rows(each, INNER_STEP_MATRICES) for each in (val, ood))),
             "diffusion_steps": diffusion_step_rows(diffusion, val, ood),
             "conditioning": conditioning_rows(diffusion, val, ood),
             "slice": energy_slice(diffusion, val),
         }
 
 
-def level_rows(diffusion, chosen: EvaluationSet) -> list[dict]:
-    """A row per level t. For the negatives of both modes: `auc` P(E(real) < E(fake)), `gap` mean E(fake) - E(real),
-    `distance` of the negative from the solution (root mean square, in the solution's units). `accepted`: share of
-    IRED's two opt_steps kept. `alignment`: mean cosine of dE/dx at x_t with x_t - sqrt(alphas_cumprod_t) y."""
+def fixed_answers(chosen: EvaluationSet) -> dict[str, torch.Tensor]:
+    """Wrong answers (B, out_dim) that are the same for every model, by name.
+
+    `regression`: the linear regression's, the best that a linear model knows of the solution. `other`: the solution of
+    another matrix of the set, which an energy cannot tell from the true one without looking at A.
+    """
+    fitted = Fitted(type(chosen.task)("train", chosen.task.rank), FIT_SAMPLES, chosen.inp.device)
+    target = chosen.target.float()
+    return {"regression": fitted.linear_regression(chosen.inp.double()).float(), "other": target.roll(1, 0)}
+
+
+def first_rows(chosen: EvaluationSet, size: int) -> EvaluationSet:
+    """The first `size` examples of an evaluation set."""
+    return EvaluationSet(chosen.task, min(size, chosen.size), chosen.inp.device)
+
+
+def level_rows(diffusion, chosen: EvaluationSet, answers: dict[str, torch.Tensor]) -> list[dict]:
+    """A row per level t. Of each kind of wrong answer, the model's own negatives of both modes and `answers`: `auc`
+    P(E(real) < E(fake)), `gap` mean E(fake) - E(real), `distance` from the solution (root mean square, in the
+    solution's units). `accepted`: share of IRED's two opt_steps kept. `alignment`: mean cosine of dE/dx at x_t with
+    x_t - sqrt(alphas_cumprod_t) y."""
     ebm, rows = diffusion.model.ebm, []
     target, noise = chosen.target.float(), chosen.noise
     cond = ebm.condition(chosen.inp, 0)
@@ -40,13 +64,14 @@ def level_rows(diffusion, chosen: EvaluationSet) -> list[dict]:
         energy_real, gradient = ebm.energy_and_gradient(cond, real)
         away = real - diffusion.sqrt_alphas_cumprod[t] * target
         row = {"t": t, "alignment": torch.cosine_similarity(gradient, away, dim=1).mean().item()}
-        for mode in ("random", "adversarial"):
-            fake = diffusion.negatives(cond, target, t, noise, MiningConfig(mode))
+        mined = {mode: diffusion.negatives(cond, target, t, noise, MiningConfig(mode)) for mode in MINED}
+        fixed = {name: diffusion.q_sample(answer, t, noise) for name, answer in answers.items()}
+        for name, fake in (mined | fixed).items():
             gap = ebm.energy(cond, fake) - energy_real
             distance = (fake - real) / diffusion.sqrt_alphas_cumprod[t]
-            row[f"auc_{mode}"] = ((gap > 0).double() + 0.5 * (gap == 0).double()).mean().item()
-            row[f"gap_{mode}"] = gap.mean().item()
-            row[f"distance_{mode}"] = distance.square().mean(1).sqrt().mean().item()
+            row[f"auc_{name}"] = ((gap > 0).double() + 0.5 * (gap == 0).double()).mean().item()
+            row[f"gap_{name}"] = gap.mean().item()
+            row[f"distance_{name}"] = distance.square().mean(1).sqrt().mean().item()
         mining = MiningConfig("adversarial")
         far = diffusion.q_sample(target, t, mining.noise_scale * noise)
         _, kept = diffusion.descend(cond, far, t, mining.opt_steps, mining.scale_factor, diffusion.bound)
@@ -55,15 +80,14 @@ def level_rows(diffusion, chosen: EvaluationSet) -> list[dict]:
 
 
 def inner_step_rows(diffusion, val, ood) -> list[dict]:
-    """Errors against the number of opt_steps at each level of the sampler."""
-    return [
-        {
-            "inner_steps": steps,
-            "val_mse": sampler_metrics(diffusion, val, steps)["mse"],
-            "ood_mse": sampler_metrics(diffusion, ood, steps)["mse"],
-        }
-        for steps in INNER_STEPS
-    ]
+    """Errors against the number of opt_steps at each level of the sampler, and the size of the sets behind them."""
+    rows = []
+    for steps in INNER_STEPS:
+        same, harder = (sampler_metrics(diffusion, chosen, steps) for chosen in (val, ood))
+        errors = {"val_mse": same["mse"], "recon_error": same["recon_error"]}
+        errors |= {"ood_mse": harder["mse"], "ood_recon_error": harder["recon_error"]}
+        rows.append({"inner_steps": steps, **errors, "evaluation_size": val.size})
+    return rows
 
 
 def diffusion_step_rows(diffusion, val, ood) -> list[dict]:

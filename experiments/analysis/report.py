@@ -7,13 +7,12 @@ from tabulate import tabulate
 
 from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.evaluation import SAMPLERS
-from diffusion_lib.inference import load_model
 from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.system.files import read_json, write_atomic, write_csv, write_json
 from diffusion_lib.tasks import TASKS
+from experiments.analysis.cause_figures import causes_figure, gap_figure
 from experiments.analysis.figures import interval_plot, learning_curves
-from experiments.analysis.landscape import diagnose
-from experiments.analysis.landscape_figures import effort_figure, level_figure, rows_with_runs, slice_figure
+from experiments.analysis.landscape_figures import read_diagnoses, write_landscape
 from experiments.analysis.metrics import number, task_metrics
 from experiments.analysis.objections import objections
 from experiments.analysis.references import published_rows, reference_rows
@@ -39,7 +38,6 @@ from experiments.analysis.verdict import (
 from experiments.study.run import evaluation_sets
 
 QUESTION = "Does adversarial negative mining make an IRED energy-based diffusion model better?"
-DIAGNOSED = 512  # problems of each difficulty behind the energy landscape, fewer for a small evaluation set
 
 
 def write_report(folder: Path, config: ExperimentConfig, strategies: list[str]):
@@ -55,11 +53,15 @@ def write_report(folder: Path, config: ExperimentConfig, strategies: list[str]):
     write_tables(folder, config, study, summary, task_name(task))
     learning_curves(folder, study.strategies, references, path=folder / "learning_curves.png")
     interval_plot(study, references, path=folder / "intervals.png")
-    landscape = write_landscape(folder, config, study)
+    gap_figure(folder, study.strategies, references, path=folder / "gap.png")
+    diagnoses = read_diagnoses(folder, config, study)
+    if diagnoses:
+        write_landscape(folder, study.strategies, diagnoses)
+        causes_figure(folder, diagnoses, study.strategies, path=folder / "causes.png")
     timing = read_json(folder / "timing.json") if (folder / "timing.json").exists() else None
     verdict, criteria = verdict_lines(study, config), criteria_lines(study, config, timing)
     against = [f"- {sentence}" for sentence in objections(study, config, references)]
-    text = report_text(folder, config, study, summary, (verdict, criteria, against), landscape)
+    text = report_text(folder, config, study, summary, (verdict, criteria, against), bool(diagnoses))
     write_atomic(folder / "report.md", text)
     print(what_was_trained(folder.name, config, study, task_name(task)))
     print(format_table(summary, study.metrics))
@@ -108,30 +110,6 @@ def what_was_trained(name: str, config: ExperimentConfig, study: Study, task: st
     )
 
 
-def write_landscape(folder: Path, config, study: Study) -> bool:
-    """Measure the energy of each finished run that was not measured before; write the figures and their CSVs."""
-    diagnoses = {}
-    for row in study.rows:
-        if row["sampler"] == HEADLINE_SAMPLER and row["status"] == "finished":
-            diagnoses[row["strategy"], row["seed"]] = run_diagnosis(folder / row["run"], config)
-    if not diagnoses:
-        return False
-    level_figure(diagnoses, study.strategies, path=folder / "landscape.png")
-    effort_figure(diagnoses, study.strategies, path=folder / "effort.png")
-    slice_figure(diagnoses, study.strategies, path=folder / "slice.png")
-    for part in ("levels", "inner_steps", "diffusion_steps", "conditioning"):
-        write_csv(folder / f"{part}.csv", rows_with_runs(diagnoses, part))
-    return True
-
-
-def run_diagnosis(run: Path, config) -> dict:
-    path = run / "diagnostics.json"
-    if not path.exists():
-        sets = evaluation_sets(config, min(DIAGNOSED, config.evaluation_size // 16 + 1), "cpu")
-        write_json(path, diagnose(load_model(run), *sets))
-    return read_json(path)
-
-
 def report_text(folder, config, study, summary, found: tuple, landscape: bool) -> str:
     """The whole report; found: the lines of verdict, criteria and objections."""
     verdict, criteria, against = found
@@ -159,6 +137,10 @@ def report_text(folder, config, study, summary, found: tuple, landscape: bool) -
         run_table(study),
         "## Learning curves",
         image(folder, "learning_curves", "learning curves"),
+        "## The gap to linear regression",
+        "Error over that of a linear regression, against the compute of the training: points of a learning curve whose "
+        "learning rate still falls, so not shorter runs.",
+        image(folder, "gap", "error over linear regression's"),
         "## Cost",
         cost_table(summary),
         *(landscape_parts(folder) if landscape else []),
@@ -231,6 +213,11 @@ def run_table(study: Study) -> str:
 
 def landscape_parts(folder: Path) -> list[str]:
     return [
+        "## Causes",
+        "Whether an energy prefers the true solution to wrong answers that are the same for all strategies, the "
+        "linear regression's and another problem's; whether to its own mined negatives; what more descents at "
+        "evaluation do; how often a gradient was clipped.",
+        image(folder, "causes", "causes"),
         "## Energy landscape",
         "By noise level, on the fixed set ([levels.csv](levels.csv)): whether the energy ranks the true solution "
         "first, by how much, how far the mined negatives lie from it, whether the gradient points away from it.",

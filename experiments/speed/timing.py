@@ -1,5 +1,6 @@
 """Medians of times measured in turn, here or in another process."""
 
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -33,12 +34,18 @@ def settled(function: Callable, device: str) -> float:
     return timed(function, device)
 
 
-def alternate(functions: dict, repeats: int, device: str) -> dict[str, float]:
-    """Median seconds of each function, all measured in turn after turns of WARM_UP seconds in all; a RemoteTimer's is
-    measured in its own process."""
+def alternate(
+    functions: dict, repeats: int, device: str, warm_up: float | None = None, limit: float = math.inf
+) -> dict[str, float]:
+    """Median seconds of each function, all measured in turn after turns of `warm_up` (None: WARM_UP) seconds in all.
+
+    A RemoteTimer's is measured in its own process. limit: seconds after which no further turn begins, but for the
+    first that counts.
+    """
+    warm_up = WARM_UP if warm_up is None else warm_up
     times, started, turns = {name: [] for name in functions}, time.perf_counter(), 0
-    while turns < repeats:
-        counts = time.perf_counter() - started >= WARM_UP
+    while turns < repeats and (not turns or time.perf_counter() - started < limit):
+        counts = time.perf_counter() - started >= warm_up
         for name, function in functions.items():
             seconds = function.seconds() if isinstance(function, RemoteTimer) else settled(function, device)
             if counts:

@@ -1,21 +1,27 @@
-"""One run: one strategy, one seed, trained and evaluated in its own folder."""
+"""One run: one strategy, one seed, trained, evaluated and diagnosed in its own folder."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from diffusion_lib.build import build_diffusion, evaluation_tasks, training_task
 from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.denoising_diffusion_pytorch_1d import Trainer1D
 from diffusion_lib.evaluation import EvaluationSet, column, energy_auc, sampler_metrics, samplers_of
-from diffusion_lib.system.errors import NonFiniteLossError
-from diffusion_lib.system.files import write_json
+from diffusion_lib.negatives import MiningConfig
+from diffusion_lib.system.errors import NonFiniteLossError, say
+from diffusion_lib.system.files import read_json, write_json
 from diffusion_lib.system.lock import RunLock
 from diffusion_lib.system.memory import one_line_for_full_memory, peak_memory_bytes, reset_peak_memory
 from diffusion_lib.training.device import chosen_device
+from diffusion_lib.training.flops import train_flops
 from diffusion_lib.training.precision import choose_products, set_precision
 from diffusion_lib.training.run_folder import REMEDY, ended_result, prepare_folder, require_same
+from experiments.analysis.landscape import diagnose
 
-CURVE_SIZE = 1024  # examples behind a point of the learning curve
+CURVE_SIZE = 1024  # examples behind a point of the learning curve, and at most a quarter of the evaluation set
 AUC_SIZE = 4096  # examples behind energy_auc, at every level
+DIAGNOSED = 512  # matrices of each difficulty behind the diagnosis, and at most a sixteenth of the evaluation set
+LONG_DESCENTS = (20, 40)  # inner_steps of samplers that only the diagnosis affords
 
 
 def build_trainer(config, diffusion, seed, folder, device=None, **options) -> Trainer1D:
@@ -33,7 +39,7 @@ def build_trainer(config, diffusion, seed, folder, device=None, **options) -> Tr
         validation_dataset=val,
         extra_validation_datasets={"ood": ood},
         extra_validation_every_mul=1,
-        evaluation_size=min(CURVE_SIZE, config.evaluation_size),
+        evaluation_size=min(CURVE_SIZE, config.evaluation_size // 4 + 1),
         seed=seed,
         device=device,
         keep_milestones=False,
@@ -49,12 +55,14 @@ def run_experiment(
     folder: Path | str,
     device: str | None = None,
     use_lock: bool = True,
+    at_once: int = 1,
     **options,
 ) -> dict:
-    """Train and evaluate one run in `folder`, continuing what an earlier call left there.
+    """Train, evaluate and diagnose one run in `folder`, continuing what an earlier call left there.
 
     Returns the content of result.json: `status` 'finished' with `samplers` (metrics by sampler) and costs, or
-    'failed' with `reason` where the loss became non-finite. use_lock: see RunLock. Other keywords go to Trainer1D.
+    'failed' with `reason` where the loss became non-finite; a run that finished leaves diagnostics.json too. use_lock:
+    see RunLock. at_once: runs that the command trains at the same time, to be recorded. Other keywords go to Trainer1D.
     Raises RunHeld where another process has the run, ConfigError, CheckpointError, OSError, and Interrupted after
     a signal.
     """
@@ -67,7 +75,7 @@ def run_experiment(
         require_same(folder, recorded, REMEDY)
         return done
     with one_line_for_full_memory(), RunLock(folder, use_lock) as lock:
-        prepare_folder(folder, recorded, place)
+        prepare_folder(folder, recorded, place, at_once=at_once)
         done = ended_result(folder)  # another process may have ended the run before we held the lock
         if done:
             return done
@@ -83,7 +91,8 @@ def run_experiment(
             **options,
         )
         try:
-            result = {"strategy": strategy, "seed": seed, **train_and_evaluate(trainer, config)}
+            own = replace(config, mining=MiningConfig.from_dict(mining_config))
+            result = {"strategy": strategy, "seed": seed, **train_and_evaluate(trainer, own)}
         finally:
             lock.reached(trainer.step)
         lock.check()
@@ -92,7 +101,10 @@ def run_experiment(
 
 
 def train_and_evaluate(trainer: Trainer1D, config: ExperimentConfig) -> dict:
-    """Train from where the folder's checkpoint stands; `status`, and `reason` or the costs and metrics."""
+    """Train from where the folder's checkpoint stands; `status`, and `reason` or the costs and metrics.
+
+    config: the run's own, its mining included.
+    """
     reset_peak_memory(trainer.device)
     if trainer.checkpoint_path("last").exists():
         trainer.load("last")
@@ -101,12 +113,51 @@ def train_and_evaluate(trainer: Trainer1D, config: ExperimentConfig) -> dict:
         trainer.train()
     except NonFiniteLossError as error:
         return result | {"status": "failed", "reason": str(error)}
-    return result | {
+    result |= {
         "status": "finished",
         "train_seconds": trainer.train_seconds,
+        "train_flops": train_flops(config),
         "steps_per_second": config.train_steps / trainer.train_seconds,
         "peak_memory_bytes": peak_memory_bytes(trainer.device),
-        "samplers": evaluate_run(trainer.ema.ema_model, config, trainer.share),
+        "clipped": clipped_share(trainer.history),
+    }
+    diffusion = trainer.ema.ema_model
+    say(f"{trainer.label}: trained; its errors on {config.evaluation_size} matrices of each difficulty")
+    samplers = evaluate_run(diffusion, config, trainer.share)
+    return result | {"samplers": samplers | long_descents(diagnosis(diffusion, config, trainer))}
+
+
+def clipped_share(history: list[dict]) -> float:
+    """The share of all steps whose gradient was clipped, from the rows of metrics.csv."""
+    clipped = before = 0
+    for row in history:
+        clipped += row["clipped"] * (row["step"] - before)
+        before = row["step"]
+    return clipped / before
+
+
+def diagnosis(diffusion, config: ExperimentConfig, trainer: Trainer1D) -> dict:
+    """What diagnostics.json holds of the run, made where it is not there yet."""
+    path = trainer.results_folder / "diagnostics.json"
+    if not path.exists():
+        size = diagnosed_size(config)
+        say(f"{trainer.label}: what its energy looks like, on {size} matrices of each difficulty")
+        if trainer.before_save:
+            trainer.before_save()
+        write_json(path, diagnose(diffusion, *evaluation_sets(config, size, trainer.device)))
+    return read_json(path)
+
+
+def diagnosed_size(config: ExperimentConfig) -> int:
+    return min(DIAGNOSED, config.evaluation_size // 16 + 1)
+
+
+def long_descents(diagnosed: dict) -> dict[str, dict]:
+    """The metrics of the samplers with LONG_DESCENTS, by name, and the `evaluation_size` behind them."""
+    rows = {row["inner_steps"]: row for row in diagnosed["inner_steps"]}
+    return {
+        f"innerloop{steps}": {key: value for key, value in rows[steps].items() if key != "inner_steps"}
+        for steps in LONG_DESCENTS
     }
 
 

@@ -26,15 +26,16 @@ def status_table(study: Path, folders: list[Path]) -> str:
 
 
 def run_status(folder: Path, total: int) -> tuple[str, str, str, str, str]:
-    """State, step of `total`, steps/s, time left, and who has the run or why it stopped.
+    """State, step of the run's own total, steps/s, time left, and who has the run or why it stopped.
 
+    total: the steps of a run that does not say its own.
     States: finished; failed (its loss became non-finite; it is not repeated); running; interrupted (the next
     start continues it); error (what the next start must find mended); waiting.
     """
     try:
         result = ended_result(folder)
         if (folder / "config.json").exists():
-            read_config(folder)
+            total = read_config(folder).get("train_steps", total)
     except (ConfigError, OSError) as error:
         return ("error", "", "", "", str(error))
     if result:

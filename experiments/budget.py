@@ -1,0 +1,274 @@
+"""Error against training compute over any studies, and adversarial mining against none at equal steps and equal FLOPs.
+
+    python experiments/budget.py ladder-1250 ladder-5000 ladder-14000
+
+A study is a folder, or the name of one in --results; its runs may have been made by an earlier version. All must agree
+in everything but train_steps and mining. Runs without negatives are the baseline, whatever their strategy is called.
+Writes <results>/<name>/: budget.png, budget.md, and runs.csv and ratios.csv, which results/README.md explains.
+"""
+
+import argparse
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tabulate import tabulate
+
+from diffusion_lib.config import ExperimentConfig, check_name
+from diffusion_lib.evaluation import SAMPLERS
+from diffusion_lib.negatives import MiningConfig
+from diffusion_lib.system.arguments import Parser
+from diffusion_lib.system.environment import ROOT
+from diffusion_lib.system.errors import ConfigError, exit_status, say
+from diffusion_lib.system.files import write_atomic, write_csv
+from diffusion_lib.training.flops import recorded_flops
+from diffusion_lib.training.run_folder import read_config, read_result, require_study, run_folders
+from experiments.analysis.figures import ERROR_LABEL, choose_scale, drawing, guarded, legend_below, strategy_colors
+from experiments.analysis.statistics import geometric_mean, holm, ratio
+from experiments.analysis.tables import METRICS
+from experiments.analysis.verdict import ADVERSARIAL, BASELINE
+
+TOLERANCE = 0.02  # of the FLOPs of two runs that count as equal
+# The protocol's primary tests: val_mse at equal FLOPs, under each sampler, at these steps of adversarial.
+PRIMARY_METRIC, PRIMARY_STEPS = "val_mse", (5_000, 10_000)
+MIN_SEEDS = 3
+
+
+class Run(NamedTuple):
+    """A run that ended. strategy: what it is drawn and compared as. errors: by sampler, nan where it diverged."""
+
+    strategy: str
+    seed: int
+    steps: int
+    flops: int
+    status: str
+    errors: dict[str, float]
+    folder: Path
+
+
+def parse_arguments(arguments=None) -> argparse.Namespace:
+    parser = Parser(__doc__)
+    parser.add_argument("studies", nargs="+", metavar="STUDY", help="a folder, or a name in --results")
+    parser.add_argument("--metric", default=PRIMARY_METRIC, choices=METRICS, help=f"default {PRIMARY_METRIC}")
+    parser.add_argument("--name", default="budget", help="of the folder to write (default budget)")
+    parser.add_argument("--results", type=Path, default=ROOT / "results", help="default: results/ of this project")
+    return parser.parse_args(arguments)
+
+
+def read_runs(studies: list[Path], metric: str) -> list[Run]:
+    """The runs of the studies that ended, each once. Raises ConfigError where there are none, or where they differ."""
+    runs, first = {}, None
+    for folder in (folder for study in studies for folder in run_folders(study)):
+        result = read_result(folder)
+        if not result:
+            continue
+        config = ExperimentConfig.from_dict(read_config(folder))
+        first = first or (folder, config)
+        require_comparable(*first, folder, config)
+        samplers = result.get("samplers", {})
+        errors = {sampler: samplers.get(sampler, {}).get(metric, math.nan) for sampler in SAMPLERS}
+        about = (strategy_name(config.mining), result["seed"], config.train_steps)
+        if about in runs:
+            say(f"{folder} repeats {runs[about].folder}, and is left out")
+        runs.setdefault(about, Run(*about, recorded_flops(folder), result["status"], errors, folder))
+    if not runs:
+        raise ConfigError(f"no run in {', '.join(map(str, studies))} has ended; nothing to compare")
+    return [runs[key] for key in sorted(runs)]
+
+
+def require_comparable(one: Path, one_config: ExperimentConfig, other: Path, other_config: ExperimentConfig):
+    """Raises ConfigError where two runs differ in more than their budget and mining."""
+    here, there = ({**each.to_dict(), "train_steps": 0, "mining": {}} for each in (one_config, other_config))
+    differing = [f"{key} {here[key]!r} and {there[key]!r}" for key in here if here[key] != there[key]]
+    if differing:
+        raise ConfigError(f"{one} and {other} differ in {', '.join(differing)}; allowed: train_steps and mining")
+
+
+def strategy_name(mining: MiningConfig) -> str:
+    """`baseline` without negatives, else the mode, and what differs from its default settings."""
+    if mining.mode == "none":
+        return BASELINE
+    default = MiningConfig(mining.mode).to_dict()
+    return ", ".join([mining.mode, *(f"{k} {v}" for k, v in mining.to_dict().items() if v != default[k])])
+
+
+def ratio_rows(runs: list[Run], metric: str) -> list[dict]:
+    """Each strategy's runs of each budget over the baseline's, at equal steps and at equal FLOPs, paired by seed."""
+    groups = {}
+    for run in runs:
+        groups.setdefault((run.strategy, run.steps), {})[run.seed] = run
+    rows = []
+    for (strategy, steps), treated in groups.items():
+        if strategy == BASELINE:
+            continue
+        for matched, baseline in (("steps", groups.get((BASELINE, steps))), ("FLOPs", equal_flops(groups, treated))):
+            seeds = sorted(treated.keys() & (baseline or {}).keys())
+            rows += [comparison(matched, sampler, treated, baseline, seeds) for sampler in SAMPLERS if seeds]
+    rows.sort(key=lambda row: (row["strategy"], row["matched"], row["sampler"], row["train_steps"]))
+    return with_primary_tests(rows, metric)
+
+
+def equal_flops(groups: dict, treated: dict[int, Run]) -> dict[int, Run] | None:
+    """The baseline's runs, by seed, whose FLOPs are nearest to those of `treated`, if they count as equal."""
+    wanted = flops(treated)
+    baselines = [group for (strategy, _), group in groups.items() if strategy == BASELINE]
+    nearest = min(baselines, key=lambda group: abs(flops(group) / wanted - 1), default=None)
+    return nearest if nearest and abs(flops(nearest) / wanted - 1) <= TOLERANCE else None
+
+
+def flops(group: dict[int, Run]) -> int:
+    """Of one of the group's runs: all have the same."""
+    return next(iter(group.values())).flops
+
+
+def comparison(matched: str, sampler: str, treated: dict[int, Run], baseline: dict[int, Run], seeds: list[int]) -> dict:
+    found = ratio(*([group[seed].errors[sampler] for seed in seeds] for group in (treated, baseline)))
+    one, other = treated[seeds[0]], baseline[seeds[0]]
+    return {
+        "strategy": one.strategy,
+        "matched": matched,
+        "sampler": sampler,
+        "train_steps": one.steps,
+        "baseline_steps": other.steps,
+        "train_flops": one.flops,
+        "baseline_flops": other.flops,
+        "n": found.n,
+        "ratio": found.ratio,
+        "ratio_low": found.low,
+        "ratio_high": found.high,
+        "p": found.p,
+    }
+
+
+def with_primary_tests(rows: list[dict], metric: str) -> list[dict]:
+    """`p_holm` for the protocol's primary tests, over all of their family: one that is not there counts as p = 1."""
+    primary = [row for row in rows if metric == PRIMARY_METRIC and is_primary(row)]
+    missing = len(PRIMARY_STEPS) * len(SAMPLERS) - len(primary)
+    adjusted = holm([*(1.0 if math.isnan(row["p"]) else row["p"] for row in primary), *[1.0] * missing])
+    for row in rows:
+        row["p_holm"] = float(adjusted[primary.index(row)]) if row in primary else ""
+    return rows
+
+
+def is_primary(row: dict) -> bool:
+    return row["strategy"] == ADVERSARIAL and row["matched"] == "FLOPs" and row["train_steps"] in PRIMARY_STEPS
+
+
+def endings(rows: list[dict]) -> list[str]:
+    """For each kind of match and sampler, the budget up to which adversarial's interval lies below 1."""
+    sentences = []
+    for matched in ("steps", "FLOPs"):
+        for sampler in SAMPLERS:
+            chosen = [r for r in rows if (r["strategy"], r["matched"], r["sampler"]) == (ADVERSARIAL, matched, sampler)]
+            chosen = [row for row in chosen if row["n"] >= MIN_SEEDS]
+            if chosen:
+                sentences.append(f"At equal {matched}, {sampler} sampler: adversarial is {where_ahead(chosen)}.")
+    return sentences or [f"Adversarial and baseline share {MIN_SEEDS} seeds at no budget yet."]
+
+
+def where_ahead(rows: list[dict]) -> str:
+    """rows: of one match and sampler, by steps."""
+    ahead = [i for i, row in enumerate(rows) if row["ratio_high"] < 1]
+    if not ahead:
+        budgets = ", ".join(f"{row['train_steps']:,}" for row in rows)
+        return f"ahead at no budget (steps: {budgets})"
+    last = rows[ahead[-1]]
+    words = f"ahead up to {last['train_steps']:,} steps, {shown(last)}"
+    if last is rows[-1]:
+        return f"{words}, the largest budget"
+    following = rows[ahead[-1] + 1]
+    return f"{words}, and no longer at {following['train_steps']:,}, {shown(following)}"
+
+
+def shown(row: dict) -> str:
+    return f"{row['ratio']:.3f} [{row['ratio_low']:.3f}, {row['ratio_high']:.3f}]"
+
+
+@guarded
+def budget_figure(runs: list[Run], metric: str, path: Path):
+    """Error against training FLOPs under both samplers: each run a point, lines through the geometric means."""
+    strategies = list(dict.fromkeys(run.strategy for run in runs))
+    with drawing(path, (9, 3.8), 1, len(SAMPLERS), sharey=True) as axes:
+        for axis, sampler in zip(axes.flat, SAMPLERS, strict=True):
+            for strategy, color in strategy_colors(strategies).items():
+                chosen = [run for run in runs if run.strategy == strategy and np.isfinite(run.errors[sampler])]
+                axis.plot(*points(chosen, sampler), "o", ms=3.5, alpha=0.6, color=color, label=f"{strategy}, a run")
+                axis.plot(*means(chosen, sampler), "-", lw=1.2, color=color, label="geometric mean")
+            axis.set(xlabel="training FLOPs", title=f"{metric}, {sampler} sampler", xscale="log")
+            choose_scale(axis, "y", [value for run in runs for value in run.errors.values()])
+        axes[0, 0].set_ylabel(ERROR_LABEL if metric.endswith("mse") else metric)
+        legend_below(axes)
+
+
+def points(runs: list[Run], sampler: str) -> tuple[list, list]:
+    return [run.flops for run in runs], [run.errors[sampler] for run in runs]
+
+
+def means(runs: list[Run], sampler: str) -> tuple[list, list]:
+    """FLOPs and geometric mean of each budget, in order."""
+    by_flops = {}
+    for run in runs:
+        by_flops.setdefault(run.flops, []).append(run.errors[sampler])
+    order = sorted(by_flops)
+    return order, [geometric_mean(by_flops[flops]).mean for flops in order]
+
+
+def run_table(runs: list[Run], metric: str) -> list[dict]:
+    """A row per run and sampler."""
+    return [
+        {
+            "strategy": run.strategy,
+            "seed": run.seed,
+            "sampler": sampler,
+            "status": run.status,
+            "train_steps": run.steps,
+            "train_flops": run.flops,
+            metric: error,
+            "run": str(run.folder),
+        }
+        for run in runs
+        for sampler, error in run.errors.items()
+    ]
+
+
+def ratio_table(rows: list[dict]) -> str:
+    """The comparisons as a markdown table."""
+    headers = ("strategy", "equal", "sampler", "steps", "baseline's", "FLOPs", "n", "ratio [95%]", "p", "p (Holm)")
+    cells = [
+        [
+            *(row[key] for key in ("strategy", "matched", "sampler")),
+            *(f"{row[key]:,}" for key in ("train_steps", "baseline_steps")),
+            f"{row['train_flops']:.3g}",
+            row["n"],
+            shown(row),
+            f"{row['p']:.3g}",
+            f"{row['p_holm']:.3g}" if row["p_holm"] != "" else "",
+        ]
+        for row in rows
+    ]
+    return tabulate(cells, headers, tablefmt="github", disable_numparse=True)
+
+
+def main(arguments=None):
+    options = parse_arguments(arguments)
+    studies = [Path(word) if Path(word).is_dir() else options.results / word for word in options.studies]
+    folder = options.results / check_name(options.name)
+    if (folder / "config.json").exists():
+        raise ConfigError(f"{folder} is a study; choose another --name")
+    for study in studies:
+        require_study(study)
+    runs = read_runs(studies, options.metric)
+    rows = ratio_rows(runs, options.metric)
+    budget_figure(runs, options.metric, path=folder / "budget.png")
+    write_csv(folder / "runs.csv", run_table(runs, options.metric))
+    write_csv(folder / "ratios.csv", rows)
+    sentences = "\n".join(endings(rows))
+    text = f"{options.metric}: ratios of geometric means to the baseline's, paired by seed\n\n{ratio_table(rows)}\n\n"
+    write_atomic(folder / "budget.md", f"{text}{sentences}\n\n![error against training FLOPs](budget.png)\n")
+    print(f"{text}{sentences}\nWritten: {folder}")
+
+
+if __name__ == "__main__":
+    with exit_status():
+        main()
