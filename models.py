@@ -5,8 +5,10 @@ from diffusion_lib.energies import (
     MODELS,
     DiffusionWrapper,
     EnergyModel,
+    GNNConv1DEBM,
     GNNConv1DEBMV2,
     GNNConv1DReverse,
+    GNNConvEBM,
     GraphEBM,
     GraphReverse,
     MatrixEBM,
@@ -14,6 +16,9 @@ from diffusion_lib.energies import (
     MLPReverse,
     NoiseModel,
     ShiftedPlanEBM,
+    SudokuDenoise,
+    SudokuEBM,
+    SudokuTransformerEBM,
 )
 
 __all__ = [
@@ -21,8 +26,10 @@ __all__ = [
     "MODELS",
     "DiffusionWrapper",
     "EnergyModel",
+    "GNNConv1DEBM",
     "GNNConv1DEBMV2",
     "GNNConv1DReverse",
+    "GNNConvEBM",
     "GraphEBM",
     "GraphReverse",
     "MLPReverse",
@@ -30,4 +37,7 @@ __all__ = [
     "MatrixEBMFree",
     "NoiseModel",
     "ShiftedPlanEBM",
+    "SudokuDenoise",
+    "SudokuEBM",
+    "SudokuTransformerEBM",
 ]

@@ -186,10 +186,9 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
         given: what a mask keeps. Returns z (B, *out_shape) and the share of steps kept, a scalar tensor. One energy and
         gradient per step: the energy at a new point is the next step's own.
         """
-        ebm = self.model.ebm
         limit = self._clamp_limit(t, bound, z)
         step_size = self._at(self.opt_step_size, t, z)
-        energy, gradient = ebm.energy_and_gradient(cond, z)
+        energy, gradient = self._energy_and_gradient(cond, z)
         kept = z.new_zeros(())
         for i in range(steps):
             if self.match_release and i > 0:
@@ -197,7 +196,7 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
             proposal = restored(torch.addcmul(z, step_size, gradient, value=-scale), given)
             proposal = torch.maximum(torch.minimum(proposal, limit), -limit)
             last = i == steps - 1
-            new = (ebm.energy(cond, proposal), None) if last else ebm.energy_and_gradient(cond, proposal)
+            new = self._energy_and_gradient(cond, proposal, only_energy=last)
             accept = new[0] <= energy
             rows = accept.view(-1, *[1] * (z.ndim - 1))
             kept = kept + accept.float().mean() / steps
@@ -206,6 +205,16 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
                 energy = torch.where(accept, new[0], energy)
                 gradient = torch.where(rows, new[1], gradient)
         return z, kept
+
+    def _energy_and_gradient(self, cond, z, only_energy=False):
+        """The energies (B,) that a descent compares, and dE/dz or None."""
+        ebm = self.model.ebm
+        energy, gradient = (ebm.energy(cond, z), None) if only_energy else ebm.energy_and_gradient(cond, z)
+        if self.match_release and hasattr(ebm, "released_energy"):
+            energy = ebm.released_energy(cond, z).view(len(z), -1)[
+                :, 0
+            ]  # defect 10: the release compares the first node's
+        return energy, gradient
 
     def _clamp_limit(self, t, bound, x):
         """Largest magnitude of x at level t: that of a solution, scaled as the noising scales it."""
@@ -252,7 +261,8 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
             if inner_steps:
                 x, _ = self.descend(cond, x, t, inner_steps, 1.0, bound, given)
             limit = self._clamp_limit(t, level_bound, x)
-            x_start = self.predict_start(x.clamp(-limit, limit), t)
+            x = x.clamp(-limit, limit)
+            x_start = self.predict_start(x, t)
             trajectory.append(x_start)
             if following is not None:
                 x = self._at(self.sqrt_alphas_cumprod, following, x) * x_start

@@ -27,12 +27,13 @@ def descended_sample(diffusion, cond, x_start, t, noise, mining, given):
     return diffusion.predict_start(z, t)
 
 
-def corrupted_sample(diffusion, _cond, x_start, _t, _noise, mining, _given):
+def corrupted_sample(diffusion, _cond, x_start, _t, _noise, mining, given):
     """The solution spoiled in the task's own way, the release's choice for its discrete tasks: (B, *out_shape).
 
     Training draws these with its batches instead, so that they are a function of (seed, step).
     """
-    return diffusion.rules.corruption(x_start, released=mining.corruption == "released")
+    mask = None if given is None else given.mask
+    return diffusion.rules.corruption(x_start, released=mining.corruption == "released", mask=mask)
 
 
 # By mode, the function that makes the candidates, called as f(diffusion, cond, x_start, t, noise, mining, given)

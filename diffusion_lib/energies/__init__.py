@@ -6,6 +6,9 @@ from diffusion_lib.energies.matrix import MatrixEBM
 from diffusion_lib.energies.matrix_free import MatrixEBMFree
 from diffusion_lib.energies.mlp import EBM, MLPReverse
 from diffusion_lib.energies.plan import GNNConv1DEBMV2, GNNConv1DReverse, ShiftedPlanEBM
+from diffusion_lib.energies.plan_conv import GNNConv1DEBM, GNNConvEBM
+from diffusion_lib.energies.sudoku import SudokuDenoise, SudokuEBM
+from diffusion_lib.energies.sudoku_transformer import SudokuTransformerEBM
 
 MODELS = {
     "mlp": EBM,
@@ -17,6 +20,11 @@ MODELS = {
     "gnn-conv-1d-v2": GNNConv1DEBMV2,
     "gnn-conv-1d-v2-shift": ShiftedPlanEBM,
     "gnn-conv-1d-v2-reverse": GNNConv1DReverse,
+    "gnn-conv-1d": GNNConv1DEBM,
+    "gnn-conv": GNNConvEBM,
+    "sudoku": SudokuEBM,
+    "sudoku-reverse": SudokuDenoise,
+    "sudoku-transformer": SudokuTransformerEBM,
 }
 
 __all__ = [
@@ -24,8 +32,10 @@ __all__ = [
     "MODELS",
     "DiffusionWrapper",
     "EnergyModel",
+    "GNNConv1DEBM",
     "GNNConv1DEBMV2",
     "GNNConv1DReverse",
+    "GNNConvEBM",
     "GraphEBM",
     "GraphReverse",
     "MLPReverse",
@@ -33,4 +43,7 @@ __all__ = [
     "MatrixEBMFree",
     "NoiseModel",
     "ShiftedPlanEBM",
+    "SudokuDenoise",
+    "SudokuEBM",
+    "SudokuTransformerEBM",
 ]

@@ -58,7 +58,8 @@ def diagonal(x: torch.Tensor) -> torch.Tensor:
 def pool_others(x: torch.Tensor) -> torch.Tensor:
     """max(0, max_j x_ij) and min(1, min_j x_ij) over j unlike i, interleaved: (..., N, N, c) to (..., N, 2c)."""
     same = diagonal(x)
-    return interleaved(x.masked_fill(same, 0).amax(-2), x.masked_fill(same, 1).amin(-2))
+    # max and min with an index send the gradient of ties to the first, as the released code does
+    return interleaved(x.masked_fill(same, 0).max(-2).values, x.masked_fill(same, 1).min(-2).values)
 
 
 class Shares(NamedTuple):
@@ -109,10 +110,10 @@ class PairBlock(nn.Module):
         return Shares(pairs, pool_others(x) @ self._node_weight(start, x.shape[-1]))
 
     def share_of_level(self, e: torch.Tensor, start: int) -> Shares:
-        """That of channels which all pairs have alike, (B, c), and of the biases."""
+        """That of channels which all pairs have alike, (..., c), and of the biases."""
         along, across = self._pair_weights(start, e.shape[-1])
         pooled = interleaved(e.clamp(min=0), e.clamp(max=1)) @ self._node_weight(start, e.shape[-1])
-        return self.bias().plus(Shares((e @ (along + across))[:, None, None], pooled[:, None]))
+        return self.bias().plus(Shares((e @ (along + across))[..., None, None, :], pooled[..., None, :]))
 
     def finish(self, shares: Shares) -> torch.Tensor:
         """The result from the first layer's sums, (B, N, N, 4h) and (B, N, h)."""
@@ -139,9 +140,8 @@ class PairBlock(nn.Module):
 
 def pool_third(ij, ik, jk) -> torch.Tensor:
     """Maxima and minima over k of s(ij + ik + jk), i, j, k all different, 0 and 1 for i = j: (B, N, N, h) to 2h."""
-    same = diagonal(ij)
-    never = -torch.inf  # before the sigmoid, so 0 after it and 1 after that of its negative
-    parts = (torch.cat((part, -part), dim=-1) for part in (ik, jk))
-    best = max_plus(*(part.masked_fill(same, never) for part in parts))
-    high, low = (torch.cat((ij, -ij), dim=-1) + best).masked_fill(same, never).chunk(2, dim=-1)
+    # minus infinity before a sigmoid is 0 after it, and 1 after that of its negative
+    same = ij.new_zeros(ij.shape[1:3]).fill_diagonal_(-torch.inf)[:, :, None]
+    ij, ik, jk = (torch.cat((part, -part), dim=-1) + same for part in (ij, ik, jk))
+    high, low = (ij + max_plus(ik, jk)).chunk(2, dim=-1)
     return torch.cat((high.sigmoid(), (-low).sigmoid()), dim=-1)

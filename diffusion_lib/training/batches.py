@@ -34,7 +34,7 @@ class BatchStream:
     On a GPU batches are made `chunk` at a time, since one launch then serves many; the CPU's cache prefers one.
     Process `rank` of `world` gets its share of the rows of each global batch. With `workers` (0: none) the next
     chunks are made while this one is used: by threads for a task, by processes for a Dataset of items. contrastive:
-    whether the loss needs noise for negatives; corrupt: f(target, generator) -> candidates, where the batch brings
+    whether the loss needs noise for negatives; corrupt: f(target, generator, mask=…) -> candidates, where the batch brings
     them. masked: whether the entries that the input gives are kept.
     """
 
@@ -96,9 +96,9 @@ class BatchStream:
         if self.contrastive:
             nce = self._generator(NCE_NOISE, index)
             nce_noise = torch.randn(*size, *target.shape[1:], generator=nce, device=self.device)
-        if self.corrupt:
-            candidates = self.corrupt(target, self._generator(CORRUPTION, index)).unflatten(0, size)
         mask = self.task.mask(inp) if self.masked else None
+        if self.corrupt:
+            candidates = self.corrupt(target, self._generator(CORRUPTION, index), mask=mask).unflatten(0, size)
         mask = None if mask is None else mask.unflatten(0, size)
         return inp.unflatten(0, size), target.unflatten(0, size), mask, t, noise, nce_noise, candidates
 

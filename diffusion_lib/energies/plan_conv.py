@@ -1,0 +1,106 @@
+"""IRED's energies for plans whose steps are joined by convolutions: a sorting algorithm's, or a path's."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from diffusion_lib.energies.base import EnergyModel
+from diffusion_lib.energies.nlm import HIDDEN, PairBlock, Shares
+from diffusion_lib.energies.nlm_nodes import NodeBlock, NodeShares
+from diffusion_lib.energies.steps import beside
+from diffusion_lib.energies.time_embedding import TimeMLP
+
+FREQUENCIES, TIME_DIM = 512, 32
+
+
+class StepBlock(nn.Module):
+    """A block of nlm.py or nlm_nodes.py at each step, then a convolution over the steps, each with a swish."""
+
+    def __init__(self, nlm: nn.Module):
+        super().__init__()
+        self.nlm = nlm
+        self.conv = nn.Conv1d(HIDDEN, HIDDEN, 3, padding=1)
+
+    def finish(self, shares, *values) -> torch.Tensor:
+        """From the first layer's sums, each (B, T, ...), the block's result (B, T, N, h) or (B, T, N, N, h)."""
+        steps = shares.nodes.shape[:2]
+        flat = type(shares)(*(share.flatten(0, 1) for share in shares))
+        z = F.silu(self.nlm.finish(flat, *(value.flatten(0, 1) for value in values))).unflatten(0, steps)
+        return F.silu(F.linear(beside(z), self.conv.weight.transpose(1, 2).flatten(1), self.conv.bias))
+
+
+class Condition(NamedTuple):
+    """The inputs, what the first block has of them, and of inputs and level together, each with one step."""
+
+    inp: torch.Tensor
+    inputs: Shares | NodeShares
+    all: Shares | NodeShares
+
+
+class GNNConvEBM(EnergyModel):
+    """E = sum of fc_out over steps and pairs: three blocks over [inp, x, e(t)], for any number of nodes N from 2.
+
+    inp (B, N, N, inp_dim), x (B, T, N, N, out_dim), T = `plan_steps` or any other. Parameter names are those of IRED's
+    checkpoints. `use_1d` is the release's argument: GNNConvEBM(inp_dim, out_dim, use_1d=True) is a GNNConv1DEBM.
+    """
+
+    plan_steps = 16
+    blocks = 3
+    block = PairBlock
+
+    def __new__(cls, *_, use_1d: bool = False, **__):
+        return super().__new__(GNNConv1DEBM if use_1d else cls)
+
+    def __init__(self, inp_dim: int, out_dim: int, *, use_1d: bool = False):
+        super().__init__(inp_dim, out_dim)
+        self.time_mlp = TimeMLP(FREQUENCIES, TIME_DIM)
+        for i in range(self.blocks):
+            inputs = HIDDEN if i else inp_dim + out_dim + TIME_DIM
+            setattr(self, f"block{i + 1}", StepBlock(self.block(inputs)))
+        self.fc_out = nn.Linear(HIDDEN, 1)
+
+    def solution_shape(self, inp):
+        return (len(inp), self.plan_steps, *inp.shape[1:-1], self.out_dim)
+
+    def condition(self, inp, t):
+        return self.retime(Condition(inp[:, None], self.block1.nlm.share(inp[:, None]), None), t)
+
+    def retime(self, cond, t):
+        level = self.block1.nlm.share_of_level(self.time_mlp(t)[:, None], self.inp_dim + self.out_dim)
+        return cond._replace(all=cond.inputs.plus(level))
+
+    def energy(self, cond, x):
+        return self.outputs(cond, x).flatten(1).sum(1)
+
+    def released_energy(self, cond, x):
+        """What the release calls the energy: summed over steps and the first node axis only, so (B, N) of pairs."""
+        return self.outputs(cond, x).sum((1, 2))
+
+    def outputs(self, cond, x):
+        """fc_out's (B, T, N, N), or (B, T, N) in one dimension."""
+        z = self.block1.finish(cond.all.plus(self.block1.nlm.share(x, self.inp_dim)), *self.compared(cond.inp, x))
+        for i in range(1, self.blocks):
+            block = getattr(self, f"block{i + 1}")
+            z = block.finish(block.nlm.bias().plus(block.nlm.share(z)), *self.compared(z))
+        return self.fc_out(z).squeeze(-1)
+
+    def compared(self, *features):
+        """What `block` takes besides its features."""
+        return ()
+
+
+class GNNConv1DEBM(GNNConvEBM):
+    """E = sum of fc_out over steps and nodes: two blocks over [inp, x, e(t)], for any number of nodes N from 2.
+
+    inp (B, N, inp_dim), x (B, T, N, out_dim). Nodes are compared by their number and by the second channel of a block's
+    features: that of [inp, x], then a hidden one.
+    """
+
+    blocks = 2
+    block = NodeBlock
+
+    def compared(self, *features):
+        steps = features[-1].shape[1]
+        return (torch.cat([part.expand(-1, steps, -1, -1) for part in features], dim=-1)[..., 1],)

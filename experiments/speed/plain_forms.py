@@ -1,0 +1,89 @@
+"""The graph energies' equations as they are written, every triple and every message formed: what to compare with.
+
+    python -m experiments.speed.plain_forms         # how much longer a step takes so, on an idle machine
+
+Of a GraphEBM and a GNNConv1DEBMV2 only the weights are used. Layers that feed nothing, which the release computes, are
+left out here too.
+"""
+
+import itertools
+
+import torch
+import torch.nn.functional as F
+from tabulate import tabulate
+
+from diffusion_lib.energies import GNNConv1DEBMV2, GraphEBM
+from experiments.speed.timing import alternate
+
+
+def pooled(facts, excluded):
+    """Maximum and minimum over the last node axis of (..., N, c), interleaved; an excluded entry is 0 and 1."""
+    high = facts.masked_fill(excluded[..., None], 0).amax(-2)
+    low = facts.masked_fill(excluded[..., None], 1).amin(-2)
+    return torch.stack((high, low), dim=-1).flatten(-2)
+
+
+def plain_graph_energy(model: GraphEBM, inp, x, t):
+    """E (B,) of inp (B, N, N, c), x (B, N, N) and t (B,)."""
+    n, layers = x.shape[-1], model.nlm.layers
+    e = model.time_mlp(t)[:, None, None].expand(-1, n, n, -1)
+    features = torch.cat((inp, x[..., None], e), dim=-1)
+    same = torch.eye(n, dtype=torch.bool, device=x.device)
+    not_three = same[:, :, None] | same[:, None] | same[None]
+    u = layers[0][1](pooled(features, same)).sigmoid()
+    v = layers[0][2](torch.cat((features, features.transpose(1, 2)), dim=-1)).sigmoid()
+    triples = features[:, :, :, None].expand(-1, -1, -1, n, -1)
+    orders = [triples.permute(0, *(axis + 1 for axis in p), 4) for p in itertools.permutations(range(3))]
+    w = layers[0][3](torch.cat(orders, dim=-1)).sigmoid()
+    g = torch.cat((u[:, :, None].expand_as(v), v, pooled(w, not_three)), dim=-1)
+    block = layers[1][2](torch.cat((g, g.transpose(1, 2)), dim=-1)).sigmoid()
+    return model.fc_out(block).square().sum((1, 2, 3))
+
+
+def plain_plan_energy(model: GNNConv1DEBMV2, inp, x, t):
+    """E (B,) of inp (B, N, N, c), x (B, T, N, 1) and t (B,)."""
+    steps, n = x.shape[1:3]
+    c = torch.cat((inp, inp.transpose(1, 2)), dim=-1)[:, None].expand(-1, steps, -1, -1, -1)
+    z = torch.cat((x, model.time_mlp(t)[:, None, None].expand(-1, steps, n, -1)), dim=-1)
+    for block in (model.block1, model.block2):
+        z3 = model.steps(z)
+        receiver, sender = z3[:, :, :, None].expand(-1, -1, -1, n, -1), z3[:, :, None].expand(-1, -1, n, -1, -1)
+        z = F.silu(block.linear(torch.cat((receiver, sender, c), dim=-1))).amax(3)
+    return model.fc(z).sum((1, 2, 3))
+
+
+def denoising_step(energy, model, x):
+    """A function that differentiates, in the weights, the squared error of dE/dx to some noise."""
+    candidate, noise, weights = x.clone().requires_grad_(), torch.randn_like(x), list(model.parameters())
+
+    def step():
+        (gradient,) = torch.autograd.grad(energy(candidate).sum(), candidate, create_graph=True)
+        return torch.autograd.grad((gradient - noise).square().mean(), weights, allow_unused=True)
+
+    return step
+
+
+def measure(model, plain, inp_shape, x_shape, batch_size, repeats, device) -> dict:
+    """Median milliseconds of a denoising loss and its gradients in this project's form, by `plain`, and their ratio."""
+    model = model.to(device)
+    inp, x = (torch.randn(batch_size, *shape, device=device) for shape in (inp_shape, x_shape))
+    t = torch.arange(batch_size, device=device) % 10
+    forms = {"ours": lambda x: model.energy(model.condition(inp, t), x), "plain": lambda x: plain(model, inp, x, t)}
+    times = alternate({name: denoising_step(form, model, x) for name, form in forms.items()}, repeats, device)
+    name = f"{type(model).__name__}, N {inp_shape[0]}, batch {batch_size}"
+    return {"measured": name, **{f"{key}_ms": 1e3 * seconds for key, seconds in times.items()}} | {
+        "ratio": times["plain"] / times["ours"]
+    }
+
+
+def measure_all(batch_size=32, repeats=7, device="cpu") -> list[dict]:
+    """A row for each energy, at the sizes of IRED's connectivity and shortest paths."""
+    setting = (batch_size, repeats, device)
+    return [
+        measure(GraphEBM(1, 1), plain_graph_energy, (12, 12, 1), (12, 12), *setting),
+        measure(GNNConv1DEBMV2(4, 1), plain_plan_energy, (20, 20, 4), (8, 20, 1), *setting),
+    ]
+
+
+if __name__ == "__main__":
+    print(tabulate(measure_all(), headers="keys", floatfmt=".3g"))
