@@ -60,7 +60,7 @@ def test_the_truth_is_perfect_and_references_are_not(name):
         scores = task.score(inp, target.double(), prediction)
         assert all(values.shape == (200,) and values.dtype == torch.float64 for values in scores.values())
         metrics = task.summary({key: values.mean().item() for key, values in scores.items()})
-        assert set(metrics) == set(task.metrics)
+        assert tuple(metrics) == task.metrics
         assert set(task.metrics) >= task.higher_is_better
         if each == "truth":
             assert metrics[task.metrics[0]] == 1
@@ -145,6 +145,13 @@ def test_harder_parities_have_few_ones():
     inp, target = drawn(TASKS["parity"]("val", 20, ood=True), 1000)
     assert (inp > 0).double().mean().item() == pytest.approx(0.2, abs=0.01)
     assert (target > 0).double().mean().item() == pytest.approx(0.5, abs=0.06)
+
+
+def test_arrays_to_sort_are_not_sorted_already():
+    inp, _ = drawn(TASKS["sort-2"]("val", 3), 1200)
+    kinds, counts = inp[..., 0].unique(dim=0, return_counts=True)
+    assert len(kinds) == 5  # of six permutations
+    assert counts.min() > 180
 
 
 @pytest.mark.parametrize("name", ["sudoku", "connectivity-2", "shortest-path-1d", "shortest-path", "sort", "inverse"])

@@ -97,6 +97,12 @@ def test_distances_are_the_released_ones(name):
     assert torch.equal(apart[rows, first, goal] < apart[rows, start, goal], arrays["shortens_first_step"])
 
 
+def test_a_latin_square_is_no_board():
+    shifted = (torch.arange(9) + torch.arange(9)[:, None]) % 9  # rows and columns are right, boxes are not
+    banded = (torch.arange(9) + 3 * torch.arange(9)[:, None] + torch.arange(9)[:, None] // 3) % 9
+    assert board_is_valid(torch.stack([shifted, banded])).tolist() == [False, True]
+
+
 def test_swaps_are_applied_in_order():
     order = torch.tensor([[2, 0, 1]])
     swaps = torch.tensor([[0, 1]]), torch.tensor([[1, 2]])  # 0 2 1, then 0 1 2

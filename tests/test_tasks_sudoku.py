@@ -155,7 +155,19 @@ def test_bands_of_givens():
     assert ours["solved_31_to_81_givens"] == 1
     assert ours["solved_25_to_30_givens"] == ours["solved_0_to_24_givens"] == 0
     assert 0 < ours["solved"] < 1
-    assert tuple(ours) == task.metrics
+    scores = task.score(inp, target.double(), target)
+    assert (sum(values for name, values in scores.items() if name.startswith("of_")) == 1).all()
+
+
+def test_one_wrong_cell_is_not_solved():
+    task = Sudoku("val", 2)
+    inp, target = drawn(task)
+    blank = (inp.view(-1, 16, 4) < 0).all(2).int().argmax(1)
+    cells = target.view(-1, 16, 4).clone()
+    cells[range(24), blank] = cells[range(24), blank].roll(1, 1)
+    scores = task.score(inp, target.double(), cells.flatten(1))
+    assert scores["solved"].max() == scores["consistency"].max() == 0
+    assert torch.equal(scores["right"], scores["blank"] - 1)
 
 
 @pytest.mark.parametrize("rank", [2, 3])
@@ -212,8 +224,17 @@ def test_rrns_file(here):
     (here / "data" / "rrn" / "test.csv").write_text(lines[0] + "\n" + lines[1][:-1] + "\n")
     with pytest.raises(ConfigError, match=r"data/rrn/test.csv is damaged: row 2 is not 81 digits"):
         SudokuRRN("test")
-    wrong = lines[0][:-1] + ("1" if lines[0][-1] != "1" else "2")
-    (here / "data" / "rrn" / "train.csv").write_text(wrong + "\n")
+
+
+@pytest.mark.parametrize("part", [0, 1], ids=["a given unlike the solution", "a solution with a digit twice"])
+def test_wrong_solutions_in_a_file(here, part):
+    pool = base_puzzles(3, 22, 34, "train", 40)
+    (here / "data" / "rrn").mkdir(parents=True)
+    solution = (pool.solution[0].flatten() + 1).tolist()
+    puzzle = [digit if given else 0 for digit, given in zip(solution, pool.given[0].flatten(), strict=True)]
+    cell = puzzle.index(0) if part else next(i for i, digit in enumerate(puzzle) if digit)
+    (puzzle, solution)[part][cell] = solution[cell] % 9 + 1
+    (here / "data" / "rrn" / "train.csv").write_text(",".join("".join(map(str, row)) for row in (puzzle, solution)))
     with pytest.raises(ConfigError, match=r"train.csv is damaged: the solution of puzzle 1 is wrong"):
         SudokuRRN("train")
 

@@ -110,7 +110,7 @@ class Task(Dataset):
 
     def summary(self, means: dict[str, float]) -> dict[str, float]:
         """The metrics, by the names in `metrics`, from the means of `score` over all examples."""
-        return means
+        return {name: means[name] for name in self.metrics}
 
     def reference_predictions(self, inp, generator) -> dict[str, torch.Tensor]:
         """By name, predictions (B, *out_shape) of what needs no training, for the tables."""

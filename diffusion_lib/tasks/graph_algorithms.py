@@ -15,7 +15,7 @@ def nearest_neighbours(batch_size: int, nodes: int, degree: float, generator, de
     degrees = torch.randint(1, most + 1, (batch_size, nodes, 1), generator=generator, device=device)
     gaps = (points[:, :, None] - points[:, None]).square().sum(-1)
     gaps.diagonal(dim1=1, dim2=2).fill_(torch.inf)
-    return gaps.argsort(-1).argsort(-1) < degrees
+    return gaps <= gaps.sort(-1).values.gather(-1, degrees - 1)
 
 
 def connected(adjacency: torch.Tensor) -> torch.Tensor:
@@ -42,6 +42,6 @@ def distances(adjacency: torch.Tensor, limit: int | None = None) -> torch.Tensor
         new = (frontier @ edges > 0) & (result > length)
         if not new.any():
             break
-        result[new] = length
+        result.masked_fill_(new, length)
         frontier = new.float()
     return result

@@ -45,7 +45,8 @@ class PairTask(Task):
         return confusion(target, prediction) | without
 
     def summary(self, means):
-        return classification_rates(means) | classification_rates(means, "_off_diagonal")
+        rates = classification_rates(means) | classification_rates(means, "_off_diagonal")
+        return {name: rates[name] for name in self.metrics}
 
     def draw(self, axes, inp, target, prediction):
         """The solution's matrix, positive pairs dark, with a cross at each wrong pair."""

@@ -40,7 +40,7 @@ def confusion(target, prediction, suffix: str = "") -> dict[str, torch.Tensor]:
 
 
 def classification_rates(means: dict[str, float], suffix: str = "") -> dict[str, float]:
-    """`accuracy`, and `balanced_accuracy`: the mean of the rates of both classes, NaN if one is missing.
+    """`balanced_accuracy`, the mean of the rates of both classes (NaN if one is missing), and `accuracy`.
 
     means: over a set of examples, of what `confusion` returns.
     """
@@ -48,7 +48,7 @@ def classification_rates(means: dict[str, float], suffix: str = "") -> dict[str,
         means[name + suffix] for name in ("true_positive", "false_negative", "false_positive", "true_negative")
     )
     balanced = (ratio(right, right + missed) + ratio(rejected, rejected + alarms)) / 2
-    return {f"accuracy{suffix}": right + rejected, f"balanced_accuracy{suffix}": balanced}
+    return {f"balanced_accuracy{suffix}": balanced, f"accuracy{suffix}": right + rejected}
 
 
 # Sudoku
