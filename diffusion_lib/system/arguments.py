@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from pathlib import Path
 
 from diffusion_lib.system.errors import EXIT_BAD_INPUT
 
@@ -27,6 +28,13 @@ def whole(least: int, most: int = 10**9):
         return int(text)
 
     return parse
+
+
+def directory(text: str) -> Path:
+    """The type of a flag that takes a folder: an empty word, which a script's unset variable gives, is none."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("it is empty; allowed: a folder")
+    return Path(text)
 
 
 def header(**what):

@@ -14,6 +14,9 @@ from types import ModuleType
 import torch
 
 from diffusion_lib.system.errors import EXIT_INTERRUPTED, Interrupted, exit_status
+from diffusion_lib.system.startup import CORES
+
+BINDING = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")  # what binds threads to cores
 
 
 class OtherProcess:
@@ -26,7 +29,7 @@ class OtherProcess:
         context = multiprocessing.get_context("spawn")  # a fork would inherit locks, threads and CUDA's state
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, threads))
-        with _no_main_from_stdin():
+        with _no_main_from_stdin(), _free_of_the_first_core():
             self.process.start()
         theirs.close()
 
@@ -78,6 +81,22 @@ def _no_main_from_stdin():
         yield
     finally:
         sys.modules["__main__"] = main
+
+
+@contextmanager
+def _free_of_the_first_core():
+    """What is started inside may use all cores. With OMP_PROC_BIND each process would bind itself to the same first."""
+    names = [name for name in BINDING if name in os.environ]
+    if not names or not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    kept, cores = {name: os.environ.pop(name) for name in names}, os.sched_getaffinity(0)
+    os.sched_setaffinity(0, CORES)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
+        os.environ.update(kept)
 
 
 def _serve(connection, threads):

@@ -1,5 +1,6 @@
 """One run: one strategy, one seed, trained and evaluated in its own folder."""
 
+import math
 from pathlib import Path
 
 from diffusion_lib.build import build_diffusion, evaluation_tasks
@@ -55,9 +56,9 @@ def run_experiment(
     """Train and evaluate one run in `folder`, continuing what an earlier call left there.
 
     Returns the content of result.json: `status` 'finished' with `samplers` (metrics by sampler) and costs, or
-    'failed' with `reason` where the loss became non-finite. use_lock: see RunLock. Other keywords go to Trainer1D.
-    Raises RunHeld where another process has the run, ConfigError, CheckpointError, OSError, and Interrupted after
-    a signal.
+    'failed' with `reason` where the loss or a metric is not finite. use_lock: see RunLock. Other keywords go to
+    Trainer1D. Raises RunHeld where another process has the run, ConfigError, CheckpointError, OSError, and Interrupted
+    after a signal.
     """
     folder = Path(folder)
     place = chosen_device(device)
@@ -102,12 +103,17 @@ def train_and_evaluate(trainer: Trainer1D, config: ExperimentConfig) -> dict:
         trainer.train()
     except NonFiniteLossError as error:
         return result | {"status": "failed", "reason": str(error)}
+    samplers = evaluate_run(trainer.ema.ema_model, config, trainer.share)
+    for sampler, metrics in samplers.items():
+        for name, value in metrics.items():
+            if not math.isfinite(value):  # the weights are, but what is sampled with them is not
+                return result | {"status": "failed", "reason": f"{name} of the {sampler} sampler is {value}"}
     return result | {
         "status": "finished",
         "train_seconds": trainer.train_seconds,
         "steps_per_second": config.train_steps / trainer.train_seconds,
         "peak_memory_bytes": peak_memory_bytes(trainer.device),
-        "samplers": evaluate_run(trainer.ema.ema_model, config, trainer.share),
+        "samplers": samplers,
     }
 
 
