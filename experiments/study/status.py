@@ -28,7 +28,7 @@ def status_table(study: Path, folders: list[Path]) -> str:
 def run_status(folder: Path, total: int) -> tuple[str, str, str, str, str]:
     """State, step of `total`, steps/s, time left, and who has the run or why it stopped.
 
-    States: finished; failed (its loss became non-finite; it is not repeated); running; interrupted (the next
+    States: finished; failed (its loss or a metric is not finite; it is not repeated); running; interrupted (the next
     start continues it); error (what the next start must find mended); waiting.
     """
     try:
