@@ -14,6 +14,13 @@ class Parser(argparse.ArgumentParser):
         options = {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter, **options}
         super().__init__(description=description, **options)
 
+    def parse_known_args(self, args=None, namespace=None):
+        words = sys.argv[1:] if args is None else args
+        for word in words:
+            if word.startswith("--") and word.endswith("=--"):  # which argparse takes for an empty list
+                self.error(f"argument {word.removesuffix('=--')}: its value is '--'")
+        return super().parse_known_args(args, namespace)
+
     def error(self, message):
         print(f"error: {message}; --help lists what is allowed", file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT)
