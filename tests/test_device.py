@@ -1,6 +1,7 @@
 """Which device and how many processes train a run, whatever a launcher or a module has put into the environment."""
 
 import os
+import signal
 from types import SimpleNamespace
 
 import pytest
@@ -65,6 +66,13 @@ def test_other_accelerators_are_not_chosen_by_chance(monkeypatch):
     monkeypatch.setattr(devices, "Accelerator", lambda **options: asked.append(SimpleNamespace(**options)))
     devices.make_accelerator(None)
     assert asked[0].cpu is True
+
+
+def test_a_ctrl_c_while_other_processes_import_is_left_to_the_first(capfd):
+    with OtherProcess() as process:
+        os.kill(process.process.pid, signal.SIGINT)
+        assert process.call(abs, -1) == 1
+    assert capfd.readouterr().err == ""
 
 
 def in_use():

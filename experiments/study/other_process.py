@@ -8,6 +8,7 @@ import threading
 import traceback
 from collections.abc import Callable
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from pathlib import Path
 from types import ModuleType
 
@@ -29,7 +30,7 @@ class OtherProcess:
         context = multiprocessing.get_context("spawn")  # a fork would inherit locks, threads and CUDA's state
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, threads))
-        with _no_main_from_stdin(), _free_of_the_first_core():
+        with _no_main_from_stdin(), _free_of_the_first_core(), _deaf_to_the_terminal():
             self.process.start()
         theirs.close()
 
@@ -99,9 +100,18 @@ def _free_of_the_first_core():
         os.environ.update(kept)
 
 
+@contextmanager
+def _deaf_to_the_terminal():
+    """What is started inside sees no Ctrl-C, even while it imports: a terminal sends it to all, the first decides."""
+    resource_tracker.ensure_running()  # its start would unblock them
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _serve(connection, threads):
-    for number in (signal.SIGINT, signal.SIGHUP):  # a terminal sends them to all; the first process decides
-        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if threads is not None:
         torch.set_num_threads(threads)
