@@ -112,7 +112,7 @@ def test_two_processes_share_a_study(tmp_path):
     runs = small_study(tmp_path, "--strategies", "baseline", "random", "--seeds", "0-1")
     command = [sys.executable, str(SCRIPT), *runs]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in "ab"]
-    errors = [process.communicate(timeout=240)[1] for process in processes]
+    errors = [process.communicate(timeout=600)[1] for process in processes]
     # who ends first leaves a run to the other, and must not look done
     assert sorted(process.returncode for process in processes) in ([0, 0], [0, 75]), errors
     trained = [re.findall(r"^(\w+ seed \d): step 30/30", error, re.MULTILINE) for error in errors]
