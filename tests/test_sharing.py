@@ -52,7 +52,7 @@ def save_after_all_were_asked(folder, number, count):
     with RunLock(folder / str(number)):
         (folder / f"started-{number}").touch()
         try:
-            time.sleep(60)
+            time.sleep(300)
         except Interrupted:
             (folder / f"asked-{number}").touch()
             wait_until(lambda: len(list(folder.glob("asked-*"))) == count)
@@ -65,7 +65,7 @@ def test_several_at_once_are_asked_to_stop_at_once(tmp_path):
     runs = {str(i): partial(save_after_all_were_asked, tmp_path, i, 2) for i in range(2)}
 
     def stop_soon():
-        wait_until(lambda: len(list(tmp_path.glob("started-*"))) == 2, 60)
+        wait_until(lambda: len(list(tmp_path.glob("started-*"))) == 2, 300)
         os.kill(os.getpid(), signal.SIGTERM)
 
     stopper = threading.Thread(target=stop_soon)
