@@ -14,8 +14,8 @@ help:  ## this list
 compare: .venv/.runtime  ## the main job: four strategies, three seeds, minutes on two cores
 	$(BIN)/python experiments/matrix_inversion_mining_comparison.py --preset demo $(ARGS)
 
-test: .venv/.development  ## all tests
-	$(BIN)/python -m pytest $(ARGS)
+test: .venv/.development  ## all tests, by two processes
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: .venv/.development  ## the linter and the formatter's check
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

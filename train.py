@@ -7,6 +7,11 @@ both difficulties; `--evaluate` only prints them. On several devices: `accelerat
 Exit status: 0 done, 2 bad input or a failed run, 75 stopped by a signal with everything saved.
 """
 
+if __name__ == "__main__":
+    from diffusion_lib.system import startup
+
+    startup.begin()
+
 import argparse
 import math
 import os
@@ -21,10 +26,11 @@ from diffusion_lib.config import ExperimentConfig, add_flags, current, given, re
 from diffusion_lib.denoising_diffusion_pytorch_1d import Trainer1D
 from diffusion_lib.evaluation import EvaluationSet, sampler_metrics, samplers_of
 from diffusion_lib.negatives import MiningConfig
-from diffusion_lib.system.arguments import Parser, header, whole
+from diffusion_lib.system.arguments import Parser, directory, header, whole
 from diffusion_lib.system.errors import ConfigError, exit_status
 from diffusion_lib.system.files import write_csv
 from diffusion_lib.system.lock import RunHeld, RunLock
+from diffusion_lib.system.memory import one_line_for_full_memory
 from diffusion_lib.training.device import chosen_device
 from diffusion_lib.training.precision import set_precision
 from diffusion_lib.training.run_folder import prepare_folder, read_config
@@ -98,7 +104,7 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     add("--seed", type=whole(0), default=0, help="decides weights, batches and noise (default 0)")
     add("--device", metavar="{cpu,cuda}", help="default: cuda where there is one")
     add("--no-cuda-graph", action="store_true", help="on a GPU, launch each operation of a step by itself")
-    add("--results-folder", type=Path, help="default: results/ds_<dataset>/model_<model>_diffsteps_<T>")
+    add("--results-folder", type=directory, help="default: results/ds_<dataset>/model_<model>_diffsteps_<T>")
     add("--no-lock", action="store_true", help="where the file system has no locks, and nobody else trains this run")
     add("--log-with", choices=["tensorboard"], help="write its events into the results folder")
     return parser.parse_args(arguments)
@@ -227,7 +233,7 @@ def leave(status: int):
     A thread of gloo may still hold tensors of the last exchange, and where Python is ending, dropping them aborts the
     process (pytorch/pytorch#179291). DistributedDataParallel keeps these threads beyond destroy_process_group.
     """
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # as both launchers set it
+    if os.environ.get("WORLD_SIZE", "1") != "1":  # as both launchers set it
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
@@ -236,7 +242,7 @@ def leave(status: int):
 
 if __name__ == "__main__":
     try:
-        with exit_status():
+        with exit_status(), one_line_for_full_memory():
             status = main()
     except SystemExit as ended:
         status = ended.code

@@ -144,12 +144,14 @@ def current(recorded: dict) -> dict:
     return defaults | rest | {"mining": MiningConfig().to_dict() | mining}
 
 
-def add_flags(parser, *kinds, leave_out=(), defaults=None):
-    """A flag for each setting of the configurations `kinds`, None where it is not given.
+def add_flags(parser, *kinds, leave_out=(), only=None, defaults=None):
+    """A flag for each setting of the configurations `kinds` (or for `only` some), None where it is not given.
 
     defaults: what the help shows instead of a setting's own default.
     """
-    for each in (each for kind in kinds for each in settings(kind) if each.name not in leave_out):
+    for each in (each for kind in kinds for each in settings(kind)):
+        if each.name in leave_out or (only and each.name not in only):
+            continue
         shown = (defaults or {}).get(each.name, each.default)
         flag, text = "--" + each.name.replace("_", "-"), each.metadata["help"]
         if each.name == "mode":

@@ -76,9 +76,12 @@ class EvaluationSet:
             yield slice(first, min(first + batch_size, rows.stop))
 
 
-def sampler_metrics(diffusion, chosen: EvaluationSet, sampler: str | None, batch_size=2048, share=Share()) -> dict:
-    """The task's metrics, by name, of one of SAMPLERS (None: the model's own) on an evaluation set."""
-    parts, inner_steps = [], SAMPLERS[sampler](diffusion.rules) if sampler else None
+def sampler_metrics(diffusion, chosen: EvaluationSet, sampler: str | int | None, batch_size=2048, share=Share()):
+    """The task's metrics, by name, of one of SAMPLERS on an evaluation set; all nan where a sample is not finite.
+
+    sampler: its name, or a number of opt_steps at each level, or None for the model's own.
+    """
+    parts, inner_steps = [], SAMPLERS[sampler](diffusion.rules) if isinstance(sampler, str) else sampler
     for rows in chosen.batches(batch_size, share):
         prediction = diffusion.sample_loop(
             chosen.inp[rows],
@@ -87,9 +90,12 @@ def sampler_metrics(diffusion, chosen: EvaluationSet, sampler: str | None, batch
             inner_steps=inner_steps,
             bound=_bound(diffusion, chosen),
         )
-        parts.append(chosen.task.score(chosen.inp[rows], chosen.target[rows], prediction))
+        scores = chosen.task.score(chosen.inp[rows], chosen.target[rows], prediction)
+        # a score may hide a nan, which is a sign or an argmax like another
+        parts.append(scores | {"finite": prediction.isfinite().flatten(1).all(1).double()})
     scores = {name: share.gather(torch.cat([part[name] for part in parts])) for name in parts[0]}
-    return _summary(chosen.task, scores)
+    finite = scores.pop("finite").bool().all()
+    return _summary(chosen.task, scores) if finite else dict.fromkeys(chosen.task.metrics, math.nan)
 
 
 def prediction_metrics(chosen: EvaluationSet, prediction) -> dict:

@@ -8,6 +8,12 @@ task, so each rank is a study of its own with all strategies, and a curve joins 
 comparison takes (--preset, --seeds, --model, …) can follow.
 """
 
+if __name__ == "__main__":
+    from diffusion_lib.system import startup
+
+    startup.begin()
+
+import argparse
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from diffusion_lib.config import ExperimentConfig
+from diffusion_lib.system.arguments import Parser
 from diffusion_lib.system.errors import ConfigError, exit_status
 from experiments import matrix_inversion_mining_comparison as comparison
 from experiments.analysis.figures import (
@@ -41,28 +48,25 @@ ABLATIONS = {
 }
 
 
-def parse_arguments(arguments):
-    """The ablation and its values, and the options of the main comparison. Raises ConfigError."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if arguments[:1] in (["-h"], ["--help"]):
-        print(__doc__.strip())
-        sys.exit(0)
-    if not arguments or arguments[0] not in ABLATIONS:
-        given = repr(arguments[0]) if arguments else "missing"
-        raise ConfigError(f"the ablation is {given}; allowed: {', '.join(ABLATIONS)}")
-    key, rest, values = arguments[0], arguments[1:], ABLATIONS[arguments[0]]
-    if "--values" in rest:
-        first = rest.index("--values")
-        end = next((i for i in range(first + 1, len(rest)) if rest[i].startswith("--")), len(rest))
-        kind = type(values[0])
-        try:
-            values = tuple(kind(text) for text in rest[first + 1 : end])
-        except ValueError:
-            raise ConfigError(f"values are {rest[first + 1 : end]}; allowed for {key}: {kind.__name__}s") from None
-        rest = rest[:first] + rest[end:]
-    if not values:
-        raise ConfigError("no value follows --values")
-    return key, values, comparison.parse_arguments(rest)
+def parse_arguments(arguments=None) -> argparse.Namespace:
+    """The main comparison's options, with the ablation and its values. Raises ConfigError."""
+    parser = Parser(__doc__)
+    parser.add_argument("ablation", choices=ABLATIONS, help="what is varied")
+    shown = "; ".join(f"{key}: {' '.join(map(str, values))}" for key, values in ABLATIONS.items())
+    parser.add_argument("--values", nargs="+", metavar="VALUE", help=f"default: of {shown}")
+    comparison.add_study_flags(parser)
+    options = parser.parse_args(arguments)
+    varied = options.ablation
+    if getattr(options, varied) is not None:
+        raise ConfigError(f"--{varied.replace('_', '-')} is what this ablation varies; allowed: --values")
+    if varied != "rank" and options.strategies != list(comparison.STRATEGIES):
+        raise ConfigError("--strategies is not for this ablation, which has one for each value; allowed: with rank")
+    kind = type(ABLATIONS[varied][0])
+    try:
+        options.values = [kind(text) for text in options.values or ABLATIONS[varied]]
+    except ValueError:
+        raise ConfigError(f"values are {' '.join(options.values)}; allowed for {varied}: {kind.__name__}s") from None
+    return options
 
 
 def ablation_strategies(key: str, values, config: ExperimentConfig) -> dict[str, dict]:
@@ -77,25 +81,28 @@ def run_mining(key, values, options) -> int:
     config, seeds, name = comparison.resolve(options)
     study = options.results / f"ablation-{key}-{name}"
     status = comparison.run_study(options, config, study, ablation_strategies(key, values, config), seeds)
-    if not options.status:
+    if reports(options):
         draw_curve(key, {value: (study, f"{key}={value}") for value in values}, study, path=study / "ablation.png")
     return status
 
 
 def run_ranks(values, options) -> int:
     """A study per rank, with all strategies; returns the exit status."""
-    statuses, studies = [], {}
-    base = options.name
-    for rank in values:
-        options.rank = rank
-        options.name = f"{base or 'ablation'}-rank-{rank}"
+    base, resolved = "ablation" if options.name is None else options.name, {}
+    for rank in values:  # all are checked before the first is trained
+        options.rank, options.name = rank, f"{base}-rank-{rank}"
         config, seeds, name = comparison.resolve(options)
-        studies[rank] = (options.results / name, "adversarial")
-        mining_configs = {strategy: comparison.get_mining_config(strategy, config) for strategy in options.strategies}
-        statuses.append(comparison.run_study(options, config, options.results / name, mining_configs, seeds))
-    if not options.status:
+        strategies = {strategy: comparison.get_mining_config(strategy, config) for strategy in options.strategies}
+        resolved[rank] = config, options.results / name, strategies, seeds
+    statuses = [comparison.run_study(options, *study) for study in resolved.values()]
+    if reports(options):
+        studies = {rank: (study, "adversarial") for rank, (_, study, _, _) in resolved.items()}
         draw_curve("rank", studies, None, path=studies[values[0]][0] / "ablation.png")
     return max(statuses)
+
+
+def reports(options) -> bool:
+    return options.task is None and not (options.status or options.check)
 
 
 @guarded
@@ -129,8 +136,10 @@ def strategy_values(study: Path, strategy: str, metric: str) -> dict[int, float]
 
 
 def main(arguments=None) -> int:
-    key, values, options = parse_arguments(arguments)
-    return run_ranks(values, options) if key == "rank" else run_mining(key, values, options)
+    options = parse_arguments(arguments)
+    if options.ablation == "rank":
+        return run_ranks(options.values, options)
+    return run_mining(options.ablation, options.values, options)
 
 
 if __name__ == "__main__":

@@ -8,24 +8,30 @@ with the products that this project has chosen, so that their share in a ratio s
 diffusion_lib/training/flops.py; the peak is this machine's own best float32 product.
 """
 
-import argparse
+if __name__ == "__main__":
+    from diffusion_lib.system import startup
+
+    startup.begin()
+
 import statistics
 import time
 from contextlib import ExitStack
-from pathlib import Path
 
 import torch
 from tabulate import tabulate
 
-from diffusion_lib.config import RECIPES, ExperimentConfig
+from diffusion_lib.build import check_fits
+from diffusion_lib.config import RECIPES, ExperimentConfig, add_flags, given
 from diffusion_lib.denoising_diffusion_pytorch_1d import GaussianDiffusion1D, Trainer1D
 from diffusion_lib.energies import MODELS, DiffusionWrapper
 from diffusion_lib.energies.mlp import HIDDEN
 from diffusion_lib.negatives import MiningConfig
 from diffusion_lib.seeds import seeded_generator
+from diffusion_lib.system.arguments import Parser, directory, header, whole
 from diffusion_lib.system.environment import ROOT, environment
 from diffusion_lib.system.errors import exit_status
-from diffusion_lib.system.files import write_csv
+from diffusion_lib.system.files import require_writable, write_csv
+from diffusion_lib.system.memory import one_line_for_full_memory
 from diffusion_lib.tasks import Inverse
 from diffusion_lib.training.device import chosen_device
 from diffusion_lib.training.flops import step_flops
@@ -43,16 +49,27 @@ CALLS = 5  # steps of each run between two looks at the clock, where several sha
 
 
 def parse_arguments(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--rank", type=int, default=20)
-    parser.add_argument("--batch-size", type=int, default=2048)
-    parser.add_argument("--repeats", type=int, default=9, help="measurements of each of a set")
-    parser.add_argument("--workers", type=int, default=0, help="loader processes of the released way")
-    parser.add_argument("--at-once", type=int, default=torch.get_num_threads(), help="runs that share the machine")
-    parser.add_argument("--no-scaling", action="store_true", help="leave out the sweeps of batch size and rank")
-    parser.add_argument("--results", type=Path, default=ROOT / "results")
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add_flags(parser, ExperimentConfig, only=("rank", "batch_size"))
+    add("--device", metavar="{cpu,cuda}", help="default: cuda where there is one")
+    add("--repeats", type=whole(1, 10**6), default=9, metavar="N", help="measurements of each of a set (default 9)")
+    add("--workers", type=whole(0, 64), default=0, metavar="N", help="the released way's loader processes (default 0)")
+    add("--at-once", type=whole(1, 64), metavar="N", help="runs that share the machine; default: torch's threads")
+    add("--no-scaling", action="store_true", help="leave out the sweeps of batch size and rank")
+    add("--results", type=directory, default=ROOT / "results", help="default: results/ of this project")
     return parser.parse_args(arguments)
+
+
+def resolve(options) -> torch.device:
+    """Put the defaults into `options` and return the device. Raises ConfigError, and OSError for its results."""
+    device = chosen_device(options.device)
+    config = ExperimentConfig(**given(options, ExperimentConfig))
+    check_fits(config, device)
+    require_writable(options.results)
+    options.device, options.rank, options.batch_size = device.type, config.rank, config.batch_size
+    options.at_once = options.at_once or torch.get_num_threads()
+    return device
 
 
 def matmul_peak(batch_size, device, repeats) -> float:
@@ -273,8 +290,9 @@ def print_table(rows, columns):
 
 def main(arguments=None):
     options = parse_arguments(arguments)
-    device = chosen_device(options.device)
+    device = resolve(options)
     about = environment(device)
+    header(benchmark=options.results, rank=options.rank, batch_size=options.batch_size, device=options.device)
     plain_peak = matmul_peak(options.batch_size, options.device, options.repeats)
     choose_products("auto", device)
     peak = matmul_peak(options.batch_size, options.device, options.repeats)
@@ -326,5 +344,5 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    with exit_status():
+    with exit_status(), one_line_for_full_memory():
         main()

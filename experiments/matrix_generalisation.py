@@ -7,23 +7,30 @@ model whose weights do not depend on n), ridge.csv and ridge.png (error as the r
 beside linear regression and Newton-Schulz), and timing.csv. Exit status: 0 done, 2 bad input.
 """
 
+if __name__ == "__main__":
+    from diffusion_lib.system import startup
+
+    startup.begin()
+
 import argparse
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from diffusion_lib.build import build_diffusion
-from diffusion_lib.config import ExperimentConfig, check_name
+from diffusion_lib.build import build_diffusion, check_fits
+from diffusion_lib.config import ExperimentConfig, add_flags, check_name, given
 from diffusion_lib.evaluation import SAMPLERS, EvaluationSet, prediction_metrics, sampler_metrics
 from diffusion_lib.inference import load_model
+from diffusion_lib.system.arguments import Parser, directory, header, whole
 from diffusion_lib.system.environment import ROOT
 from diffusion_lib.system.errors import ConfigError, exit_status
-from diffusion_lib.system.files import read_json, write_csv
+from diffusion_lib.system.files import require_writable, write_csv
+from diffusion_lib.system.memory import one_line_for_full_memory
 from diffusion_lib.tasks import Inverse
 from diffusion_lib.tasks.matrix_references import exact_inverse, fitted, newton_schulz
 from diffusion_lib.training.precision import choose_products
-from diffusion_lib.training.run_folder import read_result, run_folders
+from diffusion_lib.training.run_folder import read_config, read_result, run_folders
 from experiments.analysis.figures import ERROR_LABEL, choose_scale, drawing, guarded, legend_below
 from experiments.analysis.landscape_figures import draw
 from experiments.speed.timing import alternate
@@ -31,20 +38,19 @@ from experiments.speed.timing import alternate
 SIZES = (10, 20, 30, 40)
 RIDGES = (0.5, 0.3, 0.2, 0.1, 0.05, 0.02)  # 0.5 is the training task's, 0.1 the harder one's
 BATCH = 512  # matrices at a time: a polynomial's features of large matrices fill the memory soon
+DEFAULTS = {"evaluation_size": 2048}
 TIMED = 1000  # matrices behind a time
 
 
 def parse_arguments(arguments=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--study", required=True, metavar="NAME", help="a folder of results/")
-    parser.add_argument("--results", type=Path, default=ROOT / "results", help="default: results/ of this project")
-    parser.add_argument("--evaluation-size", type=int, default=2048, help="matrices of each kind (default 2048)")
-    parser.add_argument("--repeats", type=int, default=7, help="measurements behind each time (default 7)")
-    options = parser.parse_args(arguments)
-    for name in ("evaluation_size", "repeats"):
-        if getattr(options, name) < 1:
-            raise ConfigError(f"{name} is {getattr(options, name)}; allowed: a whole number from 1")
-    return options
+    parser.add_argument("--results", type=directory, default=ROOT / "results", help="default: results/ of this project")
+    add_flags(parser, ExperimentConfig, only=("evaluation_size",), defaults=DEFAULTS)
+    parser.add_argument(
+        "--repeats", type=whole(1, 10**6), default=7, metavar="N", help="measurements behind each time (default 7)"
+    )
+    return parser.parse_args(arguments)
 
 
 def finished_runs(study: Path) -> dict[tuple[str, int], Path]:
@@ -160,15 +166,19 @@ def main(arguments=None):
     options = parse_arguments(arguments)
     study = options.results / check_name(options.study)
     runs = finished_runs(study)
-    config = ExperimentConfig.from_dict(read_json(study / "config.json")["config"])
+    config = ExperimentConfig.from_dict(read_config(study))
+    count = ExperimentConfig(**DEFAULTS | given(options, ExperimentConfig)).evaluation_size
+    check_fits(replace(config, evaluation_size=count), torch.device("cpu"))
+    require_writable(study)
+    header(study=study, model=config.model, runs=len(runs), matrices=count, device="cpu")
     choose_products("auto" if config.precision == "tf32" else config.precision, torch.device("cpu"))  # a GPU's
     models = {key: load_model(folder) for key, folder in runs.items()}
-    sizes = size_rows(models, config, options.evaluation_size)
+    sizes = size_rows(models, config, count)
     if sizes:
         write_csv(study / "sizes.csv", sizes)
     else:
         print(f"sizes left out: the weights of {config.model} depend on n")
-    ridges = ridge_rows(models, config, options.evaluation_size)
+    ridges = ridge_rows(models, config, count)
     write_csv(study / "ridge.csv", ridges)
     ridge_figure(ridges, path=study / "ridge.png")
     write_csv(study / "timing.csv", timing_rows(next(iter(models.values())), config, options.repeats))
@@ -176,5 +186,5 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    with exit_status():
+    with exit_status(), one_line_for_full_memory():
         main()

@@ -4,8 +4,13 @@
 
 The same command again continues; finished runs are kept. Started several times, on one machine or many that
 share the results folder, the processes divide the runs among themselves. Exit status: 0 done, 2 bad input or a
-failed run, 75 stopped by a signal with everything saved, or all runs are with other processes.
+failed run, 75 stopped by a signal with everything saved, or other processes have runs that have not ended.
 """
+
+if __name__ == "__main__":
+    from diffusion_lib.system import startup
+
+    startup.begin()
 
 import argparse
 import os
@@ -19,17 +24,25 @@ import torch
 from diffusion_lib.build import check_fits
 from diffusion_lib.config import ExperimentConfig, add_flags, check_name, given, parse_seeds, recipe
 from diffusion_lib.negatives import MiningConfig
-from diffusion_lib.system.arguments import Parser, header
+from diffusion_lib.system.arguments import Parser, directory, header
 from diffusion_lib.system.environment import ROOT, granted_cores
 from diffusion_lib.system.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, ConfigError, exit_status, say
-from diffusion_lib.training.device import chosen_device
+from diffusion_lib.system.files import require_writable
+from diffusion_lib.training.device import chosen_device, processes
 from diffusion_lib.training.flops import equal_compute_steps
-from diffusion_lib.training.run_folder import ended_runs, prepare_folder, read_config, require_study
+from diffusion_lib.training.run_folder import (
+    REMEDY,
+    ended_runs,
+    prepare_folder,
+    read_config,
+    require_same,
+    require_study,
+)
 from experiments.analysis.report import write_report
 from experiments.analysis.verdict import ADVERSARIAL, BASELINE
 from experiments.speed.gpu_sharing import recorded_best
 from experiments.study.run import run_experiment
-from experiments.study.run_list import Outcome, delete_study, run_all
+from experiments.study.run_list import Outcome, delete_study, remove_leftovers, run_all
 from experiments.study.status import status_table
 from experiments.study.step_times import write_step_times
 
@@ -80,6 +93,12 @@ def run_config(strategy: str, config: ExperimentConfig, mining_config: dict) -> 
 
 def parse_arguments(arguments=None) -> argparse.Namespace:
     parser = Parser(__doc__)
+    add_study_flags(parser)
+    return parser.parse_args(arguments)
+
+
+def add_study_flags(parser: Parser):
+    """What a command takes that trains a study."""
     add = parser.add_argument
     add("--preset", choices=PRESETS, help="demo (minutes on a laptop), pilot (10K steps), full (100K)")
     add("--pilot", action="store_const", const="pilot", dest="preset", help="same as --preset pilot")
@@ -102,11 +121,12 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
         "default: on a CPU as many as torch has threads, which they share; on a GPU as check_gpu.py found best, else 1",
     )
     add("--name", help="name of the study, default: the preset's and the model's")
-    add("--results", type=Path, default=ROOT / "results", help="default: results/ of this project")
+    add("--results", type=directory, default=ROOT / "results", help="default: results/ of this project")
     add("--fresh", action="store_true", help="delete what an earlier study of this name left")
     add("--no-lock", action="store_true", help="where the file system has no locks, and nobody else trains")
     add("--report-only", action="store_true", help="train nothing; report the finished runs")
     add("--status", action="store_true", help="train nothing; show where each run stands")
+    add("--check", action="store_true", help="train nothing; check the command, as slurm/submit does")
     add(
         "--task",
         type=int,
@@ -114,7 +134,6 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
         help="only run I of strategies x seeds, without a report: for job arrays; I "
         "counts from 0, run I is seed I mod N of strategy I div N, N seeds",
     )
-    return parser.parse_args(arguments)
 
 
 def resolve(options: argparse.Namespace) -> tuple[ExperimentConfig, list[int], str]:
@@ -125,7 +144,8 @@ def resolve(options: argparse.Namespace) -> tuple[ExperimentConfig, list[int], s
     usual, usual_mining = recipe(options.dataset, options.model)
     mining = MiningConfig(**usual_mining | given(options, MiningConfig))
     config = ExperimentConfig(**{**usual, **preset, **given(options, ExperimentConfig)}, mining=mining)
-    return config, parse_seeds(seeds), check_name(options.name or f"{options.preset or 'custom'}-{config.model}")
+    name = f"{options.preset or 'custom'}-{config.model}" if options.name is None else options.name
+    return config, parse_seeds(seeds), check_name(name)
 
 
 def run_folder(study: Path, strategy: str, seed: int) -> Path:
@@ -152,12 +172,15 @@ def run_study(options, config: ExperimentConfig, study: Path, mining_configs: di
         # strategy by strategy, so that one that is added at the end renumbers none of those before it
         numbered = [run_folder(study, strategy, seed) for strategy in mining_configs for seed in seeds]
         runs = {numbered[options.task]: runs[numbered[options.task]]}
+    if options.check:
+        check_command(options, config, study)
+        require_writable(options.results)
+        return 0
     if options.status or options.report_only:
         require_study(study)
     if options.status:
         print(status_table(study, list(runs)))
         return 0
-    before = ended_runs(study)
     outcome = Outcome({}, {}) if options.report_only else train(options, config, study, runs, mining_configs)
     if not options.report_only and {BASELINE, ADVERSARIAL} <= set(mining_configs) and whole <= ended_runs(study):
         timed = {name: mining_configs[name] for name in (BASELINE, ADVERSARIAL)}
@@ -170,23 +193,23 @@ def run_study(options, config: ExperimentConfig, study: Path, mining_configs: di
         say(f"left to its holder: {run}: {reason}")
     if outcome.failures:
         return EXIT_BAD_INPUT
-    if outcome.held and ended_runs(study) == before:
-        say("nothing was trained, since other processes have these runs; run the same command again")
+    if outcome.held and not ended_runs(study).issuperset(runs):
+        say("not done: other processes have the runs above; run the same command again when they have ended")
         return EXIT_INTERRUPTED
     return 0
 
 
 def train(options, config: ExperimentConfig, study: Path, runs: dict[Path, tuple[str, int]], mining_configs) -> Outcome:
     """Train what has not ended of `runs`, folder -> (strategy, seed). Raises ConfigError where no run could start."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if processes() > 1:
         raise ConfigError("a run is trained by one process; start this script once for each GPU, they share the runs")
+    check_command(options, config, study)
     at_once, threads = shares(options, len(runs))
     device = chosen_device(options.device)
     check_fits(config, device, at_once)
-    if options.fresh and options.task is not None:
-        raise ConfigError("--fresh would delete the runs of the other tasks; choose another --name")
     if options.fresh and os.environ.get("SLURM_RESTART_COUNT", "0") == "0":  # a requeued job continues its own work
         delete_study(study)
+    remove_leftovers(study)
     # a published study comes without its runs: those made now are of this machine and version
     prepare_folder(study, config.to_dict(), device, renew=not (study / "runs").exists(), at_once=at_once)
     header(
@@ -220,21 +243,33 @@ def train(options, config: ExperimentConfig, study: Path, runs: dict[Path, tuple
     )
 
 
+def check_command(options, config: ExperimentConfig, study: Path):
+    """Raises ConfigError for what is wrong on every machine, whatever its device and memory; writes nothing."""
+    if options.at_once is not None and options.at_once < 1:
+        raise ConfigError(f"at_once is {options.at_once}; allowed: a whole number from 1")
+    if options.device not in (None, "cpu", "cuda"):
+        raise ConfigError(f"device is {options.device!r}; allowed: cpu, cuda")
+    if options.fresh and options.task is not None:
+        raise ConfigError("--fresh would delete the runs of the other tasks; choose another --name")
+    if (study / "config.json").exists() and not options.fresh:
+        require_same(study, config.to_dict(), REMEDY)
+
+
 def shares(options, runs: int) -> tuple[int, int]:
     """How many runs are trained at once, and torch's threads for each. Raises ConfigError.
 
     A function of the command and the machine, not of what is left to do: the number of threads may decide a last bit.
     """
-    threads, given = min(torch.get_num_threads(), granted_cores()), options.at_once
-    if given is not None and given < 1:
-        raise ConfigError(f"at_once is {given}; allowed: a whole number from 1")
+    threads = min(torch.get_num_threads(), granted_cores())
     on_cpu = chosen_device(options.device).type == "cpu"
-    at_once = min(runs, given or (threads if on_cpu else recorded_best(options.results)))
+    at_once = min(runs, options.at_once or (threads if on_cpu else recorded_best(options.results)))
     return at_once, max(1, threads // at_once)
 
 
 def report(study: Path, asked: list[Path], order: list[str]):
     """Report all runs that ended, and say if those asked for are not among them. Raises ConfigError if none ended."""
+    # here, since it imports matplotlib and SciPy, which take seconds, and a task of an array reports nothing
+
     config, reported, ended = (
         ExperimentConfig.from_dict(read_config(study)),
         None,

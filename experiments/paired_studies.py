@@ -7,6 +7,11 @@ results/<second>/against-<first>.csv, or for another metric than val_mse to agai
 `inside_spread`: whether the second study's mean lies between the least and the greatest run of the first.
 """
 
+if __name__ == "__main__":
+    from diffusion_lib.system import startup
+
+    startup.begin()
+
 import argparse
 import csv
 from pathlib import Path
@@ -14,11 +19,12 @@ from pathlib import Path
 from tabulate import tabulate
 
 from diffusion_lib.config import check_name
-from diffusion_lib.system.arguments import Parser
+from diffusion_lib.system.arguments import Parser, directory, header
 from diffusion_lib.system.environment import ROOT
 from diffusion_lib.system.errors import ConfigError, exit_status
-from diffusion_lib.system.files import read_json, write_csv
+from diffusion_lib.system.files import write_csv
 from diffusion_lib.tasks import TASKS
+from diffusion_lib.training.run_folder import read_config
 from experiments.analysis.metrics import Metric, task_metrics
 
 METRICS = {metric.column: metric for task in TASKS.values() for metric in task_metrics(task)}
@@ -26,17 +32,15 @@ METRICS = {metric.column: metric for task in TASKS.values() for metric in task_m
 
 def parse_arguments(arguments=None) -> argparse.Namespace:
     parser = Parser(__doc__)
-    parser.add_argument("first", help="the study to compare with")
-    parser.add_argument("second")
-    parser.add_argument("--metric", default="val_mse", help=f"{', '.join(METRICS)} (default val_mse)")
-    parser.add_argument("--results", type=Path, default=ROOT / "results")
+    parser.add_argument("first", metavar="FIRST", help="name of the study to compare with")
+    parser.add_argument("second", metavar="SECOND", help="name of the other study")
+    parser.add_argument("--metric", choices=METRICS, default="val_mse", help="default val_mse")
+    parser.add_argument("--results", type=directory, default=ROOT / "results", help="default: results/ of this project")
     return parser.parse_args(arguments)
 
 
 def read_runs(results: Path, name: str, metric: str) -> dict[tuple[str, str], dict[int, float]]:
     """(strategy, sampler) -> seed -> metric. Raises ConfigError for a study or a column that is not there."""
-    if metric not in METRICS:
-        raise ConfigError(f"metric is {metric!r}; allowed: {', '.join(METRICS)}")
     path = results / f"{check_name(name)}.runs.csv"
     if not path.exists():
         raise ConfigError(f"there is no {path}; allowed: the name of a study that has a report")
@@ -77,15 +81,16 @@ def paired_rows(first: dict, second: dict, metric: Metric) -> list[dict]:
 
 def differing_settings(results: Path, first: str, second: str) -> str:
     """'precision: float32, bf16' for each setting that is not the same."""
-    one, two = (read_json(results / name / "config.json")["config"] for name in (first, second))
+    one, two = (read_config(results / name) for name in (first, second))
     return "; ".join(f"{key}: {one.get(key)}, {two.get(key)}" for key in one | two if one.get(key) != two.get(key))
 
 
 def main(arguments=None):
     options = parse_arguments(arguments)
-    runs = [read_runs(options.results, name, options.metric) for name in (options.first, options.second)]
     metric = METRICS[options.metric]
+    runs = [read_runs(options.results, name, options.metric) for name in (options.first, options.second)]
     rows = paired_rows(*runs, metric)
+    header(first=options.first, second=options.second, metric=options.metric, results=options.results)
     of = "" if options.metric == "val_mse" else f"-{options.metric}"
     settings = differing_settings(options.results, options.first, options.second)
     write_csv(options.results / options.second / f"against-{options.first}{of}.csv", rows)

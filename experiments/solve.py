@@ -7,6 +7,11 @@ RUN is the folder of a run or a checkpoint in it; matrix.npy holds symmetric flo
 Exit status: 0 done, 2 bad input, with nothing written.
 """
 
+if __name__ == "__main__":
+    from diffusion_lib.system import startup
+
+    startup.begin()
+
 import argparse
 import io
 import sys
@@ -17,18 +22,20 @@ import numpy as np
 
 from diffusion_lib.evaluation import SAMPLERS
 from diffusion_lib.inference import load_model, solve
+from diffusion_lib.system.arguments import Parser, header, whole
 from diffusion_lib.system.errors import ConfigError, exit_status
 from diffusion_lib.system.files import write_atomic
+from diffusion_lib.system.memory import one_line_for_full_memory
 
 
 def parse_arguments(arguments=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="a folder with config.json and last.pt, or a checkpoint")
     parser.add_argument("matrix", type=Path, metavar="matrix.npy", help="what to invert")
     parser.add_argument("--output", type=Path, help="default: matrix.inverse.npy beside the input")
     parser.add_argument("--overwrite", action="store_true", help="replace an output that is there")
-    parser.add_argument("--sampler", choices=SAMPLERS, default="innerloop", help="default: innerloop")
-    parser.add_argument("--seed", type=int, default=0, help="of the sampler's noise (default 0)")
+    parser.add_argument("--sampler", choices=SAMPLERS, default="innerloop", help="default innerloop")
+    parser.add_argument("--seed", type=whole(0), default=0, help="of the sampler's noise (default 0)")
     return parser.parse_args(arguments)
 
 
@@ -54,8 +61,9 @@ def main(arguments=None):
     output = options.output or options.matrix.with_name(f"{options.matrix.stem}.inverse.npy")
     if output.exists() and not options.overwrite:
         raise ConfigError(f"{output} is there; choose another --output, or --overwrite to replace it")
-    matrices = read_array(options.matrix)
     model = load_model(options.run)
+    matrices = read_array(options.matrix)
+    header(run=options.run, matrices=options.matrix, sampler=options.sampler, device="cpu", output=output)
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
         inverses = solve(model, matrices, innerloop=options.sampler == "innerloop", seed=options.seed)
@@ -68,5 +76,5 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    with exit_status():
+    with exit_status(), one_line_for_full_memory():
         main()

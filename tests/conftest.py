@@ -1,16 +1,23 @@
+import multiprocessing
 import os
 import signal
+import time
+from functools import partial
 
 # The tests' matrices are small: one thread is fastest, and two test processes do not fight over the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
+from experiments.analysis.reference_solvers import reference_rows
 from hypothesis import settings
+from matplotlib.figure import Figure
 
 from dataset import Inverse
 from diffusion_lib.denoising_diffusion_pytorch_1d import GaussianDiffusion1D, Trainer1D
+from diffusion_lib.system.lock import RunLock
 from diffusion_lib.system.signals import SIGNALS
+from experiments.analysis import report
 from models import EBM, DiffusionWrapper
 
 settings.register_profile("project", deadline=None, max_examples=25, derandomize=True)
@@ -31,6 +38,51 @@ def signal_handlers():
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture
+def cheap_report(monkeypatch):
+    """A report with empty figures, and references fitted to few matrices: both take longer than a small study."""
+    monkeypatch.setattr(Figure, "savefig", lambda *_, **__: None)
+    monkeypatch.setattr(report, "reference_rows", partial(reference_rows, fit_samples=500))
+
+
+DIVERGED = {"status": "failed", "reason": "the loss is not finite", "strategy": "baseline", "seed": 5}
+
+
+def small_study(results, *arguments):
+    """The main comparison's arguments for a study named `shared`."""
+    settings = ["--rank", "3", "--batch-size", "16", "--evaluation-size", "64", "--device", "cpu"]
+    return [*settings, "--results", str(results), "--name", "shared", "--train-steps", "30", *arguments]
+
+
+# The processes of these fixtures hold no tensors, so forking them is safe, and spares each the import of torch.
+fork = multiprocessing.get_context("fork")
+
+
+def hold(folder, ready):
+    with RunLock(folder):
+        ready.set()
+        time.sleep(100)
+
+
+@pytest.fixture
+def holder():
+    """Starts a process that holds the run of a folder."""
+    started = []
+
+    def start(folder):
+        ready = fork.Event()
+        process = fork.Process(target=hold, args=(folder, ready))
+        process.start()
+        started.append(process)
+        assert ready.wait(20)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.join()
 
 
 @pytest.fixture(

@@ -35,7 +35,7 @@ def command(results, *arguments):
 
 
 def run(results, *arguments):
-    return subprocess.run(command(results, *arguments), capture_output=True, text=True, timeout=240)
+    return subprocess.run(command(results, *arguments), capture_output=True, text=True, timeout=600)
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +150,7 @@ def test_another_configuration_is_refused_with_the_keys_named(finished):
     assert (results / "small.runs.csv").read_bytes() == before
 
 
+@pytest.mark.usefixtures("cheap_report")
 def test_a_published_study_that_is_run_again_says_by_what(tmp_path):
     """Its runs were not published, so they are made anew, by this version on this machine."""
     arguments = [str(x) for x in command(tmp_path, "--train-steps", 4, "--strategies", "baseline", "--name", "it")[2:]]
@@ -170,6 +171,7 @@ def test_a_published_study_that_is_run_again_says_by_what(tmp_path):
     assert runs == {"runs/baseline/seed-0": json.loads((tmp_path / "it/runs/baseline/seed-0/config.json").read_text())}
 
 
+@pytest.mark.usefixtures("cheap_report")
 def test_report_only_needs_no_flags(finished):
     results, _ = finished
     before = (results / "small.runs.csv").read_bytes()
@@ -179,7 +181,7 @@ def test_report_only_needs_no_flags(finished):
 
 
 def test_kill_9_and_again_equals_an_uninterrupted_run(tmp_path):
-    arguments = ["--train-steps", 400, "--strategies", "adversarial", "--name", "killed"]
+    arguments = ["--train-steps", 400, "--strategies", "adversarial", "--task", 0, "--name", "killed"]
     run_folder = tmp_path / "killed" / "runs" / "adversarial" / "seed-0"
     process = subprocess.Popen(command(tmp_path, *arguments), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
@@ -199,10 +201,11 @@ def test_kill_9_and_again_equals_an_uninterrupted_run(tmp_path):
     assert_same_weights(killed["ema"], whole["ema"])
 
 
+@pytest.mark.usefixtures("cheap_report")
 def test_runs_at_once_are_the_same_runs(finished, tmp_path):
     results, _ = finished
-    done = run(tmp_path, "--train-steps", 40, "--seeds", "0-2", "--name", "small", "--at-once", 3)
-    assert done.returncode == 0, done.stderr
+    arguments = command(tmp_path, "--train-steps", 40, "--seeds", "0-2", "--name", "small", "--at-once", 3)[2:]
+    assert main(arguments) == 0
     for strategy in STRATEGIES:
         for seed in range(3):
             one, other = (
@@ -325,8 +328,8 @@ def test_cuda_asked_for_and_absent(tmp_path):
 
 
 def test_a_corrupt_checkpoint_is_named_and_kept(tmp_path):
-    arguments = ["--train-steps", 20, "--strategies", "baseline", "--name", "study"]
-    assert run(tmp_path, *arguments).returncode == 0
+    arguments = ["--train-steps", 20, "--strategies", "baseline", "--name", "study", "--task", 0]
+    assert main([str(x) for x in command(tmp_path, *arguments)[2:]]) == 0
     folder = tmp_path / "study/runs/baseline/seed-0"
     (folder / "result.json").unlink()
     (folder / "last.pt").write_bytes(b"damaged")

@@ -52,6 +52,32 @@ def test_a_file_is_made_once(tmp_path, monkeypatch, link):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_writer_whose_temporary_file_was_removed_writes_again(tmp_path, monkeypatch):
+    """By a command that cleans the study's root, where others may be writing."""
+    real, removed = os.replace, []
+
+    def remove_first(source, target):
+        if not removed:
+            removed.append(source)
+            files.remove_temporary_files(tmp_path, "a.")
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", remove_first)
+    files.write_atomic(tmp_path / "a.csv", b"content")
+    assert (tmp_path / "a.csv").read_bytes() == b"content"
+    assert removed and list(tmp_path.iterdir()) == [tmp_path / "a.csv"]
+
+
+def test_a_disk_too_full_makes_no_half_file(tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        files.create_exclusively(tmp_path / "config.json", "{}")
+    assert list(tmp_path.iterdir()) == []
+
+
 def prepare(folder, rank, barrier, queue):
     barrier.wait()
     try:

@@ -9,6 +9,7 @@ from conftest import make_diffusion
 from dataset import Inverse
 from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.evaluation import EvaluationSet
+from diffusion_lib.system.errors import ConfigError
 from experiments.ablations import ABLATIONS, ablation_strategies, main, parse_arguments
 from experiments.analysis.landscape import (
     conditioning_rows,
@@ -92,8 +93,24 @@ def test_each_arm_changes_its_key_alone():
 
 
 def test_values_and_the_rest_of_the_command():
-    key, values, options = parse_arguments(["scale_factor", "--values", "0.5", "4", "--seeds", "0-1"])
-    assert (key, values, options.seeds) == ("scale_factor", (0.5, 4.0), ["0-1"])
+    options = parse_arguments(["scale_factor", "--values", "0.5", "4", "--seeds", "0-1"])
+    assert (options.ablation, options.values, options.seeds) == ("scale_factor", [0.5, 4.0], ["0-1"])
+
+
+BAD = (
+    (["opt_steps", "--values", "x"], "values are x; allowed for opt_steps: ints"),
+    (["opt_steps", "--opt-steps", "3"], "--opt-steps is what this ablation varies"),
+    (["weight", "--strategies", "random"], "--strategies is not for this ablation"),
+    (["rank", "--values", "2", "0"], "rank is 0"),
+    (["noise_scale", "--values", "1", "nan"], "noise_scale is nan"),
+)
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD)
+def test_all_values_are_checked_before_the_first_is_trained(tmp_path, arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        main([*arguments, "--results", str(tmp_path), "--device", "cpu"])
+    assert not list(tmp_path.iterdir())
 
 
 def test_help_is_no_error(capsys):

@@ -120,6 +120,24 @@ def test_training_in_a_thread_catches_no_signals(tmp_path):
     assert not errors
 
 
+COMMANDS = [ROOT / "train.py", *(ROOT / "experiments").glob("*.py")]
+
+
+@pytest.mark.parametrize("path", [path for path in COMMANDS if path.stat().st_size], ids=lambda path: path.stem)
+def test_every_command_listens_to_ctrl_c_before_it_imports_torch(path):
+    """The slow import stands for a module that each command imports after its start."""
+    program = (
+        "import os, runpy, sys\n"
+        "class Slow:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name.split('.')[0] in ('torch', 'numpy', 'scipy', 'tabulate'): os.kill(os.getpid(), 2)\n"
+        "sys.meta_path.insert(0, Slow())\n"
+        f"runpy.run_path({str(path)!r}, run_name='__main__')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (130, "stopped: SIGINT before anything was begun\n")
+
+
 class FullDisk:
     """A stream whose disk is full."""
 

@@ -224,7 +224,8 @@ def test_the_command_writes_the_inverses(tmp_path):
     a = drawn(4)
     np.save(tmp_path / "a.npy", a)
     done = command(PUBLISHED, tmp_path / "a.npy")
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr.count("\n")) == (0, 1)
+    assert done.stderr.startswith(f"run {PUBLISHED} | matrices {tmp_path / 'a.npy'} | sampler innerloop | device cpu")
     y = np.load(tmp_path / "a.inverse.npy")
     assert (y.dtype, y.shape) == (a.dtype, a.shape)
     errors = residuals(a, y)
@@ -243,7 +244,7 @@ def test_the_command_warns_overwrites_when_told_and_takes_the_plain_sampler(tmp_
     assert (tmp_path / "y.npy").read_bytes() == b"mine"
     done = command(*arguments, "--overwrite")
     assert done.returncode == 0
-    assert done.stderr.startswith("warning: 1 of 1 matrices") and done.stderr.count("\n") == 1
+    assert done.stderr.splitlines()[1].startswith("warning: 1 of 1 matrices") and done.stderr.count("\n") == 2
     assert "sampler plain" in done.stdout
     assert np.load(tmp_path / "y.npy").shape == (20, 20)
 
@@ -274,6 +275,8 @@ def test_the_command_names_bad_input_in_one_line_and_writes_nothing(tmp_path, ca
             solve_command.main([str(run), str(tmp_path / matrix)])
         said = capsys.readouterr()
         assert stop.value.code == 2
-        assert said.err.startswith("error: ") and message in said.err and said.err.count("\n") == 1
+        *header, error = said.err.splitlines()
+        assert error.startswith("error: ") and message in error
+        assert all(line.startswith("run ") for line in header) and len(header) <= 1
         assert said.out == ""
     assert sorted(tmp_path.iterdir()) == before

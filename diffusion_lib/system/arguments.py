@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from pathlib import Path
 
 from diffusion_lib.system.errors import EXIT_BAD_INPUT
 
@@ -12,6 +13,13 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, description: str, **options):
         options = {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter, **options}
         super().__init__(description=description, **options)
+
+    def parse_known_args(self, args=None, namespace=None):
+        words = sys.argv[1:] if args is None else args
+        for word in words:
+            if word.startswith("--") and word.endswith("=--"):  # which argparse takes for an empty list
+                self.error(f"argument {word.removesuffix('=--')}: its value is '--'")
+        return super().parse_known_args(args, namespace)
 
     def error(self, message):
         print(f"error: {message}; --help lists what is allowed", file=sys.stderr)
@@ -27,6 +35,13 @@ def whole(least: int, most: int = 10**9):
         return int(text)
 
     return parse
+
+
+def directory(text: str) -> Path:
+    """The type of a flag that takes a folder: an empty word, which a script's unset variable gives, is none."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("it is empty; allowed: a folder")
+    return Path(text)
 
 
 def header(**what):

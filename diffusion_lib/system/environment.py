@@ -9,19 +9,25 @@ import sys
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+from diffusion_lib.system.startup import CORES
+
+if TYPE_CHECKING:
+    import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "numpy", "einops", "accelerate", "ema-pytorch", "tqdm", "tabulate", "scipy", "matplotlib")
 
 
-def environment(device: torch.device, at_once: int = 1) -> dict:
+def environment(device: "torch.device", at_once: int = 1) -> dict:
     """Versions, commit (with '+' where files differ from it), hardware and command, for config.json.
 
     at_once: the runs that the command trains at the same time. `gpu` is None where `device` is the CPU, whatever the
     machine has.
     """
+    import torch  # here, since commands import this module before they listen to Ctrl-C
+
     return {
         "python": platform.python_version(),
         **{package: installed(package) for package in PACKAGES},
@@ -64,7 +70,7 @@ def _git(*arguments):
 
 def granted_cores() -> int:
     """The cores that this process may use at once: no more than its cgroup's quota, where it has one."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(CORES)
     with suppress(OSError, ValueError):
         for line in Path("/proc/self/cgroup").read_text().splitlines():
             _, controllers, group = line.split(":", 2)

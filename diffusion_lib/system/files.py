@@ -1,6 +1,8 @@
 """Writing files so that a reader, or a crash, finds the old content or the new, never half of it."""
 
 import csv
+import errno
+import glob
 import io
 import json
 import os
@@ -11,36 +13,48 @@ from pathlib import Path
 from diffusion_lib.system.errors import ConfigError
 
 TEMPORARY = ".tmp"  # the end of a temporary file's name, which begins with a dot
+TRIES = 3  # of a write whose temporary file goes: another process took it for a killed writer's
+NO_LINKS = (errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)  # as file systems say it
 
 
 def write_atomic(path: Path | str, content: bytes | str):
     """Write through a temporary file beside `path`. Raises OSError naming `path`, which is then untouched."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _write_temporary(path, content)
-    try:
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    _write(Path(path), content, os.replace)
 
 
 def create_exclusively(path: Path, content: str) -> bool:
     """Make `path` with its whole content, or return False where it exists: of several processes one makes it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _write_temporary(path, content)
     try:
-        os.link(temporary, path)
+        _write(path, content, os.link)
     except FileExistsError:
         return False
-    except OSError:  # no hard links on this file system
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
         with suppress(FileExistsError), open(path, "x") as file:
             file.write(content)
             return True
         return False
-    finally:
-        temporary.unlink(missing_ok=True)
     return True
+
+
+def _write(path, content, put_in_place):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for tries_left in reversed(range(TRIES)):
+        temporary = _write_temporary(path, content)
+        try:
+            return put_in_place(temporary, path)
+        except FileNotFoundError:
+            if not tries_left:
+                raise
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def require_writable(folder: Path):
+    """Make `folder`. Raises OSError, which names it, where nothing can be written there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_temporary(folder / "test", "").unlink()
 
 
 def _write_temporary(path, content) -> Path:
@@ -59,10 +73,11 @@ def _write_temporary(path, content) -> Path:
     return temporary
 
 
-def remove_temporary_files(folder: Path):
-    """Remove what killed writers left. Only for who alone writes in `folder`."""
-    for path in folder.glob(f".*{TEMPORARY}"):
-        path.unlink(missing_ok=True)
+def remove_temporary_files(folder: Path, of: str = ""):
+    """Remove what killed writers left, of files whose names begin with `of`. A living writer writes its file again."""
+    for path in folder.glob(f".{glob.escape(of)}*{TEMPORARY}"):
+        with suppress(OSError):  # a file of another user, say
+            path.unlink()
 
 
 def write_json(path, value: dict):

@@ -1,4 +1,7 @@
-"""Where a run is trained."""
+"""Where a run is trained, and by how many processes."""
+
+import os
+from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
@@ -6,27 +9,68 @@ from accelerate.utils import GradientAccumulationPlugin
 
 from diffusion_lib.system.errors import ConfigError
 
+# What torchrun and `accelerate launch` set for each of the processes that train one model.
+ONE_OF_SEVERAL = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+# By their beginnings, what accelerate would read too: MPI's, which start programs that know nothing of each other, and
+# a user's saved settings for accelerate. The gradients here are written for float32, without a plugin.
+NOT_READ = ("PMI_", "OMPI_COMM_WORLD_", "MV2_COMM_WORLD_", "MPI_LOCAL", "ACCELERATE_")
+GRANTED = ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS", "CUDA_VISIBLE_DEVICES")  # which GPUs a job may use
+NO_GPU = ("", "-1", "NoDevFiles")
+
 
 def chosen_device(device: str | None) -> torch.device:
-    """The device of that name; for None, the one that is there. Raises ConfigError for one that is not."""
+    """The device of that name; for None, a CUDA device where there is one, or else the CPU.
+
+    Raises ConfigError for one that is not there, and for None where a GPU was granted that torch cannot use.
+    """
     if device not in (None, "cpu", "cuda"):
         raise ConfigError(f"device is {device!r}; allowed: cpu, cuda")
-    if device == "cuda" and not torch.cuda.is_available():
+    if device == "cpu" or torch.cuda.is_available():
+        return torch.device(device or "cuda")
+    if device == "cuda":
         raise ConfigError("device is 'cuda', but this machine has no usable CUDA device; allowed here: cpu")
-    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    for name in GRANTED:
+        if os.environ.get(name, "") not in NO_GPU:
+            raise ConfigError(
+                f"{name} is {os.environ[name]}, but torch {torch.__version__} cannot use a GPU here (see nvidia-smi); "
+                "--device cpu trains without"
+            )
+    return torch.device("cpu")
+
+
+def processes() -> int:
+    """How many processes train one model: those that torchrun or `accelerate launch` started. Raises ConfigError."""
+    if any(name not in os.environ for name in ONE_OF_SEVERAL):
+        return 1
+    values = {name: os.environ[name] for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
+    if not all(value.isdigit() for value in values.values()) or int(values["RANK"]) >= int(values["WORLD_SIZE"]):
+        said = ", ".join(f"{name} is {value!r}" for name, value in values.items())
+        raise ConfigError(f"{said}; allowed: what torchrun or accelerate launch sets, or none of them")
+    return int(values["WORLD_SIZE"])
 
 
 def make_accelerator(device: str | None = None, log_with: str | None = None, folder="results") -> Accelerator:
-    """An Accelerator on `device` ('cpu', 'cuda', or None for what is there). Raises ConfigError without CUDA."""
-    chosen_device(device)
+    """An Accelerator on `device`: see chosen_device. Raises ConfigError."""
+    on_cpu = chosen_device(device).type == "cpu"
     if log_with not in (None, "tensorboard"):
         raise ConfigError(f"log_with is {log_with!r}; allowed: tensorboard")
-    # by name, since `accelerate launch` sets others through the environment: the gradients here are written for float32
-    return Accelerator(
-        cpu=device == "cpu",
-        mixed_precision="no",
-        dynamo_backend="no",
-        log_with=log_with,
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-        project_dir=str(folder),
-    )
+    with _environment_for_accelerate():
+        return Accelerator(
+            cpu=on_cpu,
+            mixed_precision="no",
+            dynamo_backend="no",
+            log_with=log_with,
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            project_dir=str(folder),
+        )
+
+
+@contextmanager
+def _environment_for_accelerate():
+    """Hides what accelerate must not read."""
+    hidden = NOT_READ + (("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE") if processes() == 1 else ())
+    kept = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith(hidden)}
+    try:
+        yield
+    finally:
+        os.environ.update(kept)

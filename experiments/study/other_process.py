@@ -8,12 +8,16 @@ import threading
 import traceback
 from collections.abc import Callable
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from pathlib import Path
 from types import ModuleType
 
 import torch
 
 from diffusion_lib.system.errors import EXIT_INTERRUPTED, Interrupted, exit_status
+from diffusion_lib.system.startup import CORES
+
+BINDING = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")  # what binds threads to cores
 
 
 class OtherProcess:
@@ -26,7 +30,7 @@ class OtherProcess:
         context = multiprocessing.get_context("spawn")  # a fork would inherit locks, threads and CUDA's state
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, threads))
-        with _no_main_from_stdin():
+        with _no_main_from_stdin(), _free_of_the_first_core(), _deaf_to_the_terminal():
             self.process.start()
         theirs.close()
 
@@ -80,9 +84,34 @@ def _no_main_from_stdin():
         sys.modules["__main__"] = main
 
 
+@contextmanager
+def _free_of_the_first_core():
+    """What is started inside may use all cores. With OMP_PROC_BIND each process would bind itself to the same first."""
+    names = [name for name in BINDING if name in os.environ]
+    if not names or not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    kept, cores = {name: os.environ.pop(name) for name in names}, os.sched_getaffinity(0)
+    os.sched_setaffinity(0, CORES)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
+        os.environ.update(kept)
+
+
+@contextmanager
+def _deaf_to_the_terminal():
+    """What is started inside sees no Ctrl-C, even while it imports: a terminal sends it to all, the first decides."""
+    resource_tracker.ensure_running()  # its start would unblock them
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _serve(connection, threads):
-    for number in (signal.SIGINT, signal.SIGHUP):  # a terminal sends them to all; the first process decides
-        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if threads is not None:
         torch.set_num_threads(threads)

@@ -1,5 +1,6 @@
 """One run: one strategy, one seed, trained, evaluated and diagnosed in its own folder."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -61,10 +62,10 @@ def run_experiment(
     """Train, evaluate and diagnose one run in `folder`, continuing what an earlier call left there.
 
     Returns the content of result.json: `status` 'finished' with `samplers` (metrics by sampler) and costs, or
-    'failed' with `reason` where the loss became non-finite; a run that finished leaves diagnostics.json too. use_lock:
-    see RunLock. at_once: runs that the command trains at the same time, to be recorded. Other keywords go to Trainer1D.
-    Raises RunHeld where another process has the run, ConfigError, CheckpointError, OSError, and Interrupted after
-    a signal.
+    'failed' with `reason` where the loss, the samples or a metric are not finite; a run that finished leaves
+    diagnostics.json too. use_lock: see RunLock. at_once: runs that the command trains at the same time, to be recorded.
+    Other keywords go to Trainer1D. Raises RunHeld where another process has the run, ConfigError, CheckpointError,
+    OSError, and Interrupted after a signal.
     """
     folder = Path(folder)
     place = chosen_device(device)
@@ -113,6 +114,12 @@ def train_and_evaluate(trainer: Trainer1D, config: ExperimentConfig) -> dict:
         trainer.train()
     except NonFiniteLossError as error:
         return result | {"status": "failed", "reason": str(error)}
+    diffusion = trainer.ema.ema_model
+    say(f"{trainer.label}: trained; its metrics on {config.evaluation_size} problems of each difficulty")
+    samplers = evaluate_run(diffusion, config, trainer.share)
+    reason = not_finite(samplers)
+    if reason:  # the weights are finite, but not what is sampled with them
+        return result | {"status": "failed", "reason": reason}
     result |= {
         "status": "finished",
         "train_seconds": trainer.train_seconds,
@@ -121,10 +128,19 @@ def train_and_evaluate(trainer: Trainer1D, config: ExperimentConfig) -> dict:
         "peak_memory_bytes": peak_memory_bytes(trainer.device),
         "clipped": clipped_share(trainer.history),
     }
-    diffusion = trainer.ema.ema_model
-    say(f"{trainer.label}: trained; its errors on {config.evaluation_size} matrices of each difficulty")
-    samplers = evaluate_run(diffusion, config, trainer.share)
     return result | {"samplers": samplers | long_descents(diagnosis(diffusion, config, trainer))}
+
+
+def not_finite(samplers: dict[str, dict]) -> str:
+    """What is not finite among the metrics, or "". A single nan is left out instead: it is not defined on this set."""
+    for sampler, metrics in samplers.items():
+        for name, value in metrics.items():
+            if math.isinf(value):
+                return f"{name} of the {sampler} sampler is {value}"
+        if all(math.isnan(value) for value in metrics.values()):
+            return f"the samples of the {sampler} sampler are not finite"
+        samplers[sampler] = {name: value for name, value in metrics.items() if not math.isnan(value)}
+    return ""
 
 
 def clipped_share(history: list[dict]) -> float:
@@ -141,7 +157,7 @@ def diagnosis(diffusion, config: ExperimentConfig, trainer: Trainer1D) -> dict:
     path = trainer.results_folder / "diagnostics.json"
     if not path.exists():
         size = diagnosed_size(config)
-        say(f"{trainer.label}: what its energy looks like, on {size} matrices of each difficulty")
+        say(f"{trainer.label}: what its energy looks like, on {size} problems of each difficulty")
         if trainer.before_save:
             trainer.before_save()
         write_json(path, diagnose(diffusion, *evaluation_sets(config, size, trainer.device)))
@@ -162,7 +178,7 @@ def long_descents(diagnosed: dict) -> dict[str, dict]:
 
 
 def evaluation_sets(config: ExperimentConfig, size: int, device) -> tuple[EvaluationSet, EvaluationSet]:
-    """The first `size` of the fixed matrices of both difficulties."""
+    """The first `size` of the fixed problems of both difficulties."""
     val, ood = evaluation_tasks(config, training_task(config))
     return EvaluationSet(val, size, device), EvaluationSet(ood, size, device)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from diffusion_lib.system.errors import USER_ERRORS, ConfigError, say
+from diffusion_lib.system.files import remove_temporary_files
 from diffusion_lib.system.lock import RunHeld, held_by
 from diffusion_lib.training.run_folder import run_folders
 from experiments.study.other_process import OtherProcess
@@ -85,3 +86,10 @@ def delete_study(study: Path):
     shutil.rmtree(doomed, ignore_errors=True)
     study.rename(doomed)  # who began a run a moment ago no longer finds its mark, and stops
     shutil.rmtree(doomed)
+
+
+def remove_leftovers(study: Path):
+    """Remove what a killed command left in the study's root, beside it, and of its deletion."""
+    remove_temporary_files(study)
+    remove_temporary_files(study.parent, f"{study.name}.")
+    shutil.rmtree(study.with_name(f".{study.name}.deleted"), ignore_errors=True)

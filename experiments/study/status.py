@@ -29,7 +29,7 @@ def run_status(folder: Path, total: int) -> tuple[str, str, str, str, str]:
     """State, step of the run's own total, steps/s, time left, and who has the run or why it stopped.
 
     total: the steps of a run that does not say its own.
-    States: finished; failed (its loss became non-finite; it is not repeated); running; interrupted (the next
+    States: finished; failed (its loss or a metric is not finite; it is not repeated); running; interrupted (the next
     start continues it); error (what the next start must find mended); waiting.
     """
     try:
