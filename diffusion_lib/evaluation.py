@@ -76,10 +76,12 @@ class EvaluationSet:
             yield slice(first, min(first + batch_size, rows.stop))
 
 
-def sampler_metrics(diffusion, chosen: EvaluationSet, sampler: str | int | None, batch_size=2048, share=Share()):
+def sampler_metrics(
+    diffusion, chosen: EvaluationSet, sampler: str | int | None, batch_size=2048, share=Share(), levels=None
+) -> dict:
     """The task's metrics, by name, of one of SAMPLERS on an evaluation set; all nan where a sample is not finite.
 
-    sampler: its name, or a number of opt_steps at each level, or None for the model's own.
+    sampler: its name, or a number of opt_steps at each level, or None for the model's own. levels: as of sample_loop.
     """
     parts, inner_steps = [], SAMPLERS[sampler](diffusion.rules) if isinstance(sampler, str) else sampler
     for rows in chosen.batches(batch_size, share):
@@ -89,6 +91,7 @@ def sampler_metrics(diffusion, chosen: EvaluationSet, sampler: str | int | None,
             start=chosen.start[rows],
             inner_steps=inner_steps,
             bound=_bound(diffusion, chosen),
+            levels=levels,
         )
         scores = chosen.task.score(chosen.inp[rows], chosen.target[rows], prediction)
         # a score may hide a nan, which is a sign or an argmax like another

@@ -59,7 +59,7 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     varied = options.ablation
     if getattr(options, varied) is not None:
         raise ConfigError(f"--{varied.replace('_', '-')} is what this ablation varies; allowed: --values")
-    if varied != "rank" and options.strategies != list(comparison.STRATEGIES):
+    if varied != "rank" and options.strategies:
         raise ConfigError("--strategies is not for this ablation, which has one for each value; allowed: with rank")
     kind = type(ABLATIONS[varied][0])
     try:
@@ -92,7 +92,8 @@ def run_ranks(values, options) -> int:
     for rank in values:  # all are checked before the first is trained
         options.rank, options.name = rank, f"{base}-rank-{rank}"
         config, seeds, name = comparison.resolve(options)
-        strategies = {strategy: comparison.get_mining_config(strategy, config) for strategy in options.strategies}
+        names = options.strategies or comparison.possible_strategies(config)
+        strategies = {strategy: comparison.get_mining_config(strategy, config) for strategy in names}
         resolved[rank] = config, options.results / name, strategies, seeds
     statuses = [comparison.run_study(options, *study) for study in resolved.values()]
     if reports(options):

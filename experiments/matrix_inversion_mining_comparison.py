@@ -23,11 +23,13 @@ import torch
 
 from diffusion_lib.build import check_fits
 from diffusion_lib.config import ExperimentConfig, add_flags, check_name, given, parse_seeds, recipe
+from diffusion_lib.energies import MODELS
 from diffusion_lib.negatives import MiningConfig
 from diffusion_lib.system.arguments import Parser, directory, header
 from diffusion_lib.system.environment import ROOT, granted_cores
 from diffusion_lib.system.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, ConfigError, exit_status, say
 from diffusion_lib.system.files import require_writable
+from diffusion_lib.tasks import TASKS
 from diffusion_lib.training.device import chosen_device, processes
 from diffusion_lib.training.flops import equal_compute_steps
 from diffusion_lib.training.run_folder import (
@@ -53,6 +55,8 @@ STRATEGIES = {
     "adversarial": {"mode": "adversarial"},  # IRED as published: noisier samples, then descended on the energy
     "baseline-compute": {"mode": "none"},  # the baseline, with adversarial's compute
 }
+# Further ones, of tasks that have a hand-made way to spoil a solution.
+TASK_STRATEGIES = {"corrupt": {"mode": "corrupt"}}  # IRED's choice for connectivity, shortest path and sudoku
 # Strategies that train as long as the training FLOPs of another one last.
 EQUAL_COMPUTE = {"baseline-compute": "adversarial"}
 
@@ -76,9 +80,17 @@ PRESETS = {
 
 def get_mining_config(strategy: str, config: ExperimentConfig | None = None) -> dict:
     """The `mining_config` dict of a strategy. Raises ConfigError for an unknown one."""
-    if strategy not in STRATEGIES:
-        raise ConfigError(f"unknown strategy {strategy!r}; allowed: {', '.join(STRATEGIES)}")
-    return {**(config or ExperimentConfig()).mining.to_dict(), **STRATEGIES[strategy]}
+    known = STRATEGIES | TASK_STRATEGIES
+    if strategy not in known:
+        raise ConfigError(f"unknown strategy {strategy!r}; allowed: {', '.join(known)}")
+    return {**(config or ExperimentConfig()).mining.to_dict(), **known[strategy]}
+
+
+def possible_strategies(config: ExperimentConfig) -> list[str]:
+    """All strategies that the task and the model of a configuration can be trained with."""
+    if not MODELS[config.model].has_energy:
+        return ["baseline"]
+    return [*STRATEGIES, *(TASK_STRATEGIES if TASKS[config.dataset].rules.corruption else ())]
 
 
 def run_config(strategy: str, config: ExperimentConfig, mining_config: dict) -> ExperimentConfig:
@@ -97,20 +109,19 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def add_study_flags(parser: Parser):
-    """What a command takes that trains a study."""
+def add_study_flags(parser: Parser, leave_out=(), run_flag="--task"):
+    """What a command takes that trains a study. run_flag: what chooses one run, by its number."""
     add = parser.add_argument
     add("--preset", choices=PRESETS, help="demo (minutes on a laptop), pilot (10K steps), full (100K)")
     add("--pilot", action="store_const", const="pilot", dest="preset", help="same as --preset pilot")
     add(
         "--strategies",
         nargs="+",
-        default=list(STRATEGIES),
         metavar="NAME",
-        help=f"default: all of {', '.join(STRATEGIES)}",
+        help=f"default: {', '.join(STRATEGIES)}, and corrupt where the task has a hand-made corruption",
     )
     add("--seeds", nargs="+", metavar="SEED", help="0 2 5, or 0-9; default: the preset's, or 0")
-    add_flags(parser, ExperimentConfig, MiningConfig, leave_out=("mode",))
+    add_flags(parser, ExperimentConfig, MiningConfig, leave_out=("mode", *leave_out))
     add("--device", metavar="{cpu,cuda}", help="default: cuda where there is one")
     add("--no-cuda-graph", action="store_true", help="on a GPU, launch each operation of a step by itself")
     add(
@@ -128,7 +139,7 @@ def add_study_flags(parser: Parser):
     add("--status", action="store_true", help="train nothing; show where each run stands")
     add("--check", action="store_true", help="train nothing; check the command, as slurm/submit does")
     add(
-        "--task",
+        run_flag,
         type=int,
         metavar="I",
         help="only run I of strategies x seeds, without a report: for job arrays; I "
@@ -144,7 +155,8 @@ def resolve(options: argparse.Namespace) -> tuple[ExperimentConfig, list[int], s
     usual, usual_mining = recipe(options.dataset, options.model)
     mining = MiningConfig(**usual_mining | given(options, MiningConfig))
     config = ExperimentConfig(**{**usual, **preset, **given(options, ExperimentConfig)}, mining=mining)
-    name = f"{options.preset or 'custom'}-{config.model}" if options.name is None else options.name
+    usual_name = "-".join([options.preset or "custom", *([config.dataset] if options.dataset else []), config.model])
+    name = usual_name if options.name is None else options.name
     return config, parse_seeds(seeds), check_name(name)
 
 
@@ -153,9 +165,14 @@ def run_folder(study: Path, strategy: str, seed: int) -> Path:
 
 
 def main(arguments=None) -> int:
-    options = parse_arguments(arguments)
+    return compare(parse_arguments(arguments))
+
+
+def compare(options) -> int:
+    """The study that the options describe; returns the exit status."""
     config, seeds, name = resolve(options)
-    mining_configs = {strategy: get_mining_config(strategy, config) for strategy in options.strategies}
+    strategies = options.strategies or possible_strategies(config)
+    mining_configs = {strategy: get_mining_config(strategy, config) for strategy in strategies}
     return run_study(options, config, options.results / name, mining_configs, seeds)
 
 

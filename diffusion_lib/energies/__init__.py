@@ -1,7 +1,5 @@
 """The energy models, by the names that the command lines use."""
 
-from functools import partial
-
 from diffusion_lib.energies.base import DiffusionWrapper, EnergyModel, NoiseModel
 from diffusion_lib.energies.graph import GraphEBM, GraphReverse
 from diffusion_lib.energies.matrix import MatrixEBM
@@ -9,7 +7,7 @@ from diffusion_lib.energies.matrix_free import MatrixEBMFree
 from diffusion_lib.energies.mlp import EBM, MLPReverse
 from diffusion_lib.energies.plan import GNNConv1DEBMV2, GNNConv1DReverse, ShiftedPlanEBM
 from diffusion_lib.energies.plan_conv import GNNConv1DEBM, GNNConvEBM
-from diffusion_lib.energies.sudoku import SudokuDenoise, SudokuEBM
+from diffusion_lib.energies.sudoku import SmallSudokuEBM, SudokuDenoise, SudokuEBM
 from diffusion_lib.energies.sudoku_transformer import SudokuTransformerEBM
 
 MODELS = {
@@ -25,7 +23,7 @@ MODELS = {
     "gnn-conv-1d": GNNConv1DEBM,
     "gnn-conv": GNNConvEBM,
     "sudoku": SudokuEBM,
-    "sudoku-small": partial(SudokuEBM, width=64),  # for a CPU: 1.7 of 47 million weights
+    "sudoku-small": SmallSudokuEBM,
     "sudoku-reverse": SudokuDenoise,
     "sudoku-transformer": SudokuTransformerEBM,
 }
@@ -46,6 +44,7 @@ __all__ = [
     "MatrixEBMFree",
     "NoiseModel",
     "ShiftedPlanEBM",
+    "SmallSudokuEBM",
     "SudokuDenoise",
     "SudokuEBM",
     "SudokuTransformerEBM",

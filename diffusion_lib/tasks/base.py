@@ -116,6 +116,21 @@ class Task(Dataset):
         """By name, predictions (B, *out_shape) of what needs no training, for the tables."""
         return {"zero": torch.zeros(len(inp), *self.out_shape, dtype=inp.dtype, device=inp.device)}
 
+    def wrong_answers(self, inp, target, generator) -> dict[str, torch.Tensor]:
+        """By name, wrong solutions (B, *out_shape) that no model made, to compare the energies of all by.
+
+        `other` is another problem's solution, which an energy cannot tell from the true one without the input;
+        `corrupted` the task's own way to spoil one.
+        """
+        answers = {"other": target.roll(1, 0)}
+        if self.rules.corruption:
+            answers["corrupted"] = self.rules.corruption(target, generator, mask=self.mask(inp))
+        return answers
+
+    def difficulty(self, inp) -> torch.Tensor | None:
+        """How hard each problem (B, *inp_shape) is, (B,), where one number says it; else None."""
+        return None
+
     def draw(self, axes, inp, target, prediction):
         """Picture one example on matplotlib `axes`: the input (*inp_shape), the solution and what was predicted.
 

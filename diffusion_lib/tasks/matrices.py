@@ -6,7 +6,7 @@ import torch
 
 from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.tasks.base import MatrixTask, Rules
-from diffusion_lib.tasks.matrix_references import inverse_references
+from diffusion_lib.tasks.matrix_references import QUICK_FIT_SAMPLES, fitted, inverse_references
 
 
 class Inverse(MatrixTask):
@@ -40,6 +40,15 @@ class Inverse(MatrixTask):
         residual = a @ y
         residual.diagonal(dim1=1, dim2=2).sub_(1)
         return super().score(inp, target, prediction) | {"recon_error": residual.flatten(1).norm(dim=1)}
+
+    def wrong_answers(self, inp, target, generator):
+        """`regression` too: the linear regression's, the best that a linear model knows of the solution."""
+        regression = fitted(self, QUICK_FIT_SAMPLES).linear_regression(inp.cpu().double())
+        return super().wrong_answers(inp, target, generator) | {"regression": regression.to(inp)}
+
+    def difficulty(self, inp):
+        """The condition number of A."""
+        return torch.linalg.cond(inp.view(-1, self.rank, self.rank))
 
     def reference_predictions(self, inp, generator):
         """Zero, fits, Newton-Schulz iterations and LAPACK: see matrix_references.py."""

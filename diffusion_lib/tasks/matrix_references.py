@@ -7,6 +7,7 @@ import torch
 from diffusion_lib.seeds import seeded_generator
 
 FIT_SAMPLES = 200_000
+QUICK_FIT_SAMPLES = 30_000  # where the fit is only an example of a good wrong answer
 NEWTON_SCHULZ_ITERATIONS = (8, 10, 12)
 
 
@@ -57,14 +58,14 @@ class Fitted:
         return torch.cat((upper, torch.ones_like(upper[:, :1])), 1)
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=2)
 def _fitted(kind, rank: int, samples: int, device) -> Fitted:
     return Fitted(kind("train", rank), samples, device)
 
 
-def fitted(task) -> Fitted:
-    """The fit on FIT_SAMPLES problems of a task's training, made once."""
-    return _fitted(type(task), task.rank, FIT_SAMPLES, "cpu")
+def fitted(task, samples: int | None = None) -> Fitted:
+    """The fit on problems of a task's training, made once. samples: None for FIT_SAMPLES."""
+    return _fitted(type(task), task.rank, samples or FIT_SAMPLES, "cpu")
 
 
 def newton_schulz(inp, rank: int, iterations: int):
