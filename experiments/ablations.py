@@ -20,16 +20,15 @@ from experiments import matrix_inversion_mining_comparison as comparison
 from experiments.analysis.figures import (
     COLORS,
     ERROR_LABEL,
-    choose_scale,
     drawing,
     guarded,
     join_pairs,
     legend_below,
+    metric_scale,
     name_ticks,
-    plotted,
     points_and_interval,
 )
-from experiments.analysis.statistics import mean_interval
+from experiments.analysis.metrics import Metric
 from experiments.analysis.tables import run_rows
 
 # What can be varied, and the values where --values does not say otherwise.
@@ -106,17 +105,18 @@ def draw_curve(key, places: dict, baseline_of: Path | None, path: Path):
     places: value -> study and strategy. baseline_of: the study whose baseline's mean is drawn.
     """
     with drawing(path, (9, 3.6), 1, 2) as axes:
-        for axis, metric in zip(axes.flat, ("val_mse", "ood_mse"), strict=True):
-            runs = [strategy_values(study, strategy, metric) for study, strategy in places.values()]
+        for axis, metric in zip(axes.flat, (Metric("val_mse"), Metric("ood_mse")), strict=True):
+            runs = [strategy_values(study, strategy, metric.column) for study, strategy in places.values()]
             values = np.array([[run.get(seed, np.nan) for seed in sorted(set().union(*runs))] for run in runs])
             join_pairs(axis, values)
             if baseline_of:
-                mean = mean_interval(list(strategy_values(baseline_of, "baseline", metric).values())).mean
-                axis.axhline(mean, color=COLORS["baseline"], ls="--", label="baseline, mean")
-            choose_scale(axis, "y", plotted(axis))  # by the runs: an interval may reach below 0
+                untreated = strategy_values(baseline_of, "baseline", metric.column)
+                mean = metric.mean(list(untreated.values())).mean
+                axis.axhline(mean, color=COLORS["baseline"], ls="--", label="baseline, geometric mean")
             for place, row in enumerate(values):
-                points_and_interval(axis, place, row, COLORS["adversarial"])
-            axis.set(xlabel=key, title=f"{metric} of adversarial, plain sampler")
+                points_and_interval(axis, place, row, COLORS["adversarial"], metric)
+            metric_scale(axis, metric, values)
+            axis.set(xlabel=key, title=f"{metric.column} of adversarial, plain sampler")
             axis.set_ylabel(ERROR_LABEL)
             name_ticks(axis, [str(value) for value in places])
         legend_below(axes)
@@ -125,7 +125,7 @@ def draw_curve(key, places: dict, baseline_of: Path | None, path: Path):
 def strategy_values(study: Path, strategy: str, metric: str) -> dict[int, float]:
     """Seed -> a metric under the plain sampler, of the strategy's runs that ended; nan for a failed one."""
     rows = [row for row in run_rows(study) if (row["strategy"], row["sampler"]) == (strategy, "plain")]
-    return {row["seed"]: row[metric] for row in rows}
+    return {row["seed"]: row.get(metric, np.nan) for row in rows}
 
 
 def main(arguments=None) -> int:

@@ -21,11 +21,11 @@ from diffusion_lib.system.environment import ROOT
 from diffusion_lib.system.errors import ConfigError, exit_status
 from diffusion_lib.system.files import read_json, write_csv
 from diffusion_lib.tasks import Inverse
+from diffusion_lib.tasks.matrix_references import exact_inverse, fitted, newton_schulz
 from diffusion_lib.training.precision import choose_products
 from diffusion_lib.training.run_folder import read_result, run_folders
 from experiments.analysis.figures import ERROR_LABEL, choose_scale, drawing, guarded, legend_below
 from experiments.analysis.landscape_figures import draw
-from experiments.analysis.reference_solvers import Fitted, exact_inverse, newton_schulz
 from experiments.speed.timing import alternate
 
 SIZES = (10, 20, 30, 40)
@@ -106,7 +106,7 @@ def ridge_rows(models: dict, config: ExperimentConfig, count: int) -> list[dict]
     """A row per ridge, run and sampler, and per ridge and reference, at the rank of the study."""
     rank, rows = config.rank, []
     references = {
-        "linear regression": Fitted(rank).linear_regression,
+        "linear regression": fitted(Inverse("train", rank)).linear_regression,
         "Newton-Schulz 12": lambda inp: newton_schulz(inp, rank, 12),
     }
     for ridge in RIDGES:

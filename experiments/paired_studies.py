@@ -4,7 +4,7 @@
 
 Reads results/<study>.runs.csv of both; prints a row per strategy and sampler, and writes it to
 results/<second>/against-<first>.csv, or for another metric than val_mse to against-<first>-<metric>.csv.
-`inside_spread`: whether the mean difference is smaller than the standard deviation over the first study's seeds.
+`inside_spread`: whether the second study's mean lies between the least and the greatest run of the first.
 """
 
 import argparse
@@ -18,23 +18,10 @@ from diffusion_lib.system.arguments import Parser
 from diffusion_lib.system.environment import ROOT
 from diffusion_lib.system.errors import ConfigError, exit_status
 from diffusion_lib.system.files import read_json, write_csv
-from experiments.analysis.statistics import mean_interval, paired_difference
-from experiments.analysis.tables import METRICS
+from diffusion_lib.tasks import TASKS
+from experiments.analysis.metrics import Metric, task_metrics
 
-SHOWN = (
-    "strategy",
-    "sampler",
-    "n",
-    "first_mean",
-    "first_std",
-    "second_mean",
-    "second_std",
-    "difference",
-    "low",
-    "high",
-    "p",
-    "inside_spread",
-)
+METRICS = {metric.column: metric for task in TASKS.values() for metric in task_metrics(task)}
 
 
 def parse_arguments(arguments=None) -> argparse.Namespace:
@@ -63,33 +50,27 @@ def read_runs(results: Path, name: str, metric: str) -> dict[tuple[str, str], di
     return runs
 
 
-def paired_rows(first: dict, second: dict) -> list[dict]:
+def paired_rows(first: dict, second: dict, metric: Metric) -> list[dict]:
     """A row per strategy and sampler of both, over the seeds of both. Raises ConfigError if there is none."""
     rows = []
     for strategy, sampler in (key for key in first if key in second):
         one, two = first[strategy, sampler], second[strategy, sampler]
         seeds = sorted(one.keys() & two.keys())
-        pair = [[values[seed] for seed in seeds] for values in (one, two)]
-        before, after = (mean_interval(values) for values in pair)
-        found = paired_difference(pair[1], pair[0])
+        before, after = ([values[seed] for seed in seeds] for values in (one, two))
+        if metric.zeros(before) or metric.zeros(after):
+            raise ConfigError(f"a {metric.column} of {strategy} under {sampler} is exactly 0, which has no ratio")
+        second_mean = metric.mean(after).mean
         rows.append(
             {
                 "strategy": strategy,
                 "sampler": sampler,
-                "n": found.n,
-                "first_mean": before.mean,
-                "first_std": before.std,
-                "second_mean": after.mean,
-                "second_std": after.std,
-                "difference": found.difference,
-                "low": found.low,
-                "high": found.high,
-                "p": found.p,
-                "smallest_detectable": found.smallest_detectable,
-                "inside_spread": abs(found.difference) < before.std,
+                "first_mean": metric.mean(before).mean,
+                "second_mean": second_mean,
+                **metric.columns(metric.compare(after, before)),
+                "inside_spread": bool(before) and min(before) <= second_mean <= max(before),
             }
         )
-    if not any(row["n"] for row in rows):
+    if not any(row["pairs"] for row in rows):
         raise ConfigError("the two studies have no strategy and seed in common")
     return rows
 
@@ -102,12 +83,16 @@ def differing_settings(results: Path, first: str, second: str) -> str:
 
 def main(arguments=None):
     options = parse_arguments(arguments)
-    rows = paired_rows(*(read_runs(options.results, name, options.metric) for name in (options.first, options.second)))
+    runs = [read_runs(options.results, name, options.metric) for name in (options.first, options.second)]
+    metric = METRICS[options.metric]
+    rows = paired_rows(*runs, metric)
     of = "" if options.metric == "val_mse" else f"-{options.metric}"
     settings = differing_settings(options.results, options.first, options.second)
     write_csv(options.results / options.second / f"against-{options.first}{of}.csv", rows)
     print(f"{options.metric}; {settings or 'no setting differs'}")
-    print(tabulate([[row[key] for key in SHOWN] for row in rows], SHOWN, floatfmt=".3g"))
+    effect = (metric.effect, f"{metric.effect}_low", f"{metric.effect}_high")
+    shown = ("strategy", "sampler", "pairs", "first_mean", "second_mean", *effect, "p", "inside_spread")
+    print(tabulate([[row[key] for key in shown] for row in rows], shown, floatfmt=".3g"))
 
 
 if __name__ == "__main__":

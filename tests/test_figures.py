@@ -11,17 +11,21 @@ import pytest
 
 from experiments.analysis import figures
 from experiments.analysis.figures import COLORS, drawing, guarded, interval_plot, spans_decades, strategy_colors
+from experiments.analysis.metrics import Metric
 from experiments.analysis.tables import Study
+
+METRICS = (Metric("val_mse"), Metric("ood_mse"))
 
 
 @pytest.fixture
 def study():
     rows = [
-        {"strategy": name, "seed": seed, "sampler": "plain", "val_mse": 10.0 ** (i - seed), "ood_mse": 1 + 0.1 * seed}
+        {"strategy": name, "seed": seed, "sampler": sampler, "val_mse": 10.0 ** (i - seed), "ood_mse": 1 + 0.1 * seed}
         for i, name in enumerate(("baseline", "random"))
         for seed in range(3)
+        for sampler in ("plain", "innerloop")
     ]
-    return Study(rows, ["baseline", "random"])
+    return Study(rows, ["baseline", "random"], METRICS)
 
 
 def python(code, **variables):
@@ -92,9 +96,9 @@ def test_a_strategy_has_one_colour_everywhere():
 
 def test_the_points_of_a_strategy_have_its_colour(monkeypatch, tmp_path, study):
     seen = []
-    monkeypatch.setattr(figures, "points_and_interval", lambda *given: seen.append(given[-1]))
-    interval_plot(Study(study.rows, ["random", "baseline"]), [], path=tmp_path / "a.png")
-    assert seen == [COLORS["random"], COLORS["baseline"]] * 2
+    monkeypatch.setattr(figures, "points_and_interval", lambda *given: seen.append(given[3]))
+    interval_plot(Study(study.rows, ["random", "baseline"], METRICS), [], path=tmp_path / "a.png")
+    assert seen == [COLORS["random"], COLORS["baseline"]] * 4
 
 
 @pytest.mark.parametrize(
@@ -105,18 +109,63 @@ def test_an_axis_is_logarithmic_where_values_span_decades(values, log):
     assert spans_decades(values) is log
 
 
-def test_the_scale_of_a_figure_follows_its_runs(tmp_path, monkeypatch, study):
-    scales = []
-    monkeypatch.setattr(figures, "name_ticks", lambda axis, _: scales.append(axis.get_yscale()))
-    interval_plot(study, [], path=tmp_path / "a.png")
-    assert scales == ["log", "linear"]
+def drawn_axes(monkeypatch, tmp_path, study, references=()):
+    """The axes of the interval plot, as they are when their ticks are named."""
+    axes = []
+    monkeypatch.setattr(figures, "name_ticks", lambda axis, _: axes.append(axis))
+    interval_plot(study, list(references), path=tmp_path / "a.png")
+    assert (tmp_path / "a.png").exists()
+    return axes
+
+
+def test_errors_have_a_log_axis_and_rates_a_linear_one(tmp_path, monkeypatch, study):
+    axes = drawn_axes(monkeypatch, tmp_path, study)
+    assert [axis.get_title() for axis in axes] == [
+        f"{metric}, {sampler} sampler" for metric in ("val_mse", "ood_mse") for sampler in ("plain", "innerloop")
+    ]
+    assert {axis.get_yscale() for axis in axes} == {"log"}
+    rows = [{**row, "val_accuracy": 0.5 + 0.1 * row["seed"]} for row in study.rows]
+    rates = Study(rows, ["baseline", "random"], (Metric("val_accuracy", rate=True),))
+    assert {axis.get_yscale() for axis in drawn_axes(monkeypatch, tmp_path, rates)} == {"linear"}
+
+
+@pytest.mark.parametrize("value", [0.0, np.nan])
+def test_a_zero_or_a_missing_run_leaves_the_figure(tmp_path, monkeypatch, study, capsys, value):
+    study.rows[0]["val_mse"] = value
+    axes = drawn_axes(monkeypatch, tmp_path, study)
+    assert axes[0].get_yscale() == ("log" if np.isnan(value) else "linear")
+    assert "warning" not in capsys.readouterr().err
+
+
+def test_a_wide_interval_leaves_the_runs_readable(tmp_path, monkeypatch, study):
+    values = study.values("val_mse", "plain")["baseline"]
+    low, high = drawn_axes(monkeypatch, tmp_path, study)[0].get_ylim()
+    assert values.min() / 10 <= low < values.min() and high <= 10 * 10 * values.max()
+    two = Study([row for row in study.rows if row["seed"] < 2], study.strategies, METRICS)  # intervals over 20 decades
+    low, high = drawn_axes(monkeypatch, tmp_path, two)[0].get_ylim()
+    assert low == pytest.approx(0.1 / 10) and high == pytest.approx(10 * 10)
+
+
+def test_references_are_drawn_where_they_lie_near_the_runs(tmp_path, monkeypatch, study):
+    references = [
+        {"strategy": name, "sampler": sampler, "ood_mse": value}
+        for name, sampler, value in (
+            ("near", "reference", 1.5),
+            ("far", "reference", 1e-9),
+            ("others'", "published, not rerun", 1.1),
+        )
+    ]
+    axes = drawn_axes(monkeypatch, tmp_path, study, references)
+    labels = [[line.get_label() for line in axis.lines] for axis in axes]
+    assert ["near" in row for row in labels] == [False, False, True, True]
+    assert not any({"far", "others'"} & set(row) for row in labels)
 
 
 def test_the_runs_of_a_seed_are_joined(tmp_path, monkeypatch, study):
     joined = []
     monkeypatch.setattr(figures, "join_pairs", lambda _, values: joined.append(values.shape))
     interval_plot(study, [], path=tmp_path / "a.png")
-    assert joined == [(2, 3), (2, 3)]
+    assert joined == [(2, 3)] * 4
 
 
 def test_a_figure_that_fails_is_one_line_and_leaves_no_old_one(tmp_path, capsys):

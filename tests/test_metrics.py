@@ -5,9 +5,14 @@ import pytest
 import torch
 from conftest import make_diffusion
 
-from dataset import Inverse
-from diffusion_lib.evaluation import EvaluationSet, Share, energy_auc, sampler_metrics
-from experiments.analysis.reference_solvers import Fitted, exact_inverse, newton_schulz, reference_rows
+from dataset import Addition, Inverse
+from diffusion_lib.config import ExperimentConfig
+from diffusion_lib.evaluation import EvaluationSet, Share, energy_auc, prediction_metrics, sampler_metrics
+from diffusion_lib.tasks import matrix_references
+from diffusion_lib.tasks.matrix_references import Fitted, exact_inverse, newton_schulz
+from experiments.analysis import references
+from experiments.analysis.metrics import task_metrics
+from experiments.analysis.references import predictor_metrics, published_rows, reference_rows
 
 
 def test_errors_by_hand():
@@ -83,7 +88,7 @@ def test_newton_schulz_and_exact_inverse():
 
 
 def test_linear_regression_against_least_squares():
-    fitted = Fitted(3, samples=2000)
+    fitted = Fitted(Inverse("train", 3), samples=2000)
     inp, target = Inverse("train", 3).sample(500, torch.Generator().manual_seed(5), dtype=torch.float64)
     train_inp, train_target = fitted.training_data(2000)
     upper = np.triu_indices(3)
@@ -95,18 +100,45 @@ def test_linear_regression_against_least_squares():
     assert (fitted.linear_regression(inp) - target).square().mean() < (fitted.mean - target).square().mean()
 
 
-def test_reference_rows_are_in_the_known_order_of_quality():
-    rows = {row["strategy"]: row for row in reference_rows(5, 500, fit_samples=3000)}
+def test_reference_rows_are_in_the_known_order_of_quality(monkeypatch):
+    monkeypatch.setattr(matrix_references, "FIT_SAMPLES", 3000)
+    sets = tuple(EvaluationSet(Inverse("val", 5, ood=ood), 500, "cpu") for ood in (False, True))
+    rows = reference_rows(sets, task_metrics(Inverse))
+    ordered = ["zero matrix", "mean predictor", "linear regression", "Newton-Schulz 8", "Newton-Schulz 10"]
+    assert [row["strategy"] for row in rows] == [*ordered, "Newton-Schulz 12", "exact inverse (float32)"]
     for metric in ("val_mse", "ood_mse"):
-        ordered = [
-            rows[name][metric]
-            for name in (
-                "mean predictor",
-                "linear regression",
-                "Newton-Schulz 8",
-                "Newton-Schulz 10",
-                "exact inverse (float32)",
-            )
-        ]
-        assert ordered[:3] == sorted(ordered[:3], reverse=True)
-    assert rows["exact inverse (float32)"]["recon_error"] < 1e-4
+        errors = [row[metric] for row in rows[:4]]
+        assert errors == sorted(errors, reverse=True)
+    assert rows[0]["recon_error"] == rows[0]["ood_recon_error"] == pytest.approx(5**0.5)
+    assert rows[0]["val_mse"] == pytest.approx(sets[0].target.square().mean().item())
+    assert rows[-1]["recon_error"] < 1e-4
+
+
+def test_a_reference_is_judged_as_a_run_is_whatever_the_batches(monkeypatch):
+    monkeypatch.setattr(matrix_references, "FIT_SAMPLES", 500)
+    chosen = EvaluationSet(Inverse("val", 3), 50, "cpu")
+    whole = predictor_metrics(chosen)
+    monkeypatch.setattr(references, "BATCH", 16)
+    assert predictor_metrics(chosen) == {name: pytest.approx(found) for name, found in whole.items()}
+    solution = newton_schulz(chosen.inp.double(), 3, 8)
+    assert whole["Newton-Schulz 8"] == pytest.approx(prediction_metrics(chosen, solution))
+
+
+def test_other_tasks_have_the_predictors_that_they_name():
+    class Coin(Addition):
+        def reference_predictions(self, inp, generator):
+            drawn = torch.rand(len(inp), self.out_dim, generator=generator, dtype=inp.dtype)
+            return {**super().reference_predictions(inp, generator), "a guess": drawn}
+
+    sets = tuple(EvaluationSet(Coin("val", 2, ood=ood), 40, "cpu") for ood in (False, True))
+    one, two = (reference_rows(sets, task_metrics(Coin)) for _ in range(2))
+    assert one == two and [set(row) for row in one] == [{"strategy", "sampler", "val_mse", "ood_mse"}] * 2
+
+
+@pytest.mark.parametrize(
+    ("task", "model", "rank", "count"),
+    [(Inverse, "mlp", 20, 4), (Inverse, "matrix", 20, 0), (Inverse, "mlp", 10, 0), (Addition, "mlp", 20, 0)],
+)
+def test_published_numbers_stand_where_they_apply_alone(task, model, rank, count):
+    rows = published_rows(task("val", rank), ExperimentConfig(model=model, rank=rank))
+    assert len(rows) == count and all(row["sampler"] == "published, not rerun" for row in rows)

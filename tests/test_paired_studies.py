@@ -1,6 +1,7 @@
 import csv
 import json
 
+import numpy as np
 import pytest
 from scipy import stats
 
@@ -29,14 +30,14 @@ def test_shared_seeds_are_compared(tmp_path, capsys):
     main(["one", "two", "--results", str(tmp_path)])
     with open(tmp_path / "two" / "against-one.csv", newline="") as file:
         rows = {row["sampler"]: row for row in csv.DictReader(file)}
-    row = rows["plain"]
-    assert int(row["n"]) == 2
-    assert float(row["first_mean"]) == pytest.approx(0.012)
-    assert float(row["second_mean"]) == pytest.approx(0.01275)
-    assert float(row["difference"]) == pytest.approx(0.00075)
-    assert float(row["p"]) == pytest.approx(stats.ttest_rel([0.011, 0.0145], [0.010, 0.014]).pvalue)
+    row, first, second = rows["plain"], [0.010, 0.014], [0.011, 0.0145]
+    assert int(row["pairs"]) == 2
+    assert float(row["first_mean"]) == pytest.approx(stats.gmean(first))
+    assert float(row["second_mean"]) == pytest.approx(stats.gmean(second))
+    assert float(row["ratio"]) == pytest.approx(stats.gmean(second) / stats.gmean(first))
+    assert float(row["p"]) == pytest.approx(stats.ttest_rel(np.log(second), np.log(first)).pvalue)
     assert row["inside_spread"] == "True"
-    assert float(rows["innerloop"]["first_mean"]) == pytest.approx(1.012)
+    assert float(rows["innerloop"]["first_mean"]) == pytest.approx(stats.gmean([1.010, 1.014]))
     assert "val_mse; precision: float32, bf16" in capsys.readouterr().out
 
 
@@ -56,10 +57,12 @@ def test_a_difference_beyond_the_spread_is_said(tmp_path):
         (["one", "one", "--metric", "mse"], "metric is 'mse'"),
         (["one", "one", "--metric", "sampler"], "metric is 'sampler'; allowed: val_mse, ood_mse"),
         (["one", "strange"], "no strategy and seed in common"),
+        (["one", "zero"], "a val_mse of baseline under plain is exactly 0"),
     ],
 )
 def test_bad_input(tmp_path, arguments, message):
     write_study(tmp_path, "one", FLOAT32)
     write_study(tmp_path, "strange", {7: 0.1})
+    write_study(tmp_path, "zero", {0: 0.0, 1: 0.1})
     with pytest.raises(ConfigError, match=message):
         main([*arguments, "--results", str(tmp_path)])

@@ -3,19 +3,20 @@
 import csv
 import re
 import subprocess
-from functools import partial
 from pathlib import Path
 
 import pytest
 
 from diffusion_lib.config import ExperimentConfig
+from diffusion_lib.tasks import Inverse, matrix_references
 from experiments.ablations import main
 from experiments.analysis import figures, report
-from experiments.analysis.reference_solvers import reference_rows
-from experiments.analysis.tables import COSTS, EXTRA, METRICS, tidy_rows
+from experiments.analysis.metrics import task_metrics
+from experiments.analysis.tables import COSTS, EXTRA, Study, tidy_rows
 from experiments.matrix_inversion_mining_comparison import main as comparison
 
 ROOT = Path(__file__).resolve().parent.parent
+METRICS = tuple(metric.column for metric in task_metrics(Inverse))
 SMALL = ["--rank=3", "--train-steps=6", "--batch-size=8", "--evaluation-size=32", "--device=cpu", "--at-once=1"]
 
 
@@ -24,7 +25,7 @@ def results(tmp_path_factory):
     """The folder of a small ablation, with a strategy beside the baseline."""
     folder = tmp_path_factory.mktemp("results")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "reference_rows", partial(reference_rows, fit_samples=500))  # the fit takes the longest
+        patch.setattr(matrix_references, "FIT_SAMPLES", 500)  # the fit takes the longest
         assert main(["opt_steps", "--values", "1", *SMALL, "--seeds=0-1", "--name=a", f"--results={folder}"]) == 0
         yield folder
 
@@ -39,6 +40,7 @@ def undocumented(paths) -> set[str]:
     named = set(re.findall(r"`(\w+)`", (ROOT / "results" / "README.md").read_text()))
     endings = tuple(name for name in named if name.startswith("_"))
     whole = named | {name + ending for name in METRICS + EXTRA + COSTS for ending in endings if name in named}
+    whole |= {ending.removeprefix("_") for ending in endings}  # where the metric has a column of its own
     columns = set()
     for path in paths:
         with open(path, newline="") as file:
@@ -54,6 +56,17 @@ def test_every_column_of_a_study_is_documented(results):
         *("levels.csv", "inner_steps.csv", "diffusion_steps.csv", "conditioning.csv"),
     }
     assert not undocumented(paths)
+
+
+def test_the_summary_has_what_the_readme_says_of_errors(results):
+    """The other way round: an ending that no summary has is a leftover."""
+    text = (ROOT / "results" / "README.md").read_text()
+    section = text.partition("## summary.csv")[2].partition("\n## ")[0].partition("Rates have")[0]
+    endings = {f"val_mse{ending}" for ending in re.findall(r"`(_\w+)`", section)}
+    columns = {
+        name for name in read_csv(results / "ablation-opt_steps-a.summary.csv")[0] if name.startswith("val_mse_")
+    }
+    assert columns == endings
 
 
 def test_every_published_column_is_documented():
@@ -78,7 +91,8 @@ def test_the_tidy_table_holds_every_value_once(results):
 
 def test_a_strategy_without_a_setting_has_none():
     row = {"strategy": "baseline-compute", "seed": 0, "sampler": "innerloop", **dict.fromkeys(METRICS, 1.0)}
-    tidy = tidy_rows([row], "it", ExperimentConfig())
+    chosen = Study([row], ["baseline-compute"], task_metrics(Inverse))
+    tidy = tidy_rows(chosen, "it", "inverse", ExperimentConfig())
     assert {(part["strategy"], part["setting"], part["setting_value"]) for part in tidy} == {
         ("baseline-compute", "", "")
     }

@@ -1,280 +1,276 @@
-"""The verdict rule: every scenario, every clause at its boundary, missing values, and its text."""
+"""The verdict: every scenario at its boundary, missing values, the criteria, the objections, and the rule's text."""
 
-from dataclasses import replace
 from math import isnan, nan
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
+from diffusion_lib.config import ExperimentConfig
 from experiments.analysis import verdict
-from experiments.analysis.statistics import PairedDifference, compare_to_baseline
-from experiments.analysis.verdict import RULE, StrategyEvidence, decide, distance_to_reference, reference_sentence
+from experiments.analysis.metrics import Metric
+from experiments.analysis.objections import objections
+from experiments.analysis.statistics import Difference, Ratio, difference, ratio
+from experiments.analysis.tables import Study
+from experiments.analysis.verdict import RULE, criteria_lines, scenario, time_clause, verdict_lines
+
+MSE, ACCURACY = Metric("val_mse"), Metric("val_accuracy", rate=True)
+METRICS = (MSE, Metric("ood_mse"), Metric("recon_error"), Metric("ood_recon_error"))
+CONFIG = ExperimentConfig(batch_size=128, train_steps=5000)
+UNKNOWN = dict.fromkeys(("p_signflip", "p_wilcoxon", "correlation", "welch_low", "welch_high", "welch_p"), nan)
 
 
-def comparison(improvement, low, high, n=10):
-    """A PairedDifference against a baseline whose mean is 100, so that percent and metric units are equal."""
-    return PairedDifference(
-        n=n,
-        difference=-improvement,
-        low=-high,
-        high=-low,
-        p=nan,
-        improvement_percent=improvement,
-        improvement_low=low,
-        improvement_high=high,
-        smallest_detectable=nan,
-    )
+def compared(effect, low, high, n=5, kind=Ratio):
+    name = "ratio" if kind is Ratio else "difference"
+    return kind(n=n, low=low, high=high, p=nan, smallest_detectable=nan, **UNKNOWN, **{name: effect})
 
 
-def strategy(name, *interval, recon=0.9, ratio=1.5, diverged=0, n=10):
-    compared = comparison(*interval, n=n) if interval else None
-    return StrategyEvidence(name, compared, recon, ratio, diverged, runs=n + diverged)
-
-
-BASE = strategy("baseline", recon=1.0, ratio=1.0)
-BETTER, WORSE, UNCLEAR = (8.0, 6.0, 10.0), (-8.0, -10.0, -6.0), (1.0, -1.0, 3.0)
-
-
-def scenario(*evidence):
-    return decide([BASE, *evidence]).scenario
-
-
-def inconclusive_reasons(*evidence):
-    got = decide([BASE, *evidence])
-    assert got.scenario == "inconclusive"
-    return got.reasons
-
-
-# ---- success and each of its clauses
-
-
-def test_success_lists_every_clause_with_its_numbers():
-    got = decide([strategy("adversarial", *BETTER), BASE, strategy("random", *UNCLEAR)])
-    assert got.scenario == "adversarial succeeds"
-    assert got.reasons == (
-        "adversarial's improvement in val_mse, 8.00%, is above 5%",
-        "adversarial's improvement in val_mse, 8.00%, has an interval [6.00%, 10.00%] over 10 paired seeds "
-        "that lies above 0: better than baseline",
-        "adversarial's mean recon_error, 0.9, is lower than baseline's, 1",
-        "adversarial's training time, 1.50x baseline's, is less than 2x",
-        "random's improvement in val_mse, 1.00%, has an interval [-1.00%, 3.00%] over 10 paired seeds that "
-        "lies neither wholly above nor wholly below 0",
-    )
-
-
-def test_success_needs_no_random_runs_and_stands_if_random_is_better_still():
-    better = strategy("adversarial", *BETTER)
-    assert scenario(better) == "adversarial succeeds"
-    assert scenario(better, strategy("random", 20, 19, 21)) == "adversarial succeeds"
+# The rule
 
 
 @pytest.mark.parametrize(
-    ("changed", "reason"),
+    ("interval", "expected"),
     [
-        ({"interval": (5.0, 4.0, 6.0)}, "adversarial's improvement in val_mse, 5.00%, is not above 5%"),
-        ({"interval": (8.0, 0.0, 16.0)}, "[0.00%, 16.00%] over 10 paired seeds that lies neither wholly above"),
-        ({"recon": 1.0}, "adversarial's mean recon_error, 1, is not lower than baseline's, 1"),
-        ({"recon": nan}, "adversarial's mean recon_error, nan, is not lower"),
-        ({"ratio": 2.0}, "adversarial's training time, 2.00x baseline's, is not less than 2x"),
-        ({"ratio": nan}, "adversarial's training time, nanx baseline's, is not less than 2x"),
+        ((0.75, 0.68, 0.82), "helps"),
+        ((0.95, 0.91, 0.999), "helps"),
+        ((0.9501, 0.91, 0.999), "helps, by less than 5%"),
+        ((0.97, 0.96, 0.98), "helps, by less than 5%"),
+        ((0.97, 0.94, 1.0), "undecided"),
+        ((5.4, 3.0, 9.0), "hurts"),
+        ((1.05, 1.001, 1.1), "hurts"),
+        ((1.0499, 1.001, 1.1), "hurts, by less than 5%"),
+        ((1.02, 1.01, 1.03), "hurts, by less than 5%"),
+        ((1.0, 0.95, 1.05), "no difference beyond 5%"),
+        ((1.0, 1.0, 1.0), "no difference beyond 5%"),
+        ((1.0, 0.9499, 1.05), "undecided"),
+        ((1.0, 0.95, 1.0501), "undecided"),
+        ((0.6, 0.2, 1.7), "undecided"),
     ],
 )
-def test_success_fails_at_the_boundary_of_each_clause(changed, reason):
-    reasons = inconclusive_reasons(strategy("adversarial", *changed.pop("interval", BETTER), **changed))
-    assert len(reasons) == 1 and reason in reasons[0]
-
-
-def test_success_holds_just_inside_every_boundary():
-    assert scenario(strategy("adversarial", 5.001, 0.001, 10, recon=0.999, ratio=1.999, n=3)) == "adversarial succeeds"
-
-
-def test_unknown_baseline_recon_error_fails_the_clause():
-    got = decide([replace(BASE, recon_error_mean=nan), strategy("adversarial", *BETTER)])
-    assert got.scenario == "inconclusive" and "baseline's, nan" in got.reasons[0]
-
-
-def test_every_failed_clause_is_named():
-    reasons = inconclusive_reasons(strategy("adversarial", *UNCLEAR, recon=2.0, ratio=3.0))
-    assert [
-        sum(word in reason for reason in reasons)
-        for word in ("not above 5%", "neither wholly", "not lower", "not less than 2x")
-    ] == [1, 1, 1, 1]
-    assert len(reasons) == 4
-
-
-# ---- unstable
-
-
-def test_one_diverged_mining_run_takes_precedence_over_everything():
-    better = strategy("adversarial", *BETTER)
-    got = decide([BASE, better, strategy("random", *BETTER, diverged=1)])
-    assert (got.scenario, got.reasons) == ("unstable", ("random: 1 of 11 runs diverged",))
-    assert scenario(replace(better, diverged_runs=2)) == "unstable"
-    assert scenario(strategy("random", diverged=1, n=0)) == "unstable"  # every run diverged: nothing to pair
-
-
-def test_both_diverged_strategies_are_named():
-    reasons = decide([BASE, strategy("random", diverged=1), strategy("adversarial", diverged=3)]).reasons
-    assert reasons == ("random: 1 of 11 runs diverged", "adversarial: 3 of 13 runs diverged")
-
-
-def test_a_diverged_baseline_run_is_only_noted():
-    got = decide([replace(BASE, diverged_runs=1, runs=11), strategy("adversarial", *BETTER)])
-    assert got.scenario == "adversarial succeeds"
-    assert got.reasons[-1] == "baseline: 1 of 11 runs diverged; no pair uses them"
-
-
-# ---- random best
-
-
-def test_random_best_says_why_adversarial_did_not_succeed():
-    got = decide([BASE, strategy("random", *BETTER), strategy("adversarial", *UNCLEAR)])
-    assert got.scenario == "random best"
-    assert "random's improvement in val_mse, 8.00%, has an interval [6.00%, 10.00%]" in got.reasons[0]
-    assert "random's mean val_mse is lower than adversarial's" in got.reasons
-    assert any("adversarial's improvement in val_mse, 1.00%, is not above 5%" in r for r in got.reasons)
-
-
-def test_random_below_5_percent_is_enough_for_random_best():
-    assert scenario(strategy("random", 0.2, 0.1, 0.3), strategy("adversarial", *WORSE)) == "random best"
+def test_the_interval_of_the_ratio_decides(interval, expected):
+    assert scenario(MSE, compared(*interval), diverged=0) == expected
 
 
 @pytest.mark.parametrize(
-    ("random", "adversarial"),
+    ("interval", "expected"),
     [
-        (strategy("random", 2.0, 0.0, 4.0), strategy("adversarial", *UNCLEAR)),  # touches 0
-        (strategy("random", 8.0, 6.0, 10.0), strategy("adversarial", 8.0, -1.0, 17.0)),  # equal means
-        (strategy("random", *BETTER), strategy("adversarial", *BETTER, recon=2.0)),
-        (strategy("random", *BETTER, n=2), strategy("adversarial", *UNCLEAR)),
-        (strategy("random", *BETTER), strategy("adversarial", *UNCLEAR, n=2)),
-        (strategy("random", *BETTER), strategy("adversarial")),  # nothing paired
-        (strategy("random", *BETTER), replace(strategy("adversarial"), runs=0)),  # not run
+        ((7.0, 2.0, 12.0), "helps"),
+        ((4.9, 2.0, 8.0), "helps, by less than 5%"),
+        ((-7.0, -12.0, -2.0), "hurts"),
+        ((-4.9, -8.0, -2.0), "hurts, by less than 5%"),
+        ((0.0, -5.0, 5.0), "no difference beyond 5%"),
+        ((0.0, -6.0, 5.0), "undecided"),
     ],
 )
-def test_random_is_not_best(random, adversarial):
-    assert scenario(random, adversarial) == "inconclusive"
+def test_more_of_a_rate_is_better(interval, expected):
+    assert scenario(ACCURACY, compared(*interval, kind=Difference), diverged=0) == expected
 
 
-# ---- baseline best
+def test_a_diverged_run_makes_it_unstable_whatever_the_others_reached():
+    assert scenario(MSE, compared(0.5, 0.4, 0.6), diverged=1) == "unstable"
+    assert scenario(MSE, compared(nan, nan, nan, n=0), diverged=5) == "unstable"
 
 
-def test_baseline_best_when_every_mining_strategy_is_worse():
-    got = decide([BASE, strategy("random", *WORSE), strategy("adversarial", -1.0, -1.9, -0.1)])
-    assert got.scenario == "baseline best"
-    assert len(got.reasons) == 2 and all("below 0: worse than baseline" in r for r in got.reasons)
+@pytest.mark.parametrize("comparison", [compared(0.5, 0.4, 0.6, n=2), compared(0.5, nan, nan, n=1), None])
+def test_fewer_than_three_pairs_decide_nothing(comparison):
+    assert scenario(MSE, comparison, diverged=0) is None
 
 
-def test_baseline_best_ignores_a_strategy_that_was_not_run():
-    absent = replace(strategy("random"), runs=0)
-    assert scenario(strategy("adversarial", *WORSE), absent) == "baseline best"
-    assert scenario(strategy("adversarial", *WORSE)) == "baseline best"
+def test_the_rule_states_every_scenario_and_threshold():
+    for name in (verdict.UNSTABLE, verdict.HELPS, verdict.HURTS, verdict.NO_DIFFERENCE, verdict.UNDECIDED):
+        assert f"*{name}*" in RULE
+    for words in ("at least 3 paired seeds", "r > 0.95", "r < 1.05", "[0.95, 1.05]", "2 times the time"):
+        assert words in " ".join(RULE.split())
 
 
-@pytest.mark.parametrize(
-    "random", [strategy("random", -4.0, -8.0, 0.0), strategy("random", *WORSE, n=2), strategy("random")]
-)
-def test_baseline_is_not_best_while_one_strategy_is_open(random):
-    assert scenario(random, strategy("adversarial", *WORSE)) == "inconclusive"
+# A study's lines
 
 
-# ---- inconclusive
-
-
-@pytest.mark.parametrize("interval", [BETTER, WORSE, UNCLEAR])
-def test_two_paired_seeds_are_always_inconclusive(interval):
-    two = [strategy(name, *interval, n=2) for name in ("adversarial", "random")]
-    assert inconclusive_reasons(*two) == (
-        "adversarial's paired seeds, 2, are fewer than 3",
-        "random's paired seeds, 2, are fewer than 3",
-    )
-
-
-def test_one_seed_with_nan_bounds_is_inconclusive():
-    reasons = inconclusive_reasons(strategy("adversarial", 9.0, nan, nan, n=1))
-    assert reasons == ("adversarial's paired seeds, 1, are fewer than 3",)
-
-
-def test_nan_improvement_fails_its_clauses():
-    reasons = inconclusive_reasons(strategy("adversarial", nan, nan, nan))
-    assert "nan%, is not above 5%" in reasons[0] and "neither wholly" in reasons[1]
-
-
-def test_nothing_but_the_baseline_is_inconclusive():
-    assert inconclusive_reasons() == ("adversarial was not run",)
-
-
-def test_wrong_evidence_is_refused():
-    with pytest.raises(ValueError, match="no evidence for 'baseline', have"):
-        decide([strategy("adversarial", *BETTER)])
-    with pytest.raises(ValueError, match="names must differ"):
-        decide([BASE, BASE])
-
-
-@settings(deadline=None)
-@given(st.permutations([BASE, strategy("random", *BETTER), strategy("adversarial", *UNCLEAR)]))
-def test_order_of_evidence_does_not_matter(evidence):
-    assert decide(evidence).scenario == "random best"
-
-
-# ---- from runs to verdict, and the rule's text
-
-
-@pytest.mark.parametrize(
-    ("random_shift", "adversarial_shift", "expected"),
-    [
-        (0.0, -0.10, "adversarial succeeds"),
-        (-0.10, -0.02, "random best"),
-        (0.10, 0.10, "baseline best"),
-        (0.0, 0.0, "inconclusive"),
-        (0.0, nan, "inconclusive"),
-    ],
-)
-def test_verdict_on_simulated_runs(random_shift, adversarial_shift, expected):
-    generator = np.random.default_rng(0)
-    values = generator.normal(1, 0.2, 8) + generator.normal(0, 0.01, (3, 8))
-    values += np.array([[0.0], [random_shift], [adversarial_shift]])
-    names = ["baseline", "random", "adversarial"]
-    compared = compare_to_baseline(values, names, "baseline", generator)
-    evidence = [
-        StrategyEvidence(name, compared.get(name), row.mean(), 1.2, diverged_runs=0, runs=8)
-        for name, row in zip(names, values, strict=True)
+def study(values: dict, metrics=METRICS, steps=None, failed=(), **columns) -> Study:
+    """values: strategy -> main metric of each seed, under plain and, 1% lower, under innerloop."""
+    rows = [
+        {
+            "strategy": strategy,
+            "seed": seed,
+            "sampler": sampler,
+            "status": "failed" if (strategy, seed) in failed else "finished",
+            "train_steps": (steps or {}).get(strategy, 5000),
+            **{metric.column: value * scale for metric in metrics},
+            **{column: by_strategy[strategy] for column, by_strategy in columns.items()},
+        }
+        for strategy, row in values.items()
+        for seed, value in enumerate(row)
+        for sampler, scale in (("plain", 1), ("innerloop", 0.99))
     ]
-    assert decide(evidence).scenario == expected
+    return Study(rows, list(values), metrics)
 
 
-def test_rule_text_states_every_scenario_and_threshold():
-    for name in (verdict.SUCCESS, verdict.RANDOM_BEST, verdict.BASELINE_BEST, verdict.UNSTABLE, verdict.INCONCLUSIVE):
-        assert f"{name}: " in RULE
-    for threshold in ("fewer than 3 paired seeds", "above 5%", "2x the time"):
-        assert threshold in " ".join(RULE.split())
+BASE = np.array([0.010, 0.011, 0.0105, 0.0098, 0.0102])
+NOISE = np.array([1.0, 1.01, 0.99, 1.02, 0.98])
+ALL = {"baseline": 1.4 * BASE, "adversarial": BASE * NOISE, "baseline-compute": BASE}
+STEPS = {"baseline-compute": 14_000}
 
 
-# ---- references
+def test_a_verdict_names_model_budget_and_sampler():
+    lines = verdict_lines(study(ALL, steps=STEPS), CONFIG)
+    assert lines[0] == "Verdict at equal compute (mlp, 5,000 steps × 128, plain): no difference beyond 5%."
+    assert lines[2] == "Verdict at equal compute (mlp, 5,000 steps × 128, innerloop): no difference beyond 5%."
+    found = ratio(ALL["adversarial"], BASE)
+    assert lines[1].startswith(
+        f"- val_mse {found.ratio:.3f}× [{found.low:.3f}, {found.high:.3f}] over 5 paired seeds, p "
+    )
+    assert lines[1].endswith("baseline-compute: 14,000 steps × 128.") and len(lines) == 4
+
+
+def test_the_verdict_compares_with_the_longer_baseline():
+    """Against the baseline of equal steps adversarial would help."""
+    worse = {**ALL, "adversarial": 1.2 * BASE * NOISE}
+    assert "plain): hurts." in verdict_lines(study(worse), CONFIG)[0]
+
+
+@pytest.mark.parametrize("absent", ["baseline-compute", "adversarial"])
+def test_without_equal_compute_one_line_says_so(absent):
+    lines = verdict_lines(study({name: row for name, row in ALL.items() if name != absent}), CONFIG)
+    assert lines == [f"No verdict at equal compute, since these were not run: {absent}."]
+
+
+def test_too_few_seeds_and_errors_of_zero_are_said():
+    few = verdict_lines(study({name: row[:2] for name, row in ALL.items()}), CONFIG)
+    assert few[0] == "No verdict (mlp, 5,000 steps × 128, plain): the paired seeds, 2, are fewer than 3."
+    assert "over 2 paired seeds" in few[1]
+    one = verdict_lines(study({name: row[:1] for name, row in ALL.items()}), CONFIG)
+    assert len(one) == 2 and not any("nan" in line for line in one)
+    zero = verdict_lines(study({**ALL, "adversarial": np.array([0.0, *BASE[1:]])}), CONFIG)
+    assert zero[0].endswith("plain): a val_mse of exactly 0 has no ratio.") and len(zero) == 2
+
+
+def test_diverged_runs_are_counted():
+    values = {**ALL, "adversarial": np.array([nan, *BASE[1:]])}
+    lines = verdict_lines(study(values, failed=[("adversarial", 0)]), CONFIG)
+    assert lines[0].endswith("plain): unstable.") and lines[1] == "- 1 of 5 runs of adversarial diverged."
+    assert "over 4 paired seeds" in lines[2]
+
+
+# The criteria of the first protocol
+
+
+def test_each_criterion_is_met_or_not():
+    timing = {"baseline": 1.0, "adversarial": 1.9, "batch_size": 128, "threads": 2}
+    lines = criteria_lines(study(ALL), CONFIG, timing)
+    found = ratio(ALL["adversarial"], ALL["baseline"])
+    words = f"{found.ratio:.3f}× [{found.low:.3f}, {found.high:.3f}]"
+    assert lines[1:] == [
+        f"- val_mse better by more than 5%, plain: met, {words}; innerloop: met, {words}.",
+        f"- recon_error better, plain: met, {words}; innerloop: met, {words}.",
+        "- no divergence: met, 0 of 5 runs of adversarial diverged.",
+        "- less than 2× the time: met, 1.90× a step of baseline (2 threads).",
+    ]
 
 
 @pytest.mark.parametrize(
-    ("mean", "reference", "words"),
+    ("factor", "main", "second"),
+    [(0.955, "not met", "met"), (1.05, "not met", "not met"), (1.0, "not met", "not met"), (0.94, "met", "met")],
+)
+def test_a_criterion_at_its_boundary(factor, main, second):
+    lines = criteria_lines(study({"baseline": BASE, "adversarial": factor * BASE}), CONFIG, None)
+    assert f"plain: {main}, " in lines[1] and f"plain: {second}, " in lines[2]
+
+
+def test_a_gain_whose_interval_reaches_1_is_not_met():
+    wide = BASE * np.array([0.5, 1.2, 0.9, 1.1, 0.7])
+    assert "plain: not met, 0." in criteria_lines(study({"baseline": BASE, "adversarial": wide}), CONFIG, None)[1]
+
+
+def test_criteria_with_too_few_seeds_or_a_diverged_run():
+    lines = criteria_lines(study({name: row[:2] for name, row in ALL.items()}), CONFIG, None)
+    assert "plain: not met, the paired seeds, 2, are fewer than 3" in lines[1]
+    values = {**ALL, "adversarial": np.array([nan, *BASE[1:]])}
+    lines = criteria_lines(study(values, failed=[("adversarial", 0)]), CONFIG, None)
+    assert lines[3] == "- no divergence: not met, 1 of 5 runs of adversarial diverged."
+    assert criteria_lines(study({"baseline": BASE, "random": BASE}), CONFIG, None) == []
+
+
+@pytest.mark.parametrize(
+    ("timing", "words"),
     [
-        (0.0103, 0.01, "1.03x that of linear regression (3.0% worse)"),
-        (0.0097, 0.01, "0.97x that of linear regression (3.0% better)"),
-        (0.010001, 0.01, "1x that of linear regression (the same to 0.1%)"),
-        (0.02, 0.01, "2x that of linear regression (100.0% worse)"),
-        (0.034, 0.01, "3.4x that of linear regression (worse)"),
-        (1e-8, 0.01, "1e-06x that of linear regression (better)"),
+        (None, "not timed"),
+        ({"baseline": 1.0, "adversarial": 1.5, "batch_size": 2048}, "not timed at batch 128, only at 2,048"),
+        ({"baseline": 1.0, "adversarial": 2.0, "batch_size": 128, "threads": 1}, "not met, 2.00×"),
+        ({"baseline": 0.0, "adversarial": 2.0, "batch_size": 128, "threads": 1}, "not met, nan×"),
     ],
 )
-def test_reference_sentence(mean, reference, words):
-    assert distance_to_reference(mean, reference) == pytest.approx(mean / reference)
-    for metric in ("val_mse", "ood_mse"):
-        got = reference_sentence("adversarial", mean, "linear regression", reference, metric)
-        assert got == f"adversarial's {metric} is {words}"
-    assert "'s val_mse is" in reference_sentence("adversarial", mean, "linear regression", reference)
+def test_time_is_judged_by_steps_timed_at_the_studys_batch(timing, words):
+    assert time_clause(CONFIG, timing).startswith(words)
 
 
-@pytest.mark.parametrize(("mean", "reference"), [(0.01, 0.0), (0.01, nan), (nan, 0.01), (0.01, -1.0)])
-def test_no_ratio_without_a_positive_reference(mean, reference):
-    assert isnan(distance_to_reference(mean, reference))
-    got = reference_sentence("adversarial", mean, "an oracle", reference, metric="ood_mse")
-    assert got.startswith("adversarial's ood_mse, ") and "has no ratio to an oracle's" in got
+def test_a_task_of_rates_has_criteria_in_percentage_points():
+    metrics = (ACCURACY, Metric("ood_accuracy", rate=True))
+    values = {"baseline": np.array([0.5, 0.6, 0.55]), "adversarial": np.array([0.6, 0.71, 0.64])}
+    found = difference(values["adversarial"], values["baseline"])
+    lines = criteria_lines(study(values, metrics), CONFIG, None)
+    assert f"plain: met, +{found.difference:.2f} points [+{found.low:.2f}, +{found.high:.2f}]" in lines[1]
+    assert len(lines) == 4  # no second metric
+
+
+# What speaks against it
+
+
+def against(chosen, references=(), config=CONFIG):
+    return "\n".join(objections(chosen, config, list(references)))
+
+
+def test_equal_steps_are_not_equal_compute():
+    assert "baseline-compute was not run" in against(study({"baseline": BASE, "adversarial": BASE}))
+    flops = {"baseline": 1.0, "adversarial": 2.8, "baseline-compute": 2.8}
+    assert "compute" not in against(study(ALL, train_flops=flops)).replace("baseline-compute", "")
+    assert "1.40× the FLOPs" in against(study(ALL, train_flops={**flops, "baseline-compute": 2.0}))
+    assert "were not counted" in against(study(ALL))
+
+
+def test_what_so_few_seeds_cannot_show_is_said():
+    text = against(study(ALL))
+    assert "5 pairs cannot give an exact two-sided p below 0.0625" in text
+    found = ratio(ALL["adversarial"], BASE)
+    assert f"an effect of {found.smallest_detectable:.3f}× or a larger one" in text
+    assert "pairing brought nothing" not in text
+    opposite = {**ALL, "adversarial": 1e-4 / BASE}
+    assert "pairing brought nothing, the correlation of adversarial and baseline-compute is -1.00" in against(
+        study(opposite)
+    )
+    assert "cannot give" not in against(study({name: np.tile(row, 2) for name, row in ALL.items()}))
+
+
+def test_a_metric_that_says_otherwise_is_named():
+    chosen = study({"baseline": BASE, "adversarial": 0.8 * BASE * NOISE})
+    for row in chosen.rows:
+        if row["strategy"] == "adversarial":
+            row["recon_error"] *= 2
+    (line,) = [line for line in objections(chosen, CONFIG, []) if "recon_error under plain" in line]
+    assert line.startswith("by recon_error under plain adversarial is worse than baseline, 1.6")
+    assert line.endswith("while by val_mse under plain it is better.")
+    assert "ood_mse under" not in against(chosen)
+
+
+def test_outliers_and_diverged_runs_are_named():
+    values = {**ALL, "baseline": np.array([0.073, 0.0098, 0.0099, 0.0097, nan])}
+    text = against(study(values, failed=[("baseline", 4)]))
+    assert "baseline under plain has a run of val_mse 0.073, beside a median of 0.00985" in text
+    assert "1 of 5 runs of baseline diverged, and no pair has them." in text
+
+
+def test_predictors_that_are_not_beaten_and_a_small_budget_are_named():
+    zero = {"strategy": "zero matrix", "sampler": "reference", "val_mse": 0.0208, "recon_error": 0.001}
+    published = {"strategy": "public", "sampler": "published, not rerun", "val_mse": 1e-9, "examples": 64_000_000}
+    text = against(study(ALL), [zero, published])
+    assert "by recon_error adversarial, 0.01019, does not beat zero matrix (0.001)." in text
+    assert "by val_mse" not in text and "by ood_mse" not in text
+    assert "the budget, 640,000 examples, is 1% of the published 64,000,000." in text
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_study_where_everything_diverged_has_its_lines():
+    nothing = {name: np.full(3, nan) for name in ALL}
+    failed = [(name, seed) for name in ALL for seed in range(3)]
+    chosen = study(nothing, failed=failed)
+    assert verdict_lines(chosen, CONFIG)[0].endswith("unstable.")
+    assert "3 of 3 runs of adversarial diverged" in against(chosen) and criteria_lines(chosen, CONFIG, None)
+    assert isnan(chosen.comparison("adversarial", "baseline", MSE, "plain").ratio)

@@ -6,6 +6,7 @@ import torch
 
 from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.tasks.base import MatrixTask, Rules
+from diffusion_lib.tasks.matrix_references import inverse_references
 
 
 class Inverse(MatrixTask):
@@ -39,6 +40,10 @@ class Inverse(MatrixTask):
         residual = a @ y
         residual.diagonal(dim1=1, dim2=2).sub_(1)
         return super().score(inp, target, prediction) | {"recon_error": residual.flatten(1).norm(dim=1)}
+
+    def reference_predictions(self, inp, generator):
+        """Zero, fits, Newton-Schulz iterations and LAPACK: see matrix_references.py."""
+        return inverse_references(self, inp)
 
 
 class Addition(MatrixTask):

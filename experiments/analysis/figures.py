@@ -10,15 +10,19 @@ import sys
 from collections.abc import Sequence
 from contextlib import contextmanager, suppress
 from functools import wraps
+from itertools import cycle
 from pathlib import Path
 from threading import RLock
 
 import numpy as np
+from scipy.stats import gmean
 
+from diffusion_lib.evaluation import SAMPLERS
 from diffusion_lib.system.files import write_atomic
 from diffusion_lib.training.run_folder import run_folders
-from experiments.analysis.statistics import mean_interval
-from experiments.analysis.tables import HEADLINE_SAMPLER, Study
+from experiments.analysis.metrics import Metric
+from experiments.analysis.references import REFERENCE
+from experiments.analysis.tables import Study
 
 
 def import_matplotlib():
@@ -60,6 +64,8 @@ COLORS = {"baseline": "#0072B2", "random": "#E69F00", "adversarial": "#009E73", 
 OTHER_COLORS = ("#CC79A7", "#D55E00", "#332288", "#999933", "#882255", "#44AA99")
 PAIR_COLOR = "0.75"
 ERROR_LABEL = "mean squared error of an entry"
+REFERENCE_STYLES = ("--", ":", "-.", (0, (7, 2)), (0, (1, 3)))
+NEAR = 1.6  # times the greatest run, or under the least one: references further off would flatten the runs
 
 
 def strategy_colors(strategies: Sequence[str]) -> dict[str, str]:
@@ -141,11 +147,15 @@ def name_ticks(axis, names: Sequence[str]):
     axis.set_xlim(-0.5, len(names) - 0.5)
 
 
-def reference_line(axis, references: list[dict], metric: str):
-    """Linear regression's error, where it is among the references, as a dashed line."""
-    for row in references:
-        if row["strategy"] == "linear regression" and metric in row:
-            axis.axhline(row[metric], color="black", ls="--", lw=0.8, label="linear regression")
+def reference_lines(axis, references: list[dict], column: str):
+    """A black line for each predictor without training whose value lies near what the axis shows."""
+    shown = plotted(axis)
+    shown = shown[np.isfinite(shown)]
+    if not shown.size:
+        return
+    for row, style in zip((row for row in references if row["sampler"] == REFERENCE), cycle(REFERENCE_STYLES)):
+        if shown.min() / NEAR <= row.get(column, np.nan) <= NEAR * shown.max():
+            axis.axhline(row[column], color="black", ls=style, lw=0.8, label=row["strategy"])
 
 
 def read_curves(study_folder: Path, strategy: str) -> dict[int, list[dict]]:
@@ -169,17 +179,17 @@ CURVES = (
 
 @guarded
 def learning_curves(study_folder: Path, strategies: list[str], references: list[dict], path: Path):
-    """Loss and the two errors against the step: mean over seeds, and the band from the least to the greatest."""
+    """Loss and the two errors against the step: geometric mean over seeds, and the band from least to greatest."""
     with drawing(path, (11, 3.4), 1, len(CURVES)) as axes:
         for strategy, color in strategy_colors(strategies).items():
             curves = read_curves(study_folder, strategy)
             for axis, (column, _, _) in zip(axes.flat, CURVES, strict=True):
                 steps, values = _aligned(curves, column)
                 if steps.size:
-                    axis.plot(steps, values.mean(0), color=color, label=f"{strategy} (n = {len(values)})")
+                    axis.plot(steps, gmean(values), color=color, label=f"{strategy} (n = {len(values)})")
                     axis.fill_between(steps, values.min(0), values.max(0), color=color, alpha=0.2, lw=0)
         for axis, (column, title, label) in zip(axes.flat, CURVES, strict=True):
-            reference_line(axis, references, column)
+            reference_lines(axis, references, column)
             axis.set(xlabel="training step", title=title, ylabel=label)
             axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
             choose_scale(axis, "y", plotted(axis))
@@ -195,15 +205,33 @@ def _aligned(curves: dict[int, list[dict]], column: str):
     return np.array(steps), np.array([[table[step] for step in steps] for table in tables])
 
 
-def points_and_interval(axis, place: float, values: np.ndarray, color: str):
-    """Every finite value as a point, and beside them the mean with its 95% t-interval."""
+def points_and_interval(axis, place: float, values: np.ndarray, color: str, metric: Metric):
+    """Every finite value as a point, and beside them the metric's mean with its 95% interval."""
     values = values[np.isfinite(values)]
-    interval = mean_interval(values)
+    interval = metric.mean(values)
     axis.plot(np.full(values.size, place - 0.12), values, "o", ms=3.5, alpha=0.7, color=color)
     if np.isfinite(interval.low):
         spread = [[interval.mean - interval.low], [interval.high - interval.mean]]
-        style = {"fmt": "s", "ms": 5, "capsize": 3, "color": color, "label": "mean and 95% interval"}
+        kind = "mean" if metric.rate else "geometric mean"
+        style = {"fmt": "s", "ms": 5, "capsize": 3, "color": color, "label": f"{kind} and 95% interval"}
         axis.errorbar([place + 0.12], [interval.mean], spread, **style)
+
+
+def metric_scale(axis, metric: Metric, values):
+    """A log axis for positive errors, wide enough for the values, and for intervals up to ten times beyond them."""
+    finite = np.asarray(values, dtype=float)
+    finite = finite[np.isfinite(finite)]
+    if metric.rate or not finite.size or finite.min() <= 0:
+        axis.yaxis.set_major_locator(MaxNLocator(5))
+        return
+    axis.set_yscale("log")
+    low, high = axis.get_ylim()
+    axis.set_ylim(max(low, finite.min() / 10), min(high, finite.max() * 10))
+    low, high = axis.get_ylim()
+    if high < 100 * low:  # too few powers of ten for an axis to read
+        axis.yaxis.set_major_locator(MaxNLocator(5) if high < 4 * low else LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.yaxis.set_minor_formatter(NullFormatter())
 
 
 def join_pairs(axis, values: np.ndarray):
@@ -214,16 +242,17 @@ def join_pairs(axis, values: np.ndarray):
 
 @guarded
 def interval_plot(study: Study, references: list[dict], path: Path):
-    """Every run as a point, those of a seed joined, beside the mean and its 95% interval, for both difficulties."""
-    colors = strategy_colors(study.strategies)
-    with drawing(path, (9, 3.6), 1, 2) as axes:
-        for axis, metric in zip(axes.flat, ("val_mse", "ood_mse"), strict=True):
-            values = study.values(metric, HEADLINE_SAMPLER)
-            join_pairs(axis, values)
-            reference_line(axis, references, metric)
-            choose_scale(axis, "y", plotted(axis))  # by the runs: an interval may reach below 0
-            for i, (row, color) in enumerate(zip(values, colors.values(), strict=True)):
-                points_and_interval(axis, i, row, color)
-            axis.set(title=f"{metric}, {HEADLINE_SAMPLER} sampler", ylabel=ERROR_LABEL)
-            name_ticks(axis, study.strategies)
+    """Every run as a point, those of a seed joined, beside the mean and its 95% interval: difficulties by samplers."""
+    colors, metrics = strategy_colors(study.strategies), study.metrics[:2]
+    with drawing(path, (5 * len(SAMPLERS), 3.3 * len(metrics)), len(metrics), len(SAMPLERS)) as axes:
+        for row, metric in zip(axes, metrics, strict=True):
+            for axis, sampler in zip(row, SAMPLERS, strict=True):
+                values = study.values(metric.column, sampler)
+                join_pairs(axis, np.array(list(values.values())))
+                reference_lines(axis, references, metric.column)
+                for place, strategy in enumerate(study.strategies):
+                    points_and_interval(axis, place, values[strategy], colors[strategy], metric)
+                metric_scale(axis, metric, np.concatenate(list(values.values())))
+                axis.set(title=f"{metric.column}, {sampler} sampler", ylabel=metric.column)
+                name_ticks(axis, study.strategies)
         legend_below(axes)

@@ -12,11 +12,12 @@ import torch
 
 from diffusion_lib.evaluation import EvaluationSet, sampler_metrics
 from diffusion_lib.negatives import MiningConfig
-from experiments.analysis.reference_solvers import Fitted
+from diffusion_lib.seeds import seeded_generator
+from experiments.analysis.metrics import column_name
 
 INNER_STEPS = (0, 1, 5, 20, 40)  # opt_steps at each level of the sampler
 INNER_STEP_MATRICES = 256  # of each difficulty, at most, behind a point over INNER_STEPS, which takes the longest
-FIT_SAMPLES = 30_000  # behind the linear regression whose answers are ranked
+REGRESSION = "linear regression"  # among a task's references
 MINED = ("random", "adversarial")  # modes of the negatives that are ranked
 SLICE_LEVEL, SLICE_POINTS = 2, 31
 CONDITION_EDGES = (0, 10, 20, 30, 50, 80, 120, 200, 320, 500, float("inf"))  # of cond(A), for the histogram
@@ -37,12 +38,14 @@ def diagnose(diffusion, val: EvaluationSet, ood: EvaluationSet) -> dict:
 def fixed_answers(chosen: EvaluationSet) -> dict[str, torch.Tensor]:
     """Wrong answers (B, out_dim) that are the same for every model, by name.
 
-    `regression`: the linear regression's, the best that a linear model knows of the solution. `other`: the solution of
-    another matrix of the set, which an energy cannot tell from the true one without looking at A.
+    `regression`: the linear regression's, for a task that has one, the best that a linear model knows of the solution.
+    `other`: the solution of another problem of the set, which an energy cannot tell from the true one without looking
+    at the input.
     """
-    fitted = Fitted(chosen.task.rank, FIT_SAMPLES, chosen.inp.device)
-    target = chosen.target.float()
-    return {"regression": fitted.linear_regression(chosen.inp.double()).float(), "other": target.roll(1, 0)}
+    generator = seeded_generator("fixed answers", device=chosen.inp.device)
+    references = chosen.task.reference_predictions(chosen.inp.double(), generator)
+    answers = {"regression": references[REGRESSION].float()} if REGRESSION in references else {}
+    return answers | {"other": chosen.target.float().roll(1, 0)}
 
 
 def first_rows(chosen: EvaluationSet, size: int) -> EvaluationSet:
@@ -83,9 +86,11 @@ def inner_step_rows(diffusion, val, ood) -> list[dict]:
     """Errors against the number of opt_steps at each level of the sampler, and the size of the sets behind them."""
     rows = []
     for steps in INNER_STEPS:
-        same, harder = (sampler_metrics(diffusion, chosen, steps) for chosen in (val, ood))
-        errors = {"val_mse": same["mse"], "recon_error": same["recon_error"]}
-        errors |= {"ood_mse": harder["mse"], "ood_recon_error": harder["recon_error"]}
+        errors = {
+            column_name(metric, harder): value
+            for harder, chosen in enumerate((val, ood))
+            for metric, value in sampler_metrics(diffusion, chosen, steps).items()
+        }
         rows.append({"inner_steps": steps, **errors, "evaluation_size": val.size})
     return rows
 

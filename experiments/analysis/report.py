@@ -1,28 +1,44 @@
 """The outputs of a study: CSVs, the printed table, figures, and a report that reads on its own."""
 
 import json
-import math
 from pathlib import Path
 
+from tabulate import tabulate
+
 from diffusion_lib.config import ExperimentConfig
+from diffusion_lib.evaluation import SAMPLERS
 from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.system.files import read_json, write_atomic, write_csv, write_json
+from diffusion_lib.tasks import TASKS
 from experiments.analysis.cause_figures import causes_figure, gap_figure
 from experiments.analysis.figures import interval_plot, learning_curves
+from experiments.analysis.landscape import REGRESSION
 from experiments.analysis.landscape_figures import read_diagnoses, write_landscape
-from experiments.analysis.reference_solvers import reference_rows
+from experiments.analysis.metrics import number, task_metrics
+from experiments.analysis.objections import objections
+from experiments.analysis.references import published_rows, reference_rows
 from experiments.analysis.tables import (
     HEADLINE_SAMPLER,
     Study,
     format_table,
     original_pairing,
     run_rows,
+    shown_metrics,
     summary_rows,
     tidy_rows,
 )
-from experiments.analysis.verdict import ADVERSARIAL, BASELINE, RULE, decide, reference_sentence
+from experiments.analysis.verdict import (
+    ADVERSARIAL,
+    BASELINE,
+    COMPUTE,
+    RULE,
+    criteria_lines,
+    equal_compute,
+    verdict_lines,
+)
+from experiments.study.run import evaluation_sets
 
-QUESTION = "Does adversarial negative mining make an IRED energy-based diffusion model better at inverting matrices?"
+QUESTION = "Does adversarial negative mining make an IRED energy-based diffusion model better?"
 
 
 def write_report(folder: Path, config: ExperimentConfig, strategies: list[str]):
@@ -30,69 +46,97 @@ def write_report(folder: Path, config: ExperimentConfig, strategies: list[str]):
     rows = run_rows(folder)
     if not rows:
         raise ConfigError(f"no run in {folder} has ended; nothing to report")
-    study = Study(rows, strategies)
-    references = reference_rows(config.rank, config.evaluation_size)
+    sets = evaluation_sets(config, config.evaluation_size, "cpu")
+    task = sets[0].task
+    study = Study(rows, strategies, task_metrics(task))
+    references = reference_rows(sets, study.metrics) + published_rows(task, config)
     summary = summary_rows(study, references)
-    write_csv(folder.with_name(f"{folder.name}.runs.csv"), rows)
-    write_csv(folder.with_name(f"{folder.name}.summary.csv"), summary)
-    write_csv(folder.with_name(f"{folder.name}.tidy.csv"), tidy_rows(rows, folder.name, config))
-    runs = dict.fromkeys(row["run"] for row in rows)  # each has a row for every sampler
-    write_json(folder / "configs.json", {run: read_json(folder / run / "config.json") for run in runs})
-    write_atomic(folder / "table.tex", format_table(summary, "latex_booktabs") + "\n")
+    write_tables(folder, config, study, summary, task_name(task))
     learning_curves(folder, study.strategies, references, path=folder / "learning_curves.png")
     interval_plot(study, references, path=folder / "intervals.png")
-    gap_figure(folder, study.strategies, references, path=folder / "gap.png")
+    if any(row["strategy"] == REGRESSION for row in references):
+        gap_figure(folder, study.strategies, references, path=folder / "gap.png")
     diagnoses = read_diagnoses(folder, config, study)
     if diagnoses:
         write_landscape(folder, study.strategies, diagnoses)
         causes_figure(folder, diagnoses, study.strategies, path=folder / "causes.png")
-    verdict = verdict_lines(study, summary)
-    write_atomic(folder / "report.md", report_text(folder, config, study, summary, verdict, bool(diagnoses)))
-    print(what_was_trained(folder.name, config))
-    print(format_table(summary))
-    print("\n".join([original_pairing(study), *verdict, f"Report: {folder / 'report.md'}"]))
+    timing = read_json(folder / "timing.json") if (folder / "timing.json").exists() else None
+    verdict, criteria = verdict_lines(study, config), criteria_lines(study, config, timing)
+    against = [f"- {sentence}" for sentence in objections(study, config, references)]
+    text = report_text(folder, config, study, summary, (verdict, criteria, against), bool(diagnoses))
+    write_atomic(folder / "report.md", text)
+    print(what_was_trained(folder.name, config, study, task_name(task)))
+    print(format_table(summary, study.metrics))
+    print("\n".join([original_pairing(study), *verdict, *criteria, "What speaks against it:", *against]))
+    print(f"Report: {folder / 'report.md'}")
 
 
-def what_was_trained(name: str, config: ExperimentConfig) -> str:
+def task_name(task) -> str:
+    """The name of a task in TASKS."""
+    return next(name for name, kind in TASKS.items() if kind is type(task))
+
+
+def write_tables(folder: Path, config, study: Study, summary: list[dict], task: str):
+    """The CSVs of the runs, and the table as LaTeX."""
+    write_csv(folder.with_name(f"{folder.name}.runs.csv"), study.rows)
+    write_csv(folder.with_name(f"{folder.name}.summary.csv"), summary)
+    write_csv(folder.with_name(f"{folder.name}.tidy.csv"), tidy_rows(study, folder.name, task, config))
+    if {ADVERSARIAL, COMPUTE} <= set(study.strategies):
+        write_csv(folder / "equal_compute.csv", equal_compute_rows(study))
+    runs = dict.fromkeys(row["run"] for row in study.rows)  # each has a row for every sampler
+    write_json(folder / "configs.json", {run: read_json(folder / run / "config.json") for run in runs})
+    write_atomic(folder / "table.tex", format_table(summary, study.metrics, "latex_booktabs") + "\n")
+
+
+def equal_compute_rows(study: Study) -> list[dict]:
+    """Adversarial against baseline-compute: a row per metric and sampler."""
+    return [
+        {"metric": metric.column, "sampler": sampler, **(metric.columns(found) if found else {})}
+        for metric in study.metrics
+        for sampler, found in equal_compute(study, metric).items()
+    ]
+
+
+def what_was_trained(name: str, config: ExperimentConfig, study: Study, task: str) -> str:
     """What stands above the table: it has the strategies, samplers, seeds (n) and seconds of training."""
+    others = [
+        f"{strategy} {' or '.join(f'{steps:,}' for steps in study.train_steps(strategy))}"
+        for strategy in study.strategies
+        if study.train_steps(strategy) != [config.train_steps]
+    ]
+    after = f" ({', '.join(others)})" if others else ""
     return (
-        f"{name}: energy {config.model}, {config.rank} x {config.rank} matrices, trained {config.train_steps:,} "
-        f"steps of batch {config.batch_size:,}, errors on {config.evaluation_size:,} fixed matrices of each "
-        "difficulty"
+        f"{name}: energy {config.model}, task {task} of rank {config.rank}, trained {config.train_steps:,} steps of "
+        f"batch {config.batch_size:,}{after}, judged by "
+        f"{config.evaluation_size:,} fixed problems of each difficulty"
     )
 
 
-def verdict_lines(study: Study, summary: list[dict]) -> list[str]:
-    """The verdict, its reasons, and how far each strategy stands from linear regression; a line each."""
-    lines = []
-    if {BASELINE, ADVERSARIAL} <= set(study.strategies):
-        verdict = decide(study.evidence())
-        lines = [f"Verdict: {verdict.scenario}.", *(f"- {reason}." for reason in verdict.reasons)]
-    linear = next(row["val_mse_mean"] for row in summary if row["strategy"] == "linear regression")
-    for row in summary:
-        if row["sampler"] == HEADLINE_SAMPLER and math.isfinite(row["val_mse_mean"]):
-            lines.append(f"- {reference_sentence(row['strategy'], row['val_mse_mean'], 'linear regression', linear)}.")
-    return lines
-
-
-def report_text(folder, config, study, summary, verdict, landscape: bool) -> str:
-    about = read_json(folder / "config.json")["environment"]
+def report_text(folder, config, study, summary, found: tuple, landscape: bool) -> str:
+    """The whole report; found: the lines of verdict, criteria and objections."""
+    verdict, criteria, against = found
+    first = study.metrics[0]
     parts = [
         f"# {folder.name}",
         QUESTION,
-        "## Verdict",
-        "\n".join(verdict),
+        "## Verdict at equal compute",
+        paragraphs(verdict),
+        "## The four criteria of the first protocol",
+        "\n".join(criteria) or f"{ADVERSARIAL} and {BASELINE} were not both run.",
+        "## What speaks against it",
+        "\n".join(against) or "Nothing that the report looks for.",
         "## Table",
-        f"Mean over seeds with 95% t-intervals; {config.evaluation_size:,} fixed matrices of each difficulty; the "
-        "comparison with baseline is paired by seed, its p adjusted by Holm's method. All columns are in "
-        f"[{folder.name}.summary.csv](../{folder.name}.summary.csv), all runs in "
-        f"[{folder.name}.runs.csv](../{folder.name}.runs.csv), every value of theirs in a row of its own in "
-        f"[{folder.name}.tidy.csv](../{folder.name}.tidy.csv), each run's settings and machine in "
-        "[configs.json](configs.json).",
-        format_table(summary, "github"),
+        table_words(folder, config, study),
+        format_table(summary, study.metrics, "github"),
         original_pairing(study) + ".",
-        "## All runs and their intervals",
+        "## Pairs and tests",
+        f"Of {first.column}, each strategy against {BASELINE}. The Holm family is the strategies of one metric under "
+        "one sampler; these comparisons are secondary and exploratory. Five pairs cannot give an exact two-sided p "
+        "below 0.063. *Smallest*: the effect that these seeds would show in 80% of studies.",
+        pair_table(study),
+        "## All runs",
         image(folder, "intervals", "all runs"),
+        run_table(study),
         "## Learning curves",
         image(folder, "learning_curves", "learning curves"),
         "## The gap to linear regression",
@@ -101,35 +145,102 @@ def report_text(folder, config, study, summary, verdict, landscape: bool) -> str
         image(folder, "gap", "error over linear regression's"),
         "## Cost",
         cost_table(summary),
-    ]
-    if landscape:
-        parts += [
-            "## Causes",
-            "Whether an energy prefers the true inverse to wrong answers that are the same for all strategies, the "
-            "linear regression's and another matrix's; whether to its own mined negatives; what more descents at "
-            "evaluation do; how often a gradient was clipped.",
-            image(folder, "causes", "causes"),
-            "## Energy landscape",
-            "By noise level, on the fixed set ([levels.csv](levels.csv)): whether the energy ranks the true solution "
-            "first, by how much, how far the mined negatives lie from it, whether the gradient points away from it.",
-            image(folder, "landscape", "energy landscape by level"),
-            "The energy around one solution (star) towards its mined negative (cross):",
-            image(folder, "slice", "slice"),
-            "## Effort at evaluation and difficulty",
-            "Inner steps at each level ([inner_steps.csv](inner_steps.csv)), levels visited "
-            "([diffusion_steps.csv](diffusion_steps.csv)), condition number ([conditioning.csv](conditioning.csv)).",
-            image(folder, "effort", "effort"),
-        ]
-    parts += [
+        *(landscape_parts(folder) if landscape else []),
         "## The rule",
         RULE,
         "## Configuration and command",
+        *configuration_parts(folder, config),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def paragraphs(lines: list[str]) -> str:
+    """Lines and the lists under them: without a blank line the next one would belong to the list above."""
+    return "".join(line + "\n" if line.startswith("- ") else f"\n{line}\n\n" for line in lines).strip()
+
+
+def table_words(folder: Path, config: ExperimentConfig, study: Study) -> str:
+    kinds = {metric.rate: metric for metric in study.metrics}
+    means = "geometric means" if False in kinds else "means"
+    return (
+        f"Over seeds {means} with 95% t-intervals, on {config.evaluation_size:,} fixed problems of each difficulty; "
+        f"the {study.metrics[0].effect} to {BASELINE} is paired by seed, its p adjusted by Holm's method over the "
+        "strategies of one sampler. Rows marked *published, not rerun* are what others report, on sets of their own. "
+        "All columns, the interquartile means and the exact and unpaired tests among them, are in "
+        f"[{folder.name}.summary.csv](../{folder.name}.summary.csv), all runs in "
+        f"[{folder.name}.runs.csv](../{folder.name}.runs.csv), every value of theirs in a row of its own in "
+        f"[{folder.name}.tidy.csv](../{folder.name}.tidy.csv), each run's settings and machine in "
+        "[configs.json](configs.json)."
+    )
+
+
+def pair_table(study: Study) -> str:
+    """Each strategy against the baseline in the metric that decides: what pairing did, and the exact tests."""
+    metric = study.metrics[0]
+    return tabulate(
+        [
+            [
+                strategy,
+                sampler,
+                found.n,
+                metric.words(found),
+                metric.effect_words(metric.value(found), found.welch_low, found.welch_high),
+                *(number(p) for p in (found.correlation, found.p, found.p_holm, found.p_signflip, found.p_wilcoxon)),
+                number(found.smallest_detectable),
+            ]
+            for sampler in SAMPLERS
+            for strategy, found in study.comparisons(metric, sampler).items()
+        ],
+        ["strategy", "sampler", "pairs", "paired", "unpaired (Welch)", "correlation"]
+        + ["p", "Holm", "sign flip", "Wilcoxon", "smallest"],
+        tablefmt="github",
+        disable_numparse=True,
+    )
+
+
+def run_table(study: Study) -> str:
+    """Every run that ended, under each sampler."""
+    metrics = shown_metrics(study.metrics)
+    return tabulate(
+        [
+            [row["strategy"], row["seed"], row["sampler"], row["status"], f"{row['train_steps']:,}"]
+            + [number(row.get(metric.column)) for metric in metrics]
+            for row in study.rows
+        ],
+        ["strategy", "seed", "sampler", "status", "steps", *(metric.column for metric in metrics)],
+        tablefmt="github",
+        disable_numparse=True,
+    )
+
+
+def landscape_parts(folder: Path) -> list[str]:
+    return [
+        "## Causes",
+        "Whether an energy prefers the true solution to wrong answers that are the same for all strategies, a linear "
+        "regression's and another problem's; whether to its own mined negatives; what more descents at evaluation do; "
+        "how often a gradient was clipped.",
+        image(folder, "causes", "causes"),
+        "## Energy landscape",
+        "By noise level, on the fixed set ([levels.csv](levels.csv)): whether the energy ranks the true solution "
+        "first, by how much, how far the mined negatives lie from it, whether the gradient points away from it.",
+        image(folder, "landscape", "energy landscape by level"),
+        "The energy around one solution (star) towards its mined negative (cross):",
+        image(folder, "slice", "slice"),
+        "## Effort at evaluation and difficulty",
+        "Inner steps at each level ([inner_steps.csv](inner_steps.csv)), levels visited "
+        "([diffusion_steps.csv](diffusion_steps.csv)), condition number ([conditioning.csv](conditioning.csv)).",
+        image(folder, "effort", "effort"),
+    ]
+
+
+def configuration_parts(folder: Path, config: ExperimentConfig) -> list[str]:
+    about = read_json(folder / "config.json")["environment"]
+    return [
         f"`{about['command']}`, commit {about['commit']}, {about['gpu'] or about['cpu']} "
         f"({about['cpu_cores']} cores, {about['threads']} threads), Python {about['python']}, torch {about['torch']} "
         f"(float32 products: {about.get('float32_products', 'highest')}).",
         "```json\n" + json.dumps(config.to_dict(), indent=2) + "\n```",
     ]
-    return "\n\n".join(parts) + "\n"
 
 
 def image(folder: Path, name: str, words: str) -> str:
@@ -138,18 +249,26 @@ def image(folder: Path, name: str, words: str) -> str:
 
 
 def cost_table(summary: list[dict]) -> str:
-    """What each strategy costs in time and memory, and that in units of the baseline."""
+    """What each strategy costs in time, compute and memory, and that in units of the baseline."""
     rows = [row for row in summary if row["sampler"] == HEADLINE_SAMPLER]
-    base = next((row for row in rows if row["strategy"] == BASELINE), None)
-    lines = [
-        "| strategy | runs | train seconds | x baseline | steps/s | peak memory, MB | parameters |",
-        "|---|---|---|---|---|---|---|",
+    base = next((row for row in rows if row["strategy"] == BASELINE), {})
+
+    def times(row, cost):
+        return number(row[cost] / base[cost]) if base.get(cost) else "-"
+
+    cells = [
+        [
+            row["strategy"],
+            row["n"],
+            number(row["train_seconds_mean"]),
+            times(row, "train_seconds_mean"),
+            number(row["train_flops_mean"]),
+            times(row, "train_flops_mean"),
+            number(row["steps_per_second_mean"]),
+            number(row["peak_memory_bytes_mean"] / 1e6),
+            number(row["parameters_mean"]),
+        ]
+        for row in rows
     ]
-    for row in rows:
-        seconds = row["train_seconds_mean"]
-        ratio = f"{seconds / base['train_seconds_mean']:.2f}" if base else "-"
-        lines.append(
-            f"| {row['strategy']} | {row['n']} | {seconds:.1f} | {ratio} | {row['steps_per_second_mean']:.1f} | "
-            f"{row['peak_memory_bytes_mean'] / 1e6:.0f} | {row['parameters_mean']:.0f} |"
-        )
-    return "\n".join(lines)
+    headers = ["strategy", "runs", "train seconds", "x baseline", "train FLOPs", "x baseline", "steps/s"]
+    return tabulate(cells, [*headers, "peak memory, MB", "parameters"], tablefmt="github", disable_numparse=True)

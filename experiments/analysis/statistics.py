@@ -1,63 +1,248 @@
-"""Statistics of paired runs: every strategy is trained on the same seeds and compared seed by seed.
+"""Statistics of runs that share their seeds: each strategy is trained on the same seeds and compared seed by seed.
 
-Pure functions on float arrays; ``values`` has shape (strategies, seeds). A metric is an error, so lower is
-better and a negative difference (treatment - baseline) is an improvement. A run that diverged or is absent is
-a non-finite entry: it is left out, a pair is used only where both of its runs are finite, and ``n`` counts
-what was used. What cannot be computed from so few values is nan, never a guess.
+Pure functions on float arrays of shape (seeds,). Errors span decades, so they are compared as ratios, on the log
+scale; rates (shares in [0, 1], where a ratio of errors may be 0) as differences in percentage points. A run that
+diverged or is absent is a non-finite entry: it is left out, a pair is used only where both of its runs are finite, and
+`n` counts what was used. What so few values cannot tell is nan, never a guess.
 """
 
 import warnings
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import nan, sqrt
+from typing import NamedTuple
 
 import numpy as np
 from scipy import optimize, stats
 
 # Relative spread below which values are equal up to float64 rounding: a t-test on that would test rounding.
 ROUNDING = 1e-13
+FLIPS = 2**16  # sign flips of an exact test: all of them up to 16 pairs, drawn at random beyond
 
 
-@dataclass(frozen=True)
-class MeanInterval:
-    """Mean of ``n`` runs, their sample standard deviation (ddof=1) and the t-interval of the mean."""
+class Mean(NamedTuple):
+    """Mean of `n` runs, geometric for errors and arithmetic for rates, and its t-interval."""
 
     n: int
     mean: float
-    std: float
     low: float
     high: float
 
 
-@dataclass(frozen=True)
-class PairedDifference:
-    """Treatment minus baseline over ``n`` paired seeds; the first three and the last three in metric units.
+class PointInterval(NamedTuple):
+    point: float
+    low: float
+    high: float
 
-    difference, low, high: mean difference and its t-interval; negative means the treatment is better.
-    p: two-sided paired t-test. p_holm: the same, adjusted for all strategies compared with this baseline.
-    improvement_*: -100 x difference, and its interval, over the baseline's mean on the paired seeds, which is
-        taken as exact; positive means better. nan where that mean is not positive.
-    smallest_detectable: size of the true difference that this n and spread would find in 80% of studies.
-    bootstrap_low, bootstrap_high: bootstrap interval of the difference, a check that assumes no normality.
+
+@dataclass(frozen=True, kw_only=True)
+class Paired:
+    """Treatment against baseline over `n` paired seeds.
+
+    low, high: paired t-interval of the effect. p: two-sided paired t-test; p_holm: the same, adjusted by Holm's method
+    within the family that was tested together. p_signflip: permutation test that flips the signs of the pairs'
+    differences, exact up to 16 pairs. p_wilcoxon: Wilcoxon's signed-rank test. correlation: of the pairs. welch_low,
+    welch_high, welch_p: the same runs taken as unpaired. smallest_detectable: the true effect that this n and spread
+    would show in 80% of studies.
     """
 
     n: int
-    difference: float
     low: float
     high: float
     p: float
-    improvement_percent: float
-    improvement_low: float
-    improvement_high: float
+    p_signflip: float
+    p_wilcoxon: float
+    correlation: float
+    welch_low: float
+    welch_high: float
+    welch_p: float
     smallest_detectable: float
     p_holm: float = nan
-    bootstrap_low: float = nan
-    bootstrap_high: float = nan
 
 
-def _check_fraction(name, value):
-    if not 0 < value < 1:
-        raise ValueError(f"{name} must lie strictly between 0 and 1, got {value}")
+@dataclass(frozen=True, kw_only=True)
+class Ratio(Paired):
+    """Geometric mean of treatment over that of baseline: below 1 the treatment has the smaller error.
+
+    All tests and the correlation are those of the logs. smallest_detectable is a ratio below 1.
+    """
+
+    ratio: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference(Paired):
+    """Mean of treatment minus that of baseline, of rates in [0, 1]; effects and intervals in percentage points."""
+
+    difference: float
+
+
+def geometric_mean(values, confidence: float = 0.95) -> Mean:
+    """Geometric mean of the finite entries of `values` (seeds,), and the t-interval of their mean log.
+
+    One finite entry: the bounds are nan; none: all nan. Raises ValueError for values that are not positive, another
+    shape, or a confidence outside (0, 1).
+    """
+    n, *logs = _t_interval(_logs("values", _finite("values", values)), confidence)
+    return Mean(n, *map(_exp, logs))
+
+
+def mean_rate(values, confidence: float = 0.95) -> Mean:
+    """Mean of the finite entries of `values` (seeds,), rates in [0, 1], and its t-interval, cut at 0 and 1.
+
+    Raises ValueError for values outside [0, 1], another shape, or a confidence outside (0, 1).
+    """
+    n, mean, low, high = _t_interval(_rates("values", _finite("values", values)), confidence)
+    return Mean(n, mean, *np.clip((low, high), 0, 1).tolist())
+
+
+def interquartile_mean(values, generator, confidence: float = 0.95, resamples: int = 10_000) -> PointInterval:
+    """Mean of the middle half of the finite `values` (seeds,), and its bootstrap interval over seeds, as in rliable.
+
+    (Agarwal et al. 2021.) The interval is the percentile one, so it lies within the values. generator: numpy's. One
+    value has no interval, none is nan.
+    """
+    _check_confidence(confidence)
+    finite = _finite("values", values)
+    if finite.size == 0:
+        return PointInterval(nan, nan, nan)
+    low = high = nan
+    if finite.size > 1:
+        low, high = stats.bootstrap(
+            (finite,),
+            _middle_mean,
+            confidence_level=confidence,
+            n_resamples=resamples,
+            method="percentile",
+            rng=generator,
+        ).confidence_interval
+    least, greatest = finite.min(), finite.max()  # a mean of equal values can leave them by one rounding
+    return PointInterval(*np.clip((_middle_mean(finite), low, high), least, greatest).tolist())
+
+
+def _middle_mean(values, axis=-1):
+    return stats.trim_mean(values, 0.25, axis=axis)
+
+
+def ratio(treatment, baseline, confidence: float = 0.95) -> Ratio:
+    """Paired comparison of errors, both (seeds,) in the same order of seeds; see Ratio.
+
+    p is scipy's `ttest_rel` of the logs. Equal arrays give p = 1, a constant other ratio p = 0 (both up to rounding).
+    One pair has a ratio alone, no pair has nothing. Raises ValueError for errors that are not positive, shapes that
+    differ, or a confidence outside (0, 1).
+    """
+    logs = [_logs(name, row) for name, row in _pairs(treatment, baseline).items()]
+    found = _compare(*logs, confidence)
+    for name in ("effect", "low", "high", "welch_low", "welch_high"):
+        found[name] = _exp(found[name])
+    found["smallest_detectable"] = _exp(-found["smallest_detectable"])
+    return Ratio(ratio=found.pop("effect"), **found)
+
+
+def difference(treatment, baseline, confidence: float = 0.95) -> Difference:
+    """Paired comparison of rates in [0, 1], both (seeds,) in the same order of seeds; see Difference.
+
+    Intervals are cut at -100 and 100. Raises ValueError as `ratio`, and for values outside [0, 1].
+    """
+    points = [100 * _rates(name, row) for name, row in _pairs(treatment, baseline).items()]
+    found = _compare(*points, confidence)
+    for name in ("low", "high", "welch_low", "welch_high"):
+        found[name] = float(np.clip(found[name], -100, 100))
+    if found["smallest_detectable"] > 100:
+        found["smallest_detectable"] = nan  # so few seeds would not show any difference
+    return Difference(difference=found.pop("effect"), **found)
+
+
+def _compare(treatment, baseline, confidence) -> dict:
+    """What Paired holds, of finite pairs (n,), and `effect`: the mean of treatment - baseline."""
+    away = treatment - baseline
+    scale = max(1.0, np.abs([treatment, baseline]).max(initial=0.0))
+    n, effect, low, high = _t_interval(away, confidence, scale)
+    std = nan if n < 2 else 0.0 if low == high else float(away.std(ddof=1))
+    away = np.round(away / scale, 12)  # equal differences tie, whatever float64 made of them
+    welch_low, welch_high, welch_p = _welch(treatment, baseline, confidence)
+    return {
+        "n": n,
+        "effect": effect,
+        "low": low,
+        "high": high,
+        "p": float(stats.ttest_rel(treatment, baseline).pvalue) if std > 0 else _certain(n, effect),
+        "p_signflip": _signflip_p(away),
+        "p_wilcoxon": _signflip_p(_signed_ranks(away)),
+        "correlation": _correlation(treatment, baseline),
+        "welch_low": welch_low,
+        "welch_high": welch_high,
+        "welch_p": welch_p,
+        "smallest_detectable": smallest_detectable_difference(std, n, alpha=1 - confidence),
+    }
+
+
+def _t_interval(values, confidence, scale=1.0) -> Mean:
+    """Mean and t-interval of finite `values` (n,); a spread within rounding of `scale` counts as none."""
+    _check_confidence(confidence)
+    n = values.size
+    if n < 2:
+        return Mean(n, float(values[0]) if n else nan, nan, nan)
+    if np.ptp(values) <= ROUNDING * scale:
+        middle = float(np.median(values))  # the mean of equal values can be off by one rounding, the median not
+        middle = 0.0 if abs(middle) <= ROUNDING * scale else middle
+        return Mean(n, middle, middle, middle)
+    middle, half_width = float(values.mean()), float(stats.t.ppf(0.5 + confidence / 2, n - 1) * stats.sem(values))
+    return Mean(n, middle, middle - half_width, middle + half_width)
+
+
+def _certain(n, effect) -> float:
+    """The p-value where `n` pairs have no spread: 1 without an effect, else 0; nan for fewer than two."""
+    return nan if n < 2 else float(effect == 0)
+
+
+def _signflip_p(values) -> float:
+    """Two-sided p of the mean of `values` (n,) if each sign were a coin's; nan for fewer than two.
+
+    All 2^n signs up to 16 values; beyond that FLIPS drawn ones, the same at each call.
+    """
+    if values.size < 2:
+        return nan
+    found = stats.permutation_test(
+        (values,), np.mean, vectorized=True, permutation_type="samples", n_resamples=FLIPS, rng=0
+    )
+    return float(found.pvalue)
+
+
+def _signed_ranks(away):
+    """Wilcoxon's (1945): a difference of 0 has none, ties share theirs. Shape (n,), a 0 for a 0.
+
+    The signs' permutation test of these is his test, and stays exact where there are ties.
+    """
+    ranks = np.zeros(away.shape)
+    moved = away != 0
+    ranks[moved] = np.sign(away[moved]) * stats.rankdata(np.abs(away[moved]))
+    return ranks
+
+
+def _correlation(treatment, baseline) -> float:
+    """Pearson's, of (n,); nan where one of them does not vary."""
+    if treatment.size < 2 or min(np.ptp(treatment), np.ptp(baseline)) <= ROUNDING:
+        return nan
+    return float(np.corrcoef(treatment, baseline)[0, 1])
+
+
+def _welch(treatment, baseline, confidence) -> tuple[float, float, float]:
+    """Interval and p of the difference of means, of unpaired runs whose spreads may differ (Welch 1947)."""
+    if treatment.size < 2:
+        return nan, nan, nan
+    if max(np.ptp(treatment), np.ptp(baseline)) <= ROUNDING:
+        effect = float(np.median(treatment) - np.median(baseline))
+        return effect, effect, _certain(treatment.size, effect)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # one of the two may not vary: scipy fears for its precision
+        found = stats.ttest_ind(treatment, baseline, equal_var=False)
+        return *map(float, found.confidence_interval(confidence)), float(found.pvalue)
+
+
+def _check_confidence(confidence):
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must lie strictly between 0 and 1, got {confidence}")
 
 
 def _vector(name, values):
@@ -67,74 +252,36 @@ def _vector(name, values):
     return vector
 
 
-def _t_interval(values, confidence, scale):
-    """MeanInterval of finite ``values`` (n,); a spread within rounding of ``scale`` counts as none."""
-    n = values.size
-    if n == 0:
-        return MeanInterval(0, nan, nan, nan, nan)
-    if n == 1:
-        return MeanInterval(1, float(values[0]), nan, nan, nan)
-    if np.ptp(values) <= ROUNDING * scale:
-        mean = float(np.median(values))  # the mean of equal values can be off by one rounding, the median not
-        mean = 0.0 if abs(mean) <= ROUNDING * scale else mean
-        return MeanInterval(n, mean, 0.0, mean, mean)
-    mean, std = float(values.mean()), float(values.std(ddof=1))
-    half_width = float(stats.t.ppf(0.5 + confidence / 2, n - 1)) * std / sqrt(n)
-    return MeanInterval(n, mean, std, mean - half_width, mean + half_width)
+def _finite(name, values):
+    vector = _vector(name, values)
+    return vector[np.isfinite(vector)]
 
 
-def mean_interval(values, confidence=0.95):
-    """Mean and t-interval of the finite entries of ``values`` (seeds,).
-
-    One finite entry: std and bounds are nan; none: all nan. Raises ValueError for another shape or a
-    confidence outside (0, 1).
-    """
-    _check_fraction("confidence", confidence)
-    vector = _vector("values", values)
-    finite = vector[np.isfinite(vector)]
-    return _t_interval(finite, confidence, scale=np.abs(finite).max(initial=0.0))
-
-
-def paired_difference(treatment, baseline, confidence=0.95):
-    """Paired comparison of ``treatment`` with ``baseline``, both (seeds,) in the same seed order.
-
-    p is scipy's ``ttest_rel``. Equal arrays give p = 1, a constant non-zero difference p = 0 (both up to
-    rounding). With one pair only the difference and the improvement are known; with none all is nan.
-    p_holm and the bootstrap bounds stay nan: ``compare_to_baseline`` fills them. Raises ValueError for
-    mismatched shapes or a confidence outside (0, 1).
-    """
-    _check_fraction("confidence", confidence)
+def _pairs(treatment, baseline) -> dict:
+    """Both arrays, (n,) each, at the seeds where both are finite, by their names."""
     treatment, baseline = _vector("treatment", treatment), _vector("baseline", baseline)
-    treatment, baseline = _finite_pairs(treatment, baseline)
-    scale = max(np.abs(treatment).max(initial=0.0), np.abs(baseline).max(initial=0.0))
-    interval = _t_interval(treatment - baseline, confidence, scale)
-    if interval.n < 2:
-        p = nan
-    elif interval.std == 0:
-        p = 1.0 if interval.mean == 0 else 0.0
-    else:
-        p = float(stats.ttest_rel(treatment, baseline).pvalue)
-    baseline_mean = float(baseline.mean()) if interval.n else nan
-    percent = -100 / baseline_mean if baseline_mean > 0 else nan
-    return PairedDifference(
-        n=interval.n,
-        difference=interval.mean,
-        low=interval.low,
-        high=interval.high,
-        p=p,
-        improvement_percent=percent * interval.mean,
-        improvement_low=percent * interval.high,
-        improvement_high=percent * interval.low,
-        smallest_detectable=smallest_detectable_difference(interval.std, interval.n, alpha=1 - confidence),
-    )
-
-
-def _finite_pairs(treatment, baseline):
-    """Both arrays, (n,) each, at the seeds where both are finite."""
     if treatment.shape != baseline.shape:
         raise ValueError(f"paired runs must share their seeds: shapes {treatment.shape} and {baseline.shape}")
     both = np.isfinite(treatment) & np.isfinite(baseline)
-    return treatment[both], baseline[both]
+    return {"treatment": treatment[both], "baseline": baseline[both]}
+
+
+def _logs(name, errors):
+    if np.any(errors <= 0):
+        raise ValueError(f"{name} must be positive to be compared as ratios, got {errors.min():g}")
+    return np.log(errors)
+
+
+def _exp(value) -> float:
+    """inf where float64 ends: two runs of very different errors have such intervals."""
+    with np.errstate(over="ignore"):
+        return float(np.exp(value))
+
+
+def _rates(name, values):
+    if np.any((values < 0) | (values > 1)):
+        raise ValueError(f"{name} must lie in [0, 1], got {values.min():g} to {values.max():g}")
+    return values
 
 
 def holm(p_values):
@@ -151,33 +298,6 @@ def holm(p_values):
     adjusted = np.full(p.shape, nan)
     adjusted[ascending] = np.minimum(1.0, np.maximum.accumulate(hypotheses_left * p[ascending]))
     return adjusted
-
-
-def bootstrap_interval(differences, generator, confidence=0.95, resamples=10000):
-    """Bootstrap interval (low, high) of the mean of the finite ``differences`` (seeds,).
-
-    BCa, or the percentile interval where BCa is undefined (all differences equal). ``generator`` is the
-    caller's numpy Generator. Fewer than two finite differences give (nan, nan). With few seeds it is too
-    narrow: read it beside the t-interval, not instead. Raises ValueError for another shape or a confidence
-    outside (0, 1).
-    """
-    _check_fraction("confidence", confidence)
-    vector = _vector("differences", differences)
-    finite = vector[np.isfinite(vector)]
-    if finite.size < 2:
-        return nan, nan
-    bounds = nan, nan
-    for method in ("BCa", "percentile"):
-        with warnings.catch_warnings(), np.errstate(invalid="ignore"):
-            # a degenerate sample shows as nan bounds, which the next method replaces
-            warnings.simplefilter("ignore", stats.DegenerateDataWarning)
-            result = stats.bootstrap(
-                (finite,), np.mean, confidence_level=confidence, n_resamples=resamples, method=method, rng=generator
-            )
-        bounds = float(result.confidence_interval.low), float(result.confidence_interval.high)
-        if np.all(np.isfinite(bounds)):
-            break
-    return bounds
 
 
 def smallest_detectable_difference(std_of_differences, n, alpha=0.05, power=0.8):
@@ -211,27 +331,19 @@ def _detectable_noncentrality(n, alpha, power):
     return optimize.brentq(missing_power, 0.0, upper)  # at 0 the power is alpha / 2, below the one asked for
 
 
-def compare_to_baseline(values, names, baseline, generator, confidence=0.95):
-    """Every strategy but ``baseline`` compared with it: dict of name to PairedDifference, in ``names`` order.
+def compare_to_baseline(rows: dict, baseline: str, compare=ratio, confidence: float = 0.95) -> dict[str, Paired]:
+    """Every strategy but `baseline` compared with it, by `compare` (ratio or difference), in the order of `rows`.
 
-    ``values``: (strategies, seeds), row i belonging to ``names[i]``. The Holm family is all strategies
-    compared here. ``generator`` draws the bootstrap resamples, in ``names`` order. Raises ValueError for an
-    unknown baseline, repeated names, or names that do not match the rows.
+    rows: name -> values (seeds,). The Holm family is all strategies compared here. Raises ValueError as `compare`, and
+    for a baseline that is not among the rows.
     """
-    values = np.asarray(values, dtype=np.float64)
-    names = list(names)
-    if values.ndim != 2 or values.shape[0] != len(names):
-        raise ValueError(f"values must have shape ({len(names)} strategies, seeds), got {values.shape}")
-    if len(set(names)) != len(names):
-        raise ValueError(f"strategy names must differ, got {names}")
-    if baseline not in names:
-        raise ValueError(f"unknown baseline {baseline!r}, have {names}")
-    rows = dict(zip(names, values, strict=True))
-    reference = rows.pop(baseline)
-    comparisons = {name: paired_difference(row, reference, confidence) for name, row in rows.items()}
-    adjusted = holm([comparison.p for comparison in comparisons.values()])
-    for (name, comparison), p_holm in zip(comparisons.items(), adjusted, strict=True):
-        treated, untreated = _finite_pairs(rows[name], reference)
-        low, high = bootstrap_interval(treated - untreated, generator, confidence)
-        comparisons[name] = replace(comparison, p_holm=float(p_holm), bootstrap_low=low, bootstrap_high=high)
-    return comparisons
+    if baseline not in rows:
+        raise ValueError(f"unknown baseline {baseline!r}, have {list(rows)}")
+    found = {name: compare(row, rows[baseline], confidence) for name, row in rows.items() if name != baseline}
+    return with_holm(found)
+
+
+def with_holm(family: dict[str, Paired]) -> dict[str, Paired]:
+    """The comparisons of one family, by name, with `p_holm`."""
+    adjusted = holm([each.p for each in family.values()])
+    return {key: replace(each, p_holm=float(p)) for (key, each), p in zip(family.items(), adjusted, strict=True)}

@@ -1,7 +1,6 @@
 """From the folders of the runs to rows, and from rows to the summary and the printed table."""
 
 import math
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -11,56 +10,58 @@ from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.evaluation import SAMPLERS
 from diffusion_lib.system.files import read_json
 from diffusion_lib.training.run_folder import read_result, run_folders
-from experiments.analysis.statistics import compare_to_baseline, mean_interval
-from experiments.analysis.verdict import BASELINE, StrategyEvidence
+from experiments.analysis.metrics import Metric, number
+from experiments.analysis.statistics import Paired, compare_to_baseline, interquartile_mean
+from experiments.analysis.verdict import BASELINE
 
-METRICS = ("val_mse", "ood_mse", "recon_error", "ood_recon_error")
 EXTRA = ("energy_auc_random", "energy_auc_adversarial")
-COSTS = ("train_seconds", "steps_per_second", "peak_memory_bytes", "parameters")
+COSTS = ("train_seconds", "steps_per_second", "train_flops", "peak_memory_bytes", "parameters")
 HEADLINE_SAMPLER = "plain"
 BOOTSTRAP_SEED = 161803
 
 
 def run_rows(study: Path) -> list[dict]:
     """A row per strategy, seed and sampler of the runs that ended; a failed run's metrics are nan."""
-    rows = []
-    for folder in sorted(run_folders(study), key=lambda f: (f.parent.name, int(f.name[5:]))):
-        result = read_result(folder)
-        if not result:
-            continue
-        steps = read_json(folder / "config.json")["config"]["train_steps"]
-        for sampler in SAMPLERS:
-            metrics = result.get("samplers", {}).get(sampler, {})
-            rows.append(
-                {
-                    "strategy": result["strategy"],
-                    "seed": result["seed"],
-                    "sampler": sampler,
-                    "status": result["status"],
-                    "train_steps": steps,
-                    **{name: metrics.get(name, math.nan) for name in METRICS + EXTRA},
-                    **{name: result.get(name, math.nan) for name in COSTS},
-                    "run": str(folder.relative_to(study)),
-                }
-            )
-    return rows
+    folders = sorted(run_folders(study), key=lambda f: (f.parent.name, int(f.name[5:])))
+    results = {folder: result for folder in folders if (result := read_result(folder))}
+    measured = {name: math.nan for result in results.values() for part in _samplers(result).values() for name in part}
+    return [
+        {
+            "strategy": result["strategy"],
+            "seed": result["seed"],
+            "sampler": sampler,
+            "status": result["status"],
+            "train_steps": read_json(folder / "config.json")["config"]["train_steps"],
+            **measured,
+            **_samplers(result).get(sampler, {}),
+            **{name: result.get(name, math.nan) for name in COSTS},
+            "run": str(folder.relative_to(study)),
+        }
+        for folder, result in results.items()
+        for sampler in SAMPLERS
+    ]
+
+
+def _samplers(result) -> dict[str, dict]:
+    return result.get("samplers", {})
 
 
 class Study:
-    """The rows of a study as arrays (strategies, seeds); nan where a run is absent or failed."""
+    """The rows of a study as arrays over its seeds; nan where a run is absent or failed. metrics: the task's."""
 
-    def __init__(self, rows: list[dict], strategies: list[str]):
+    def __init__(self, rows: list[dict], strategies: list[str], metrics: tuple[Metric, ...]):
         present = {row["strategy"] for row in rows}
-        self.rows = rows
+        self.rows, self.metrics = rows, metrics
         self.strategies = [name for name in strategies if name in present] + sorted(present - set(strategies))
         self.seeds = sorted({row["seed"] for row in rows})
 
-    def values(self, metric: str, sampler: str) -> np.ndarray:
-        array = np.full((len(self.strategies), len(self.seeds)), np.nan)
+    def values(self, column: str, sampler: str) -> dict[str, np.ndarray]:
+        """By strategy, a column under one sampler (seeds,)."""
+        found = {name: np.full(len(self.seeds), np.nan) for name in self.strategies}
         for row in self.rows:
             if row["sampler"] == sampler:
-                array[self.strategies.index(row["strategy"]), self.seeds.index(row["seed"])] = row[metric]
-        return array
+                found[row["strategy"]][self.seeds.index(row["seed"])] = row.get(column, np.nan)
+        return found
 
     def count(self, strategy: str, status: str | None = None) -> int:
         return sum(
@@ -68,158 +69,163 @@ class Study:
             for row in self.rows
         )
 
-    def comparisons(self, metric: str, sampler: str) -> dict:
-        """PairedDifference to the baseline, by strategy; empty where the baseline has no runs."""
-        if BASELINE not in self.strategies:
-            return {}
-        generator = np.random.default_rng(BOOTSTRAP_SEED)
-        return compare_to_baseline(self.values(metric, sampler), self.strategies, BASELINE, generator)
+    def train_steps(self, strategy: str) -> list[int]:
+        """The numbers of steps of a strategy's runs: one, unless a run was trained otherwise."""
+        return sorted({row["train_steps"] for row in self.rows if row["strategy"] == strategy})
 
-    def evidence(self) -> list[StrategyEvidence]:
-        """What the verdict needs, under the headline sampler."""
-        recon, seconds = (
-            dict(zip(self.strategies, self.values(m, HEADLINE_SAMPLER), strict=True))
-            for m in ("recon_error", "train_seconds")
-        )
-        comparisons = self.comparisons("val_mse", HEADLINE_SAMPLER)
-        return [
-            StrategyEvidence(
-                name,
-                comparisons.get(name),
-                _mean(recon[name]),
-                _mean(seconds[name]) / _mean(seconds[BASELINE]),
-                self.count(name, "failed"),
-                self.count(name),
-            )
-            for name in self.strategies
-        ]
+    def comparisons(self, metric: Metric, sampler: str, baseline: str = BASELINE) -> dict[str, Paired]:
+        """Each strategy's comparison with `baseline`, one Holm family; none of errors that are exactly 0."""
+        rows = {name: row for name, row in self.values(metric.column, sampler).items() if not metric.zeros(row)}
+        return compare_to_baseline(rows, baseline, metric.compare) if baseline in rows else {}
+
+    def comparison(self, strategy: str, baseline: str, metric: Metric, sampler: str) -> Paired | None:
+        """One strategy against another, a family of its own."""
+        values = self.values(metric.column, sampler)
+        pair = {name: values[name] for name in (strategy, baseline) if name in values}
+        if len(pair) < 2 or any(map(metric.zeros, pair.values())):
+            return None
+        return compare_to_baseline(pair, baseline, metric.compare)[strategy]
 
 
-def tidy_rows(rows: list[dict], study: str, config: ExperimentConfig) -> list[dict]:
+def tidy_rows(study: Study, name: str, task: str, config: ExperimentConfig) -> list[dict]:
     """One row for each value of each run; what no sampler decides stands once, without a sampler."""
-    tidy = []
-    for row in rows:
+    metrics, tidy = tuple(metric.column for metric in study.metrics), []
+    for row in study.rows:
         setting, _, setting_value = row["strategy"].partition("=")
         about = {
-            "study": study,
+            "study": name,
             "model": config.model,
-            "task": "inverse",
+            "task": task,
             "rank": config.rank,
             "strategy": row["strategy"],
             "setting": setting if setting_value else "",
             "setting_value": setting_value,
             "seed": row["seed"],
         }
-        parts = {row["sampler"]: METRICS} | ({"": EXTRA + COSTS} if row["sampler"] == HEADLINE_SAMPLER else {})
-        for sampler, names in parts.items():
-            tidy += [{**about, "sampler": sampler, "metric": name, "value": row[name]} for name in names]
+        parts = {row["sampler"]: metrics} | ({"": EXTRA + COSTS} if row["sampler"] == HEADLINE_SAMPLER else {})
+        for sampler, columns in parts.items():
+            tidy += [
+                {**about, "sampler": sampler, "metric": column, "value": row.get(column, math.nan)}
+                for column in columns
+            ]
     return tidy
 
 
-def _mean(values) -> float:
-    return mean_interval(values[np.isfinite(values)]).mean
-
-
 def summary_rows(study: Study, references: list[dict]) -> list[dict]:
-    """A row per strategy and sampler, with each metric's interval and paired difference, then the references."""
+    """A row per strategy and sampler, with each metric's means and comparison with the baseline; then references."""
     rows = []
     for sampler in SAMPLERS:
-        values = {metric: study.values(metric, sampler) for metric in METRICS + EXTRA + COSTS}
-        comparisons = {metric: study.comparisons(metric, sampler) for metric in METRICS}
-        for i, strategy in enumerate(study.strategies):
+        values = {name: study.values(name, sampler) for name in (*_columns(study.metrics), *EXTRA, *COSTS)}
+        comparisons = {metric: study.comparisons(metric, sampler) for metric in study.metrics}
+        for strategy in study.strategies:
             row = {
                 "strategy": strategy,
                 "sampler": sampler,
                 "n": study.count(strategy, "finished"),
                 "failed": study.count(strategy, "failed"),
             }
-            for metric in METRICS:
-                finite = values[metric][i][np.isfinite(values[metric][i])]
-                interval = asdict(mean_interval(finite))
-                row |= {f"{metric}_{key}": interval[key] for key in ("mean", "std", "low", "high")}
+            for metric in study.metrics:
+                columns = _mean_columns(metric, values[metric.column][strategy])
                 if strategy in comparisons[metric]:
-                    row |= _difference_columns(metric, comparisons[metric][strategy])
-            row |= {f"{name}_mean": _mean(values[name][i]) for name in EXTRA + COSTS}
+                    columns |= metric.columns(comparisons[metric][strategy])
+                row |= {f"{metric.column}_{ending}": value for ending, value in columns.items()}
+            row |= {f"{name}_mean": _finite_mean(values[name][strategy]) for name in EXTRA + COSTS}
             rows.append(row)
-    for reference in references:
-        rows.append(
-            {
-                "strategy": reference["strategy"],
-                "sampler": "reference",
-                **{f"{metric}_mean": reference[metric] for metric in METRICS},
-            }
-        )
-    return rows
+    columns = _columns(study.metrics)
+    return rows + [
+        {(f"{key}_mean" if key in columns else key): value for key, value in row.items() if key != "examples"}
+        for row in references
+    ]
 
 
-def _difference_columns(metric, comparison):
-    names = {"difference": "difference", "low": "difference_low", "high": "difference_high"}
-    return {f"{metric}_{names.get(key, key)}": value for key, value in asdict(comparison).items() if key != "n"}
+def _columns(metrics) -> list[str]:
+    return [metric.column for metric in metrics]
 
 
-HEADERS = (
-    "strategy",
-    "sampler",
-    "n",
-    "val_mse [95% interval]",
-    "vs baseline, % better",
-    "p (Holm)",
-    "ood_mse",
-    "recon_error",
-    "ood recon",
-    "train s",
-)
+def _mean_columns(metric: Metric, values: np.ndarray) -> dict:
+    """What the summary says of a metric's values (seeds,), by the endings of the columns."""
+    mean = metric.mean(values)
+    middle = interquartile_mean(values, np.random.default_rng(BOOTSTRAP_SEED))
+    return {
+        "n": mean.n,
+        "zeros": metric.zeros(values),
+        "mean": mean.mean,
+        "low": mean.low,
+        "high": mean.high,
+        "iqm": middle.point,
+        "iqm_low": middle.low,
+        "iqm_high": middle.high,
+    }
 
 
-def table_cells(summary: list[dict]) -> list[list[str]]:
-    """The summary as the cells of the printed table."""
-    cells = []
-    for row in summary:
-        interval, versus, p = _number(row["val_mse_mean"]), "", ""
-        if _finite(row.get("val_mse_low")):
-            interval += f" [{_number(row['val_mse_low'])}, {_number(row['val_mse_high'])}]"
-        if _finite(row.get("val_mse_improvement_percent")):
-            versus = f"{row['val_mse_improvement_percent']:+.2f}"
-            if _finite(row["val_mse_improvement_low"]):
-                versus += f" [{row['val_mse_improvement_low']:+.2f}, {row['val_mse_improvement_high']:+.2f}]"
-                p = f"{row['val_mse_p_holm']:.3g}"
-        seconds = row.get("train_seconds_mean", math.nan)
-        cells.append(
-            [
-                row["strategy"],
-                row["sampler"],
-                str(row.get("n", "")),
-                interval,
-                versus,
-                p,
-                _number(row["ood_mse_mean"]),
-                _number(row["recon_error_mean"]),
-                _number(row["ood_recon_error_mean"]),
-                f"{seconds:.0f}" if _finite(seconds) else "",
-            ]
-        )
-    return cells
+def _finite_mean(values: np.ndarray) -> float:
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if finite.size else math.nan
 
 
-def format_table(summary: list[dict], style: str = "simple") -> str:
+def format_table(summary: list[dict], metrics: tuple[Metric, ...], style: str = "simple") -> str:
     """The printed table; `style` is one of tabulate's ('github', 'latex_booktabs', …)."""
-    return tabulate(table_cells(summary), HEADERS, tablefmt=style, disable_numparse=True)
+    first, *others = shown_metrics(metrics)
+    headers = [
+        *("strategy", "sampler", "n", f"{first.column} [95% interval]", f"{first.effect} to {BASELINE}", "Holm p"),
+        *_columns(others),
+        "train s",
+    ]
+    return tabulate(table_cells(summary, metrics), headers, tablefmt=style, disable_numparse=True)
+
+
+def shown_metrics(metrics: tuple[Metric, ...]) -> list[Metric]:
+    """Of the metric that decides both difficulties, of the others the usual one: a table has to fit a screen."""
+    return [*metrics[:2], *metrics[2::2]]
+
+
+def table_cells(summary: list[dict], metrics: tuple[Metric, ...]) -> list[list[str]]:
+    """The summary as the cells of the printed table."""
+    first, *others = shown_metrics(metrics)
+    return [
+        [
+            row["strategy"],
+            row["sampler"],
+            str(row.get("n", "")),
+            mean_cell(row, first, interval=True),
+            effect_cell(row, first),
+            *([f"{p:.2g}"] if math.isfinite(p := row.get(f"{first.column}_p_holm", math.nan)) else [""]),
+            *(mean_cell(row, metric) for metric in others),
+            f"{seconds:.0f}" if math.isfinite(seconds := row.get("train_seconds_mean", math.nan)) else "",
+        ]
+        for row in summary
+    ]
+
+
+def mean_cell(row: dict, metric: Metric, interval: bool = False) -> str:
+    """The mean, its interval, and what stands behind it where that is not all finished runs."""
+    name = metric.column
+    if row.get(f"{name}_zeros"):
+        return f"0 in {row[f'{name}_zeros']} of {row[f'{name}_n']} runs"
+    cell = number(row.get(f"{name}_mean"))
+    if interval and math.isfinite(row.get(f"{name}_low", math.nan)):
+        cell += f" [{row[f'{name}_low']:.3g}, {row[f'{name}_high']:.3g}]"
+    if row.get(f"{name}_n", row.get("n")) != row.get("n"):
+        cell += f" ({row[f'{name}_n']} of {row['n']} finite)"
+    return cell
+
+
+def effect_cell(row: dict, metric: Metric) -> str:
+    """`0.752× [0.681, 0.824]`; '-' for a strategy without one, nothing for the baseline and references."""
+    start = f"{metric.column}_{metric.effect}"
+    if "failed" not in row or row["strategy"] == BASELINE:
+        return ""
+    return metric.effect_words(*(row.get(start + ending, math.nan) for ending in ("", "_low", "_high")))
 
 
 def original_pairing(study: Study) -> str:
     """The comparison as first proposed, in one line: each strategy under a sampler of its own."""
     samplers = {"baseline": "plain", "random": "plain", "adversarial": "innerloop"}
-    parts = []
-    for strategy, sampler in samplers.items():
-        if strategy in study.strategies:
-            values = study.values("val_mse", sampler)[study.strategies.index(strategy)]
-            parts.append(f"{strategy}/{sampler} {_number(_mean(values))}")
-    return "Original pairing of strategy and sampler, val_mse: " + ", ".join(parts)
-
-
-def _finite(value) -> bool:
-    return value is not None and math.isfinite(value)
-
-
-def _number(value) -> str:
-    return f"{value:.4g}" if _finite(value) else "-"
+    metric = study.metrics[0]
+    means = {
+        f"{strategy}/{sampler}": metric.mean(study.values(metric.column, sampler)[strategy]).mean
+        for strategy, sampler in samplers.items()
+        if strategy in study.strategies
+    }
+    parts = ", ".join(f"{name} {number(mean)}" for name, mean in means.items())
+    return f"Original pairing of strategy and sampler, {metric.column}: {parts}"

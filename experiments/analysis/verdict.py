@@ -1,201 +1,159 @@
-"""The verdict of a study, by a rule fixed before any run; ``RULE`` states it in full for reports to print."""
+"""The verdict of a study, by a rule fixed before its runs; ``RULE`` states it in full for reports to print."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
 
-from experiments.analysis.statistics import PairedDifference
+from diffusion_lib.config import ExperimentConfig
+from diffusion_lib.evaluation import SAMPLERS
+from experiments.analysis.metrics import Metric
+from experiments.analysis.statistics import Paired, with_holm
 
-BASELINE, RANDOM, ADVERSARIAL = "baseline", "random", "adversarial"
+BASELINE, RANDOM, ADVERSARIAL, COMPUTE = "baseline", "random", "adversarial", "baseline-compute"
 
 MIN_PAIRED_SEEDS = 3
-MIN_IMPROVEMENT_PERCENT = 5.0
-MAX_TRAIN_SECONDS_RATIO = 2.0
+SMALL = 5.0  # percent of an error, or percentage points of a rate
+MAX_TIME_RATIO = 2.0
 
-SUCCESS = "adversarial succeeds"
-RANDOM_BEST = "random best"
-BASELINE_BEST = "baseline best"
-UNSTABLE = "unstable"
-INCONCLUSIVE = "inconclusive"
+UNSTABLE, UNDECIDED = "unstable", "undecided"
+HELPS, HURTS = "helps", "hurts"
+BY_LITTLE = f", by less than {SMALL:g}%"
+NO_DIFFERENCE = f"no difference beyond {SMALL:g}%"
 
 RULE = f"""\
-The rule was fixed before any run. Improvement is the mean paired difference in val_mse to {BASELINE}, in
-percent of the mean of {BASELINE} over the paired seeds, positive when lower than {BASELINE}; its interval is
-the paired 95% t-interval, not adjusted for the number of strategies. A mining strategy is any strategy but
-{BASELINE}. A strategy with fewer than {MIN_PAIRED_SEEDS} paired seeds supports no conclusion. The first
-scenario that holds is the verdict:
+The rule was fixed before any run. At equal compute, for each sampler, it reads the interval [low, high] of the ratio r
+of geometric means of val_mse, {ADVERSARIAL} over {COMPUTE} ({BASELINE} trained as long as the training FLOPs of
+{ADVERSARIAL} last), paired by seed, 95%, with at least {MIN_PAIRED_SEEDS} paired seeds. The first that holds is the
+verdict:
 
-1. {UNSTABLE}: a run of a mining strategy diverged. (A diverged run of {BASELINE} only drops its seed.)
-2. {SUCCESS}: the improvement of {ADVERSARIAL} is above {MIN_IMPROVEMENT_PERCENT:g}%, its interval lies above
-   0, its mean recon_error is lower than that of {BASELINE}, and its training takes less than
-   {MAX_TRAIN_SECONDS_RATIO:g}x the time of {BASELINE}.
-3. {RANDOM_BEST}: the improvement interval of {RANDOM} lies above 0, and its mean paired difference in
-   val_mse is lower than that of {ADVERSARIAL}.
-4. {BASELINE_BEST}: the improvement interval of every mining strategy that was run lies below 0.
-5. {INCONCLUSIVE}: anything else; the reasons name the clauses that failed.
+1. *{UNSTABLE}*: a run of {ADVERSARIAL} diverged.
+2. *{HELPS}*: high < 1. Below a gain of {SMALL:g}% (r > {1 - SMALL / 100:g}) it is *{HELPS}{BY_LITTLE}*.
+3. *{HURTS}*: low > 1. Below a loss of {SMALL:g}% (r < {1 + SMALL / 100:g}) it is *{HURTS}{BY_LITTLE}*.
+4. *{NO_DIFFERENCE}*: the interval lies within [{1 - SMALL / 100:g}, {1 + SMALL / 100:g}].
+5. *{UNDECIDED}*: anything else.
+
+For a task that is judged by a rate (a share of right answers), the difference in percentage points takes the place of
+the ratio: 0 that of 1, {SMALL:g} points that of {SMALL:g}%, and more is better.
+
+Beside it stand the four criteria of the first protocol, of {ADVERSARIAL} against {BASELINE} at equal steps: more than
+{SMALL:g}% lower val_mse with an interval that excludes no change; a lower reconstruction error; no divergence; less
+than {MAX_TIME_RATIO:g} times the time, by steps of both timed in turn in one process at the study's batch size.
 """
 
 
-@dataclass(frozen=True)
-class StrategyEvidence:
-    """What the verdict needs to know of one strategy.
+def scenario(metric: Metric, comparison: Paired | None, diverged: int) -> str | None:
+    """One of the five that ``RULE`` names; None where too few seeds, or none with a ratio, are paired.
 
-    comparison: val_mse against the baseline; None for the baseline itself or where nothing could be paired.
-    recon_error_mean: mean over its runs, nan if unknown. train_seconds_ratio: its training time over the
-    baseline's, nan if unknown. runs: runs made, the diverged ones included; 0 means the strategy was not run.
+    A strategy that diverged is unstable, however few pairs it left.
     """
-
-    name: str
-    comparison: PairedDifference | None
-    recon_error_mean: float
-    train_seconds_ratio: float
-    diverged_runs: int
-    runs: int
-
-    @property
-    def paired_seeds(self):
-        return self.comparison.n if self.comparison else 0
-
-    @property
-    def enough_seeds(self):
-        return self.paired_seeds >= MIN_PAIRED_SEEDS
-
-    @property
-    def significantly_better(self):
-        return self.enough_seeds and self.comparison.improvement_low > 0
-
-    @property
-    def significantly_worse(self):
-        return self.enough_seeds and self.comparison.improvement_high < 0
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """The scenario, one of the five named in ``RULE``, and the sentences that led to it."""
-
-    scenario: str
-    reasons: tuple[str, ...]
-
-
-def decide(evidence: Sequence[StrategyEvidence]) -> Verdict:
-    """Apply ``RULE`` to the evidence of all strategies, in any order.
-
-    Raises ValueError if a name repeats or the baseline is missing.
-    """
-    by_name = {strategy.name: strategy for strategy in evidence}
-    if len(by_name) != len(evidence):
-        raise ValueError(f"strategy names must differ, got {[strategy.name for strategy in evidence]}")
-    if BASELINE not in by_name:
-        raise ValueError(f"no evidence for {BASELINE!r}, have {sorted(by_name)}")
-    baseline = by_name.pop(BASELINE)
-    mining = {name: strategy for name, strategy in by_name.items() if strategy.runs > 0}
-    notes = _baseline_notes(baseline)
-
-    diverged = [strategy for strategy in mining.values() if strategy.diverged_runs > 0]
     if diverged:
-        return Verdict(UNSTABLE, tuple(map(_divergence, diverged)) + notes)
-
-    random, adversarial = mining.get(RANDOM), mining.get(ADVERSARIAL)
-    clauses = _success_clauses(adversarial, baseline)
-    others = tuple(_standing(strategy) for name, strategy in mining.items() if name != ADVERSARIAL)
-    if all(holds for holds, _ in clauses):
-        return Verdict(SUCCESS, tuple(sentence for _, sentence in clauses) + others + notes)
-
-    failed = tuple(sentence for holds, sentence in clauses if not holds)
-    if random and random.significantly_better and _lower_mean(random, adversarial):
-        order = f"{RANDOM}'s mean val_mse is lower than {ADVERSARIAL}'s"
-        return Verdict(RANDOM_BEST, others + (order,) + failed + notes)
-    if mining and all(strategy.significantly_worse for strategy in mining.values()):
-        return Verdict(BASELINE_BEST, tuple(map(_standing, mining.values())) + notes)
-    return Verdict(INCONCLUSIVE, failed + others + notes)
+        return UNSTABLE
+    if comparison is None or comparison.n < MIN_PAIRED_SEEDS:
+        return None
+    effect, low, high = as_loss(metric, comparison)
+    if high < 0:
+        return HELPS + (BY_LITTLE if effect > -SMALL else "")
+    if low > 0:
+        return HURTS + (BY_LITTLE if effect < SMALL else "")
+    return NO_DIFFERENCE if low >= -SMALL and high <= SMALL else UNDECIDED
 
 
-def _baseline_notes(baseline):
-    return (_divergence(baseline) + "; no pair uses them",) if baseline.diverged_runs else ()
+def as_loss(metric: Metric, comparison: Paired) -> tuple[float, float, float]:
+    """Effect and interval, negative where the treatment is better: percent of an error, points of a rate."""
+    effect, low, high = metric.value(comparison), comparison.low, comparison.high
+    # rounded: 0.95 is 5% below 1, which float64 alone would not say
+    return (-effect, -high, -low) if metric.rate else tuple(round(100 * (r - 1), 10) for r in (effect, low, high))
 
 
-def _divergence(strategy):
-    return f"{strategy.name}: {strategy.diverged_runs} of {strategy.runs} runs diverged"
+def equal_compute(study, metric: Metric) -> dict[str, Paired | None]:
+    """By sampler, adversarial against baseline-compute in one metric; the samplers are the Holm family."""
+    found = {sampler: study.comparison(ADVERSARIAL, COMPUTE, metric, sampler) for sampler in SAMPLERS}
+    return {**found, **with_holm({sampler: each for sampler, each in found.items() if each})}
 
 
-def _lower_mean(strategy, other):
-    """Whether ``strategy`` has the lower mean val_mse; False where ``other`` has too few seeds to tell."""
-    if other is None or not other.enough_seeds:
-        return False
-    return strategy.comparison.difference < other.comparison.difference
+def verdict_lines(study, config: ExperimentConfig) -> list[str]:
+    """The verdict at equal compute, a line for each sampler and one for its numbers; or one line that there is none."""
+    absent = [name for name in (ADVERSARIAL, COMPUTE) if name not in study.strategies]
+    if absent:
+        return [f"No verdict at equal compute, since these were not run: {', '.join(absent)}."]
+    metric, lines = study.metrics[0], []
+    diverged, runs = study.count(ADVERSARIAL, "failed"), study.count(ADVERSARIAL)
+    about = f"{config.model}, {budget(study, ADVERSARIAL, config)}"
+    for sampler, comparison in equal_compute(study, metric).items():
+        found = scenario(metric, comparison, diverged)
+        start = f"Verdict at equal compute ({about}, {sampler}): " if found else f"No verdict ({about}, {sampler}): "
+        lines.append(start + (found or too_few(metric, comparison)) + ".")
+        if diverged:
+            lines.append(f"- {diverged} of {runs} runs of {ADVERSARIAL} diverged.")
+        if comparison and comparison.n > 1:
+            lines.append(
+                f"- {metric.column} {numbers(metric, comparison)}; {COMPUTE}: {budget(study, COMPUTE, config)}."
+            )
+    return lines
 
 
-def _success_clauses(adversarial, baseline):
-    """The clauses of success as (holds, sentence) pairs; a value that is nan fails its clause."""
-    if adversarial is None:
-        return [(False, f"{ADVERSARIAL} was not run")]
-    if not adversarial.enough_seeds:
-        return [(False, _too_few_seeds(adversarial))]
-    gain, ratio = adversarial.comparison.improvement_percent, adversarial.train_seconds_ratio
-    error, baseline_error = adversarial.recon_error_mean, baseline.recon_error_mean
-    large, lower = gain > MIN_IMPROVEMENT_PERCENT, error < baseline_error
-    fast = ratio < MAX_TRAIN_SECONDS_RATIO
-    return [
-        (
-            large,
-            f"{ADVERSARIAL}'s improvement in val_mse, {gain:.2f}%, is {_negated(large)}above "
-            f"{MIN_IMPROVEMENT_PERCENT:g}%",
-        ),
-        (adversarial.significantly_better, _standing(adversarial)),
-        (
-            lower,
-            f"{ADVERSARIAL}'s mean recon_error, {error:.4g}, is {_negated(lower)}lower than "
-            f"{BASELINE}'s, {baseline_error:.4g}",
-        ),
-        (
-            fast,
-            f"{ADVERSARIAL}'s training time, {ratio:.2f}x {BASELINE}'s, is {_negated(fast)}less than "
-            f"{MAX_TRAIN_SECONDS_RATIO:g}x",
-        ),
-    ]
+def too_few(metric: Metric, comparison: Paired | None) -> str:
+    if comparison is None:
+        return f"a {metric.column} of exactly 0 has no ratio"
+    return f"the paired seeds, {comparison.n}, are fewer than {MIN_PAIRED_SEEDS}"
 
 
-def _negated(holds):
-    return "" if holds else "not "
-
-
-def _too_few_seeds(strategy):
-    return f"{strategy.name}'s paired seeds, {strategy.paired_seeds}, are fewer than {MIN_PAIRED_SEEDS}"
-
-
-def _standing(strategy):
-    """One sentence: where a strategy's improvement interval lies."""
-    if not strategy.enough_seeds:
-        return _too_few_seeds(strategy)
-    gain = strategy.comparison.improvement_percent
-    low, high = strategy.comparison.improvement_low, strategy.comparison.improvement_high
-    if strategy.significantly_better:
-        where = f"above 0: better than {BASELINE}"
-    elif strategy.significantly_worse:
-        where = f"below 0: worse than {BASELINE}"
-    else:
-        where = "neither wholly above nor wholly below 0"
+def numbers(metric: Metric, comparison: Paired) -> str:
+    """The effect, its interval, pairs and p-values in words."""
     return (
-        f"{strategy.name}'s improvement in val_mse, {gain:.2f}%, has an interval "
-        f"[{low:.2f}%, {high:.2f}%] over {strategy.paired_seeds} paired seeds that lies {where}"
+        f"{metric.words(comparison)} over {comparison.n} paired seeds, p {comparison.p:.2g} (Holm, over the samplers: "
+        f"{comparison.p_holm:.2g}), sign-flip p {comparison.p_signflip:.2g}, Wilcoxon p {comparison.p_wilcoxon:.2g}"
     )
 
 
-def distance_to_reference(strategy_mean, reference_mean):
-    """Ratio of a strategy's mean error to a reference solver's; nan unless the reference is above 0."""
-    return strategy_mean / reference_mean if reference_mean > 0 else math.nan
+def budget(study, strategy: str, config: ExperimentConfig) -> str:
+    """Steps and batch of a strategy's runs, such as `5,000 steps × 128`."""
+    return f"{' or '.join(f'{steps:,}' for steps in study.train_steps(strategy))} steps × {config.batch_size:,}"
 
 
-def reference_sentence(name, mean, reference_name, reference_mean, metric="val_mse"):
-    """A sentence such as "adversarial's val_mse is 1.03x that of linear regression (3.0% worse)"."""
-    ratio = distance_to_reference(mean, reference_mean)
-    if not math.isfinite(ratio):
-        return f"{name}'s {metric}, {mean:.3g}, has no ratio to {reference_name}'s, {reference_mean:.3g}"
-    percent = 100 * abs(ratio - 1)
-    if percent < 0.05:
-        words = "the same to 0.1%"
-    elif 0.5 <= ratio <= 2:
-        words = f"{percent:.1f}% {'worse' if ratio > 1 else 'better'}"
-    else:  # a percentage far from 100 hides the size of the gap, the ratio shows it
-        words = "worse" if ratio > 1 else "better"
-    return f"{name}'s {metric} is {ratio:.3g}x that of {reference_name} ({words})"
+def criteria_lines(study, config: ExperimentConfig, timing: dict | None) -> list[str]:
+    """The four criteria of the first protocol at equal steps, each met or not, under each sampler.
+
+    timing: seconds a step of both strategies and the batch size, as timing.json holds them, or None.
+    """
+    if not {BASELINE, ADVERSARIAL} <= set(study.strategies):
+        return []
+    main, *others = study.metrics[::2]
+    lines = [f"The four criteria at equal steps ({ADVERSARIAL} against {BASELINE}, {config.model}):"]
+    lines.append(f"- {main.column} better by more than {SMALL:g}%, {_under_each(study, main, _clearly_better)}.")
+    lines += [f"- {metric.column} better, {_under_each(study, metric, _better)}." for metric in others[:1]]
+    diverged, runs = study.count(ADVERSARIAL, "failed"), study.count(ADVERSARIAL)
+    lines.append(f"- no divergence: {_met(not diverged)}, {diverged} of {runs} runs of {ADVERSARIAL} diverged.")
+    return [*lines, f"- less than {MAX_TIME_RATIO:g}× the time: {time_clause(config, timing)}."]
+
+
+def _under_each(study, metric: Metric, clause) -> str:
+    parts = []
+    for sampler in SAMPLERS:
+        found = study.comparison(ADVERSARIAL, BASELINE, metric, sampler)
+        if found is None or found.n < MIN_PAIRED_SEEDS:
+            parts.append(f"{sampler}: not met, {too_few(metric, found)}")
+        else:
+            parts.append(f"{sampler}: {_met(clause(metric, found))}, {metric.words(found)}")
+    return "; ".join(parts)
+
+
+def _clearly_better(metric, comparison) -> bool:
+    effect, _, high = as_loss(metric, comparison)
+    return effect < -SMALL and high < 0
+
+
+def _better(metric, comparison) -> bool:
+    return as_loss(metric, comparison)[0] < 0
+
+
+def _met(holds: bool) -> str:
+    return "met" if holds else "not met"
+
+
+def time_clause(config: ExperimentConfig, timing: dict | None) -> str:
+    """Met or not by a timing of both strategies in turn at the study's batch size, else not timed."""
+    if timing is None:
+        return "not timed"
+    if timing["batch_size"] != config.batch_size:
+        return f"not timed at batch {config.batch_size:,}, only at {timing['batch_size']:,}"
+    ratio = timing[ADVERSARIAL] / timing[BASELINE] if timing[BASELINE] > 0 else math.nan
+    return f"{_met(ratio < MAX_TIME_RATIO)}, {ratio:.2f}× a step of {BASELINE} ({timing.get('threads', '?')} threads)"

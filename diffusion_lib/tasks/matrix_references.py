@@ -1,21 +1,24 @@
-"""Predictors without an energy model: what a learned one has to beat, on the same sets and metrics."""
+"""Ways to invert matrices without an energy model: what a learned one has to beat, on the same sets and metrics."""
+
+from functools import lru_cache
 
 import torch
 
-from diffusion_lib.evaluation import EvaluationSet, prediction_metrics
 from diffusion_lib.seeds import seeded_generator
-from diffusion_lib.tasks import Inverse
 
 FIT_SAMPLES = 200_000
 NEWTON_SCHULZ_ITERATIONS = (8, 10, 12)
 
 
 class Fitted:
-    """The mean of the targets, and a linear regression of their upper triangle on that of A (with intercept)."""
+    """The mean of the targets, and a linear regression of their upper triangle on that of A (with intercept).
 
-    def __init__(self, rank: int, samples: int = FIT_SAMPLES, device="cpu"):
-        self.rank, self.device = rank, device
-        self.rows, self.columns = torch.triu_indices(rank, rank, device=device)
+    task: the training task, of symmetric matrices.
+    """
+
+    def __init__(self, task, samples: int, device="cpu"):
+        self.task, self.rank, self.device = task, task.rank, device
+        self.rows, self.columns = torch.triu_indices(self.rank, self.rank, device=device)
         inp, target = self.training_data(samples)
         self.mean = target.mean(0)
         features = self._features(inp)
@@ -26,9 +29,9 @@ class Fitted:
     def training_data(self, samples: int):
         """What it is fitted on: (samples, n^2) float64, of the training distribution."""
         generator = seeded_generator("linear regression", device=self.device)
-        task, chunk = Inverse("train", self.rank), 10_000  # chunks: the making of data takes several times its memory
+        chunk = 10_000  # the making of data takes several times its memory
         parts = [
-            task.sample(min(chunk, samples - done), generator, self.device, torch.float64)
+            self.task.sample(min(chunk, samples - done), generator, self.device, torch.float64)
             for done in range(0, samples, chunk)
         ]
         return tuple(torch.cat(part) for part in zip(*parts, strict=True))
@@ -54,6 +57,16 @@ class Fitted:
         return torch.cat((upper, torch.ones_like(upper[:, :1])), 1)
 
 
+@lru_cache(maxsize=1)
+def _fitted(kind, rank: int, samples: int, device) -> Fitted:
+    return Fitted(kind("train", rank), samples, device)
+
+
+def fitted(task) -> Fitted:
+    """The fit on FIT_SAMPLES problems of a task's training, made once."""
+    return _fitted(type(task), task.rank, FIT_SAMPLES, "cpu")
+
+
 def newton_schulz(inp, rank: int, iterations: int):
     """X <- X (2 I - A X) from X = I / trace(A) (Schulz 1933): (B, n^2) in the precision of `inp`."""
     a = inp.view(-1, rank, rank)
@@ -69,25 +82,14 @@ def exact_inverse(inp, rank: int):
     return torch.linalg.inv(inp.view(-1, rank, rank)).flatten(1)
 
 
-def reference_rows(rank: int, evaluation_size: int, device="cpu", fit_samples: int = FIT_SAMPLES) -> list[dict]:
-    """A row of metrics per reference: `strategy` is its name, the rest as for a run."""
-    fitted = Fitted(rank, fit_samples, device)
-    solvers = {"mean predictor": fitted.mean_predictor, "linear regression": fitted.linear_regression}
+def inverse_references(task, inp) -> dict[str, torch.Tensor]:
+    """By name, the inverses (B, n^2) of float64 matrices `inp` (B, n^2) of the Inverse `task`, the worst first."""
+    fit = fitted(task)
+    found = {
+        "zero matrix": torch.zeros_like(inp),
+        "mean predictor": fit.mean_predictor(inp),
+        "linear regression": fit.linear_regression(inp),
+    }
     for k in NEWTON_SCHULZ_ITERATIONS:
-        solvers[f"Newton-Schulz {k}"] = lambda inp, k=k: newton_schulz(inp, rank, k)
-    solvers["exact inverse (float32)"] = lambda inp: exact_inverse(inp.float(), rank)
-    sets = [EvaluationSet(Inverse("val", rank, ood=ood), evaluation_size, device) for ood in (False, True)]
-    rows = []
-    for name, solve in solvers.items():
-        same, harder = (prediction_metrics(chosen, solve(chosen.inp.double())) for chosen in sets)
-        rows.append(
-            {
-                "strategy": name,
-                "sampler": "reference",
-                "val_mse": same["mse"],
-                "ood_mse": harder["mse"],
-                "recon_error": same["recon_error"],
-                "ood_recon_error": harder["recon_error"],
-            }
-        )
-    return rows
+        found[f"Newton-Schulz {k}"] = newton_schulz(inp, task.rank, k)
+    return found | {"exact inverse (float32)": exact_inverse(inp.float(), task.rank)}

@@ -1,0 +1,86 @@
+"""What a study measures: the columns of runs.csv that hold a task's metrics, and on which scale each is compared."""
+
+from dataclasses import dataclass, fields
+from math import isfinite
+
+import numpy as np
+
+from experiments.analysis.statistics import Mean, Paired, difference, geometric_mean, mean_rate, ratio
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A task's metric at one difficulty. `rate`: a share in [0, 1], higher is better; else a positive error."""
+
+    column: str
+    rate: bool = False
+
+    @property
+    def effect(self) -> str:
+        """The name of what a comparison estimates: a `difference` in percentage points, or a `ratio`."""
+        return "difference" if self.rate else "ratio"
+
+    def zeros(self, values) -> int:
+        """How many of the values are exactly 0, where that has no ratio."""
+        return 0 if self.rate else int(np.sum(np.asarray(values) == 0))
+
+    def mean(self, values) -> Mean:
+        """Geometric mean of errors, mean of rates, with its interval; nan where an error is exactly 0."""
+        if self.zeros(values):
+            return Mean(int(np.isfinite(values).sum()), np.nan, np.nan, np.nan)
+        return (mean_rate if self.rate else geometric_mean)(values)
+
+    @property
+    def compare(self):
+        """`difference` or `ratio` of statistics.py."""
+        return difference if self.rate else ratio
+
+    def effect_words(self, effect: float, low: float, high: float) -> str:
+        """`0.752× [0.681, 0.824]`, `+3.20 points [+1.10, +5.30]`; '-' where there is none."""
+        if not isfinite(effect):
+            return "-"
+        write = "{:+.2f}".format if self.rate else _factor
+        words = write(effect) + (" points" if self.rate else "×")
+        return words if np.isnan(low) else f"{words} [{write(low)}, {write(high)}]"
+
+    def words(self, comparison: Paired | None) -> str:
+        """The same of a comparison."""
+        if comparison is None:
+            return "-"
+        return self.effect_words(self.value(comparison), comparison.low, comparison.high)
+
+    def value(self, comparison: Paired) -> float:
+        """What it estimates."""
+        return getattr(comparison, self.effect)
+
+    def columns(self, comparison: Paired) -> dict[str, float]:
+        """Its fields by the endings of their columns: `ratio`, `pairs`, `ratio_low`, `ratio_high`, `p`, …"""
+        renamed = {"n": "pairs", "low": f"{self.effect}_low", "high": f"{self.effect}_high"}
+        values = {renamed.get(each.name, each.name): getattr(comparison, each.name) for each in fields(comparison)}
+        return {self.effect: values.pop(self.effect)} | values
+
+    def better(self, one: float, other: float) -> bool:
+        """Whether the value `one` is better than `other`; False where one is nan."""
+        return one > other if self.rate else one < other
+
+
+def task_metrics(task) -> tuple[Metric, ...]:
+    """A task's metrics, or a task class's, in order: each on the usual problems, then on the harder ones."""
+    return tuple(
+        Metric(column_name(name, ood), name in task.higher_is_better) for name in task.metrics for ood in (False, True)
+    )
+
+
+def column_name(name: str, ood: bool) -> str:
+    """`val_mse`, `ood_mse`, …; the column `recon_error` is older than the other tasks, and keeps its name."""
+    usual = "" if name == "recon_error" else "val_"
+    return f"ood_{name}" if ood else f"{usual}{name}"
+
+
+def _factor(value: float) -> str:
+    return f"{value:.3f}" if 0.1 <= value < 10 else f"{value:.3g}"
+
+
+def number(value) -> str:
+    """Four digits, or '-' for what is missing or nan."""
+    return f"{value:.4g}" if value is not None and isfinite(value) else "-"

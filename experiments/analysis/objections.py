@@ -1,0 +1,161 @@
+"""What speaks against a study's verdict, sentence by sentence, from its own numbers."""
+
+import math
+
+import numpy as np
+
+from diffusion_lib.config import ExperimentConfig
+from diffusion_lib.evaluation import SAMPLERS
+from experiments.analysis.metrics import Metric, number
+from experiments.analysis.references import PUBLISHED, REFERENCE
+from experiments.analysis.statistics import Paired
+from experiments.analysis.tables import Study
+from experiments.analysis.verdict import ADVERSARIAL, BASELINE, COMPUTE, as_loss, equal_compute
+
+EXACT_PAIRS = 6  # pairs that an exact two-sided test at 5% needs: 2 of 2^5 sign flips are 0.063
+OUTLIER = 2.0  # times the median
+COMPUTE_TOLERANCE = 0.02
+
+
+def objections(study: Study, config: ExperimentConfig, references: list[dict]) -> list[str]:
+    """Sentences; references: the rows of predictors and of what others published."""
+    return [
+        *compute_objections(study),
+        *seed_objections(study),
+        *metric_objections(study),
+        *outlier_objections(study),
+        *reference_objections(study, references),
+        *budget_objections(study, config, references),
+    ]
+
+
+def compute_objections(study: Study) -> list[str]:
+    """That nothing, or not quite the same, was trained at equal compute."""
+    if COMPUTE not in study.strategies:
+        return [f"{COMPUTE} was not run: at equal steps mining has more compute than {BASELINE}."]
+    flops = study.values("train_flops", "plain")
+    spent = np.nanmean(flops[ADVERSARIAL] / flops[COMPUTE]) if _any_pair(flops) else math.nan
+    if math.isnan(spent):
+        return [f"the training FLOPs of {ADVERSARIAL} and {COMPUTE} were not counted."]
+    if abs(spent - 1) > COMPUTE_TOLERANCE:
+        return [f"the compute is not equal: {ADVERSARIAL} was trained with {spent:.2f}× the FLOPs of {COMPUTE}."]
+    return []
+
+
+def _any_pair(values) -> bool:
+    return ADVERSARIAL in values and bool(np.isfinite(values[ADVERSARIAL] / values[COMPUTE]).any())
+
+
+def seed_objections(study: Study) -> list[str]:
+    """What so few pairs cannot show, and whether pairing them brought anything."""
+    lines, metric = [], study.metrics[0]
+    known = {sampler: pair for sampler, pair in main_comparisons(study).items() if pair[1] and pair[1].n > 1}
+    for sampler, (baseline, found) in known.items():
+        lines.append(
+            f"{sampler}: in 80% of studies {found.n} seeds of this spread show an effect of "
+            f"{metric.effect_words(found.smallest_detectable, math.nan, math.nan)} or a larger one; a smaller one "
+            "stays unseen."
+        )
+        if found.correlation <= 0:
+            welch = metric.effect_words(metric.value(found), found.welch_low, found.welch_high)
+            lines.append(
+                f"{sampler}: pairing brought nothing, the correlation of {ADVERSARIAL} and {baseline} is "
+                f"{found.correlation:.2f}; unpaired: {welch}, p {found.welch_p:.2g}."
+            )
+    fewest = min((found.n for _, found in known.values()), default=EXACT_PAIRS)
+    if fewest < EXACT_PAIRS:
+        lines.append(
+            f"{fewest} pairs cannot give an exact two-sided p below {2 / 2**fewest:.3g}; the intervals rest on normal "
+            "differences."
+        )
+    return lines
+
+
+def main_comparisons(study: Study) -> dict[str, tuple[str, Paired | None]]:
+    """By sampler what adversarial is compared with, at equal compute where that was run, and the comparison."""
+    if ADVERSARIAL not in study.strategies or not {BASELINE, COMPUTE} & set(study.strategies):
+        return {}
+    metric = study.metrics[0]
+    if COMPUTE in study.strategies:
+        return {sampler: (COMPUTE, found) for sampler, found in equal_compute(study, metric).items()}
+    return {s: (BASELINE, study.comparison(ADVERSARIAL, BASELINE, metric, s)) for s in SAMPLERS}
+
+
+def metric_objections(study: Study) -> list[str]:
+    """Where another metric or sampler says otherwise than the metric that decides, under the first sampler."""
+    main = main_comparisons(study)
+    known = [(study.metrics[0], sampler, found) for sampler, (_, found) in main.items() if found and found.n > 1]
+    if not known:
+        return []
+    baseline = next(iter(main.values()))[0]
+    others = [
+        (metric, sampler, study.comparison(ADVERSARIAL, baseline, metric, sampler))
+        for metric in study.metrics[1:]
+        for sampler in SAMPLERS
+    ]
+    first, *rest = known
+    here = f"by {first[0].column} under {first[1]} it is {_side(first[0], first[2])}"
+    return [
+        f"by {metric.column} under {sampler} {ADVERSARIAL} is {_side(metric, found)} than {baseline}, "
+        f"{metric.words(found)}, p {found.p:.2g} (not adjusted), while {here}."
+        for metric, sampler, found in [*rest, *others]
+        if found and found.n > 1 and _side(metric, found) != _side(first[0], first[2])
+    ]
+
+
+def _side(metric: Metric, comparison: Paired) -> str:
+    """On which side of no change the whole interval lies."""
+    _, low, high = as_loss(metric, comparison)
+    return "better" if high < 0 else "worse" if low > 0 else "neither better nor worse"
+
+
+def outlier_objections(study: Study) -> list[str]:
+    """Strategies that one run can decide, and the runs that diverged."""
+    lines, metric = [], study.metrics[0]
+    for strategy in study.strategies:
+        failed = study.count(strategy, "failed")
+        if failed:
+            lines.append(f"{failed} of {study.count(strategy)} runs of {strategy} diverged, and no pair has them.")
+        for sampler in SAMPLERS:
+            values = study.values(metric.column, sampler)[strategy]
+            middle = np.nanmedian(values) if np.isfinite(values).any() else math.nan
+            if not metric.rate and np.nanmax(values, initial=0) > OUTLIER * middle > 0:
+                lines.append(
+                    f"{strategy} under {sampler} has a run of {metric.column} {number(np.nanmax(values))}, beside a "
+                    f"median of {number(middle)}."
+                )
+    return lines
+
+
+def reference_objections(study: Study, references: list[dict]) -> list[str]:
+    """By metric, the predictors without training that adversarial, under its better sampler, does not beat."""
+    if ADVERSARIAL not in study.strategies:
+        return []
+    lines = []
+    for metric in study.metrics:
+        means = [metric.mean(study.values(metric.column, sampler)[ADVERSARIAL]).mean for sampler in SAMPLERS]
+        means = [mean for mean in means if math.isfinite(mean)]
+        if not means:
+            continue
+        best = max(means) if metric.rate else min(means)
+        better = [
+            f"{row['strategy']} ({number(row[metric.column])})"
+            for row in references
+            if row["sampler"] == REFERENCE and metric.column in row and not metric.better(best, row[metric.column])
+        ]
+        if better:
+            lines.append(f"by {metric.column} {ADVERSARIAL}, {number(best)}, does not beat {', '.join(better)}.")
+    return lines
+
+
+def budget_objections(study: Study, config: ExperimentConfig, references: list[dict]) -> list[str]:
+    """How small the budget is beside a published one."""
+    steps = study.train_steps(ADVERSARIAL)
+    seen, published = max(steps, default=0) * config.batch_size, _published_examples(references)
+    if not seen or seen >= published:
+        return []
+    return [f"the budget, {seen:,} examples, is {100 * seen / published:.2g}% of the published {published:,}."]
+
+
+def _published_examples(references) -> int:
+    return max((row.get("examples", 0) for row in references if row["sampler"] == PUBLISHED), default=0)

@@ -1,0 +1,57 @@
+"""The rows of a table that this project did not train: a task's untrained predictors, and what others published."""
+
+import torch
+
+from diffusion_lib.config import ExperimentConfig
+from diffusion_lib.evaluation import EvaluationSet
+from diffusion_lib.seeds import seeded_generator
+from experiments.analysis.metrics import Metric, column_name
+
+BATCH = 2048
+REFERENCE, PUBLISHED = "reference", "published, not rerun"  # in the column `sampler`
+
+# What others report of the setting (task, model, rank): their rows, all under IRED's own sampler, the inner loop.
+PAPER = {"strategy": "IRED's paper", "val_mse": 0.0095, "ood_mse": 0.2063}  # Du et al. 2024
+STUDY = {"n": 10, "examples": 100_000 * 2048}  # a public study of 10 seeds, 100,000 steps of batch 2,048
+PUBLISHED_ROWS = {
+    ("Inverse", "mlp", 20): (
+        PAPER,
+        {"strategy": "public, none", "val_mse": 0.009692, **STUDY},
+        {"strategy": "public, random", "val_mse": 0.009731, **STUDY},
+        {"strategy": "public, adversarial", "val_mse": 0.009777, **STUDY},
+    )
+}
+
+
+def reference_rows(sets: tuple[EvaluationSet, EvaluationSet], metrics: tuple[Metric, ...]) -> list[dict]:
+    """A row per predictor that the task has: `strategy` is its name, the rest the columns of `metrics`.
+
+    sets: of the usual and the harder difficulty.
+    """
+    rows = {}
+    for chosen, ood in zip(sets, (False, True), strict=True):
+        for name, found in predictor_metrics(chosen).items():
+            columns = {column_name(metric, ood): value for metric, value in found.items()}
+            rows.setdefault(name, {"strategy": name, "sampler": REFERENCE}).update(columns)
+    order = ("strategy", "sampler", *(metric.column for metric in metrics))
+    return [{key: row[key] for key in order if key in row} for row in rows.values()]
+
+
+def predictor_metrics(chosen: EvaluationSet) -> dict[str, dict[str, float]]:
+    """The task's metrics of each of its predictors on a set, by the predictor's name."""
+    generator, parts = seeded_generator("reference predictions", device=chosen.inp.device), {}
+    for first in range(0, chosen.size, BATCH):
+        rows = slice(first, first + BATCH)
+        inp, target = chosen.inp[rows], chosen.target[rows]
+        for name, prediction in chosen.task.reference_predictions(inp.double(), generator).items():
+            parts.setdefault(name, []).append(chosen.task.score(inp, target, prediction))
+    return {
+        name: chosen.task.summary({key: torch.cat([one[key] for one in scores]).mean().item() for key in scores[0]})
+        for name, scores in parts.items()
+    }
+
+
+def published_rows(task, config: ExperimentConfig) -> list[dict]:
+    """What others report of the same task, model and rank; none where nobody does."""
+    rows = PUBLISHED_ROWS.get((type(task).__name__, config.model, config.rank), ())
+    return [{**row, "sampler": PUBLISHED} for row in rows]

@@ -1,0 +1,211 @@
+"""Summary, printed table and report of studies made by hand: wording, zeros, missing runs, other tasks' metrics."""
+
+import csv
+import json
+from math import isnan, nan
+
+import numpy as np
+import pytest
+
+from diffusion_lib.config import ExperimentConfig
+from diffusion_lib.tasks import Addition, Inverse, matrix_references
+from experiments.analysis import report
+from experiments.analysis.metrics import task_metrics
+from experiments.analysis.statistics import geometric_mean, ratio
+from experiments.analysis.tables import Study, format_table, summary_rows, table_cells
+
+METRICS = task_metrics(Inverse)
+BASE = [0.010, 0.012, 0.011, 0.013]
+
+
+class Accurate(Addition):
+    metrics = ("accuracy", "mse")
+    higher_is_better = frozenset({"accuracy"})
+
+
+def study(values: dict, metrics=METRICS, failed=()) -> Study:
+    """values: strategy -> every metric of each seed, the same under both samplers."""
+    rows = [
+        {
+            "strategy": strategy,
+            "seed": seed,
+            "sampler": sampler,
+            "status": "failed" if strategy in failed and isnan(value) else "finished",
+            "train_steps": 5,
+            **{metric.column: value for metric in metrics},
+            "train_seconds": 2.0,
+        }
+        for strategy, row in values.items()
+        for seed, value in enumerate(row)
+        for sampler in ("plain", "innerloop")
+    ]
+    return Study(rows, list(values), metrics)
+
+
+def plain_row(summary, strategy="adversarial"):
+    return next(row for row in summary if (row["strategy"], row["sampler"]) == (strategy, "plain"))
+
+
+def cells(values, metrics=METRICS, **options) -> list[str]:
+    summary = summary_rows(study(values, metrics, **options), [])
+    return table_cells([plain_row(summary)], metrics)[0]
+
+
+def test_a_task_names_its_columns_and_their_direction():
+    assert [metric.column for metric in METRICS] == ["val_mse", "ood_mse", "recon_error", "ood_recon_error"]
+    assert not any(metric.rate for metric in METRICS)
+    found = [(metric.column, metric.rate) for metric in task_metrics(Accurate)]
+    assert found == [("val_accuracy", True), ("ood_accuracy", True), ("val_mse", False), ("ood_mse", False)]
+
+
+def test_the_summary_has_the_statistics_of_the_logs():
+    treated = [0.009, 0.010, 0.0105, 0.009]
+    row = plain_row(summary_rows(study({"baseline": BASE, "adversarial": treated, "random": BASE}), []))
+    mean, found = geometric_mean(treated), ratio(treated, BASE)
+    assert (row["val_mse_mean"], row["val_mse_low"], row["val_mse_high"]) == mean[1:]
+    assert (row["ood_mse_ratio"], row["ood_mse_ratio_low"], row["ood_mse_ratio_high"]) == (
+        found.ratio,
+        found.low,
+        found.high,
+    )
+    assert row["val_mse_iqm"] == pytest.approx((0.009 + 0.010) / 2)
+    assert min(treated) <= row["val_mse_iqm_low"] < row["val_mse_iqm"] < row["val_mse_iqm_high"] <= max(treated)
+    assert row["val_mse_p"] == found.p and row["val_mse_p_holm"] == 2 * found.p  # of two strategies
+    assert row["val_mse_pairs"] == 4 and row["train_seconds_mean"] == 2.0
+    assert not [name for name in row if "improvement" in name or name.endswith("_std")]
+
+
+@pytest.mark.parametrize(
+    ("factor", "words"), [(0.4, "0.400× ["), (5.4, "5.400× ["), (54, "54× ["), (0.004, "0.004× [")]
+)
+def test_an_effect_is_a_factor_never_a_percentage(factor, words):
+    found = cells({"baseline": BASE, "adversarial": factor * np.array(BASE) * [1, 1.01, 1, 0.99]})
+    assert found[4].startswith(words) and found[4].endswith("]") and "%" not in " ".join(found)
+
+
+def test_an_interval_of_two_outliers_stays_positive():
+    found = cells({"baseline": BASE, "adversarial": [0.01, 0.01, 0.01, 5.0]})
+    assert "-" not in found[3].replace("e-", "") and "-" not in found[4].replace("e-", "")
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_error_of_exactly_0_is_said_and_has_no_ratio():
+    found = cells({"baseline": BASE, "adversarial": [0.0, 0.01, 0.0, nan]})
+    assert found[3:6] == ["0 in 2 of 3 runs", "-", ""]
+    found = cells({"baseline": [0.0, 0.01, 0.01, 0.01], "adversarial": BASE})  # nothing to divide by
+    assert found[4:6] == ["-", ""] and found[3].startswith("0.01145 [")
+
+
+@pytest.mark.filterwarnings("error")
+def test_missing_values_are_counted_and_crash_nothing():
+    found = cells({"baseline": BASE, "adversarial": [nan] * 4}, failed=("adversarial",))
+    assert found[2:6] == ["0", "-", "-", ""]
+    found = cells({"baseline": BASE, "adversarial": [nan, np.inf, 0.01, 0.02]})  # finished, and yet not finite
+    assert found[3].endswith("(2 of 4 finite)")
+    found = cells({"baseline": [0.01], "adversarial": [0.005]})
+    assert found[3:6] == ["0.005", "0.500×", ""]
+
+
+def test_rates_are_compared_in_percentage_points():
+    metrics = task_metrics(Accurate)
+    found = cells({"baseline": [0.5, 0.6, 0.7], "adversarial": [0.6, 0.7, 0.81]}, metrics)
+    assert found[3].startswith("0.7033 [") and found[4].startswith("+10.33 points [+8.90, +11.77]")
+    header = format_table(summary_rows(study({"baseline": [0.5, 0.6]}, metrics), []), metrics).splitlines()[0]
+    assert "difference to baseline" in header and "ood_accuracy" in header and "val_mse" in header
+    always = cells({"baseline": [0.0, 0.0, 0.0], "adversarial": [1.0, 1.0, 1.0]}, metrics)  # 0 is a rate like another
+    assert always[3] == "1 [1, 1]" and always[4] == "+100.00 points [+100.00, +100.00]"
+
+
+def test_a_strategy_of_an_ablation_alone_has_no_ratio():
+    summary = summary_rows(study({"opt_steps=1": BASE}), [])
+    assert "val_mse_ratio" not in summary[0] and table_cells(summary, METRICS)[0][4] == "-"
+
+
+# The whole report, without training
+
+
+def write_study(folder, values: dict, config: ExperimentConfig, steps=None):
+    """The records of a study, as training leaves them."""
+    environment = {"command": "python it", "commit": "0", "gpu": None, "cpu": "a cpu", "cpu_cores": 2, "threads": 1}
+    record = {"config": config.to_dict(), "environment": {**environment, "python": "3", "torch": "2"}}
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(record))
+    for strategy, row in values.items():
+        for seed, value in enumerate(row):
+            run = folder / "runs" / strategy / f"seed-{seed}"
+            run.mkdir(parents=True)
+            trained = {**config.to_dict(), "train_steps": (steps or {}).get(strategy, config.train_steps)}
+            (run / "config.json").write_text(json.dumps({"config": trained}))
+            result = {"strategy": strategy, "seed": seed, "status": "failed", "reason": "it grew"}
+            if value is not None:
+                metrics = dict.fromkeys(("val_mse", "ood_mse", "recon_error", "ood_recon_error"), value)
+                auc = {"energy_auc_random": 1.0, "energy_auc_adversarial": 0.5}
+                result |= {"status": "finished", "train_seconds": 1.0, "steps_per_second": 5.0, "parameters": 3}
+                result |= {"peak_memory_bytes": 8, "samplers": dict.fromkeys(("plain", "innerloop"), metrics | auc)}
+            (run / "result.json").write_text(json.dumps(result))
+
+
+@pytest.fixture
+def reported(tmp_path, monkeypatch, capsys):
+    """write(values, …) -> the report's text and what was printed."""
+    monkeypatch.setattr(report, "write_landscape", lambda *_: False)
+    monkeypatch.setattr(matrix_references, "FIT_SAMPLES", 300)
+    config = ExperimentConfig(rank=3, batch_size=8, train_steps=5, evaluation_size=16)
+
+    def write(values, steps=None, timing=None):
+        write_study(tmp_path / "it", values, config, steps)
+        if timing:
+            (tmp_path / "it" / "timing.json").write_text(json.dumps(timing))
+        report.write_report(tmp_path / "it", config, ["baseline", "adversarial", "baseline-compute"])
+        return (tmp_path / "it" / "report.md").read_text(), capsys.readouterr()
+
+    return write
+
+
+def test_a_report_begins_with_the_verdict_at_equal_compute(reported, tmp_path):
+    values = {"baseline": [0.02, 0.022, 0.021], "adversarial": BASE[:3], "baseline-compute": [0.0101, 0.0119, 0.0112]}
+    timing = {"baseline": 0.1, "adversarial": 0.25, "batch_size": 8, "threads": 1}
+    text, printed = reported(values, {"baseline-compute": 14}, timing)
+    parts = [line for line in text.splitlines() if line]
+    assert parts[2:4] == [
+        "## Verdict at equal compute",
+        "Verdict at equal compute (mlp, 5 steps × 8, plain): no difference beyond 5%.",
+    ]
+    order = ["the four criteria", "what speaks against it", "## table", "correlation", "## all runs"]
+    places = [text.lower().index(words) for words in order]
+    assert places == sorted(places)
+    assert "less than 2× the time: not met, 2.50× a step" in text
+    assert "trained 5 steps of batch 8 (baseline-compute 14)" in printed.out
+    assert text.count("| baseline-compute | 2      |") == 2  # all runs, under both samplers
+    with open(tmp_path / "it" / "equal_compute.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["metric"], row["sampler"]) for row in rows][:2] == [("val_mse", "plain"), ("val_mse", "innerloop")]
+    found = ratio(BASE[:3], values["baseline-compute"])
+    assert float(rows[0]["ratio"]) == pytest.approx(found.ratio)
+    assert float(rows[0]["p_holm"]) == pytest.approx(min(1, 2 * found.p))
+
+
+@pytest.mark.parametrize(
+    ("adversarial", "words"),
+    [
+        ([None, None, None], "unstable"),
+        ([0.0, 0.01, 0.01], "a val_mse of exactly 0 has no ratio"),
+        ([nan, 0.01, 0.01], "the paired seeds, 2, are fewer than 3"),
+        ([0.01], "the paired seeds, 1, are fewer than 3"),
+    ],
+)
+def test_no_value_of_a_metric_stops_a_report(reported, adversarial, words):
+    text, printed = reported({"baseline": BASE, "adversarial": adversarial, "baseline-compute": BASE})
+    assert words in text.partition("## The four criteria")[0]
+    assert "warning" not in printed.err  # every figure was drawn
+    assert "nan" not in printed.out
+
+
+def test_the_printed_table_fits_a_wide_screen():
+    references = [
+        {"strategy": "exact inverse (float32)", "sampler": "reference", "val_mse": 1.059e-14, "ood_mse": 1.962e-12},
+        {"strategy": "public, adversarial", "sampler": "published, not rerun", "n": 10, "val_mse": 0.009777},
+    ]
+    values = {"baseline": BASE, "baseline-compute": [0.009838, 0.009731, 0.009946, 0.0098]}
+    lines = format_table(summary_rows(study(values), references), METRICS).splitlines()
+    assert max(map(len, lines)) <= 150
