@@ -27,8 +27,14 @@ def samplers_of(diffusion) -> list[str]:
 
 
 def column(difficulty: str, metric: str) -> str:
-    """What result.json and the tables call a metric on the `val` or `ood` set."""
+    """What result.json and the tables call a metric: `val_mse`, `ood_mse`, …
+
+    `recon_error` is older than the other tasks, and keeps its name.
+    """
     return metric if (difficulty, metric) == ("val", "recon_error") else f"{difficulty}_{metric}"
+
+
+DIFFICULTIES = ("val", "ood")  # the sets of usual and of harder examples
 
 
 class Share(NamedTuple):

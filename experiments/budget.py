@@ -22,17 +22,19 @@ from diffusion_lib.system.arguments import Parser
 from diffusion_lib.system.environment import ROOT
 from diffusion_lib.system.errors import ConfigError, exit_status, say
 from diffusion_lib.system.files import write_atomic, write_csv
+from diffusion_lib.tasks import Inverse
 from diffusion_lib.training.flops import recorded_flops
 from diffusion_lib.training.run_folder import read_config, read_result, require_study, run_folders
 from experiments.analysis.figures import ERROR_LABEL, choose_scale, drawing, guarded, legend_below, strategy_colors
+from experiments.analysis.metrics import task_metrics
 from experiments.analysis.statistics import geometric_mean, holm, ratio
-from experiments.analysis.tables import METRICS
 from experiments.analysis.verdict import ADVERSARIAL, BASELINE
 
 TOLERANCE = 0.02  # of the FLOPs of two runs that count as equal
 # The protocol's primary tests: val_mse at equal FLOPs, under each sampler, at these steps of adversarial.
 PRIMARY_METRIC, PRIMARY_STEPS = "val_mse", (5_000, 10_000)
 MIN_SEEDS = 3
+ERRORS = tuple(metric.column for metric in task_metrics(Inverse))
 
 
 class Run(NamedTuple):
@@ -50,7 +52,7 @@ class Run(NamedTuple):
 def parse_arguments(arguments=None) -> argparse.Namespace:
     parser = Parser(__doc__)
     parser.add_argument("studies", nargs="+", metavar="STUDY", help="a folder, or a name in --results")
-    parser.add_argument("--metric", default=PRIMARY_METRIC, choices=METRICS, help=f"default {PRIMARY_METRIC}")
+    parser.add_argument("--metric", default=PRIMARY_METRIC, choices=ERRORS, help=f"default {PRIMARY_METRIC}")
     parser.add_argument("--name", default="budget", help="of the folder to write (default budget)")
     parser.add_argument("--results", type=Path, default=ROOT / "results", help="default: results/ of this project")
     return parser.parse_args(arguments)

@@ -67,9 +67,9 @@ PRESETS = {
     "demo": {
         "train_steps": 700,
         "batch_size": 128,
-        "seeds": "0-1",
-        "evaluation_size": 2048,
-        "learning_rate": 1e-3,
+        "seeds": "0-2",
+        "evaluation_size": 512,
+        "learning_rate": 2e-3,
         "schedule": "cosine",
         "ema_update_every": 1,
     },

@@ -16,6 +16,7 @@ from experiments.analysis.figures import (
     strategy_colors,
 )
 from experiments.analysis.landscape_figures import draw, rows_with_runs
+from experiments.analysis.references import REGRESSION
 
 RANKED = (
     ("auc_regression", "a linear regression's answer ranked behind"),
@@ -59,7 +60,7 @@ def draw_clipped(axis, study_folder: Path, strategies: list[str]):
 @guarded
 def gap_figure(study_folder: Path, strategies: list[str], references: list[dict], path: Path):
     """Errors along the training over linear regression's, against the training's FLOPs: a line for each seed."""
-    line = next(row for row in references if row["strategy"] == "linear regression")
+    line = next(row for row in references if row["strategy"] == REGRESSION)
     with drawing(path, (9, 3.6), 1, 2) as axes:
         for axis, (metric, title) in zip(axes.flat, GAPS, strict=True):
             for strategy, color in strategy_colors(strategies).items():
@@ -67,7 +68,7 @@ def gap_figure(study_folder: Path, strategies: list[str], references: list[dict]
                     rate = flops_of_a_step(study_folder / "runs" / strategy / f"seed-{seed}")
                     points = [(rate * r["step"], r[metric] / line[metric]) for r in rows if np.isfinite(r[metric])]
                     axis.plot(*zip(*points, strict=True), "-", lw=1, alpha=0.8, color=color, label=strategy)
-            axis.axhline(1, color="black", ls="--", lw=0.8, label="linear regression")
+            axis.axhline(1, color="black", ls="--", lw=0.8, label=REGRESSION)
             axis.set(xlabel="training FLOPs", title=f"{title} over linear regression's, plain sampler", xscale="log")
             choose_scale(axis, "y", plotted(axis))
         axes[0, 0].set_ylabel("ratio of errors")

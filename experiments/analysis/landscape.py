@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import torch
 
-from diffusion_lib.evaluation import EvaluationSet, column, sampler_metrics
+from diffusion_lib.evaluation import DIFFICULTIES, EvaluationSet, column, sampler_metrics
 from diffusion_lib.masks import restored
 from diffusion_lib.negatives import MiningConfig
 from diffusion_lib.seeds import seeded_generator
@@ -92,7 +92,7 @@ def metrics_of_both(diffusion, val, ood, sampler, **options) -> dict:
     """The metrics on both sets, by the names of result.json; those that are not defined there are left out."""
     return {
         column(difficulty, metric): value
-        for difficulty, chosen in (("val", val), ("ood", ood))
+        for difficulty, chosen in zip(DIFFICULTIES, (val, ood), strict=True)
         for metric, value in sampler_metrics(diffusion, chosen, sampler, **options).items()
         if value == value
     }

@@ -5,6 +5,7 @@ from math import isfinite
 
 import numpy as np
 
+from diffusion_lib.evaluation import DIFFICULTIES, column
 from experiments.analysis.statistics import Mean, Paired, difference, geometric_mean, mean_rate, ratio
 
 
@@ -67,14 +68,10 @@ class Metric:
 def task_metrics(task) -> tuple[Metric, ...]:
     """A task's metrics, or a task class's, in order: each on the usual problems, then on the harder ones."""
     return tuple(
-        Metric(column_name(name, ood), name in task.higher_is_better) for name in task.metrics for ood in (False, True)
+        Metric(column(difficulty, name), name in task.higher_is_better)
+        for name in task.metrics
+        for difficulty in DIFFICULTIES
     )
-
-
-def column_name(name: str, ood: bool) -> str:
-    """`val_mse`, `ood_mse`, …; the column `recon_error` is older than the other tasks, and keeps its name."""
-    usual = "" if name == "recon_error" else "val_"
-    return f"ood_{name}" if ood else f"{usual}{name}"
 
 
 def _factor(value: float) -> str:

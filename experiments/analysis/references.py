@@ -3,11 +3,12 @@
 import torch
 
 from diffusion_lib.config import ExperimentConfig
-from diffusion_lib.evaluation import EvaluationSet
+from diffusion_lib.evaluation import DIFFICULTIES, EvaluationSet, column
 from diffusion_lib.seeds import seeded_generator
-from experiments.analysis.metrics import Metric, column_name
+from experiments.analysis.metrics import Metric
 
 BATCH = 2048
+REGRESSION = "linear regression"  # a predictor of matrix inversion
 REFERENCE, PUBLISHED = "reference", "published, not rerun"  # in the column `sampler`
 
 # What others report of the setting (task, model, rank): their rows, all under IRED's own sampler, the inner loop.
@@ -29,9 +30,9 @@ def reference_rows(sets: tuple[EvaluationSet, EvaluationSet], metrics: tuple[Met
     sets: of the usual and the harder difficulty.
     """
     rows = {}
-    for chosen, ood in zip(sets, (False, True), strict=True):
+    for chosen, difficulty in zip(sets, DIFFICULTIES, strict=True):
         for name, found in predictor_metrics(chosen).items():
-            columns = {column_name(metric, ood): value for metric, value in found.items()}
+            columns = {column(difficulty, metric): value for metric, value in found.items()}
             rows.setdefault(name, {"strategy": name, "sampler": REFERENCE}).update(columns)
     order = ("strategy", "sampler", *(metric.column for metric in metrics))
     return [{key: row[key] for key in order if key in row} for row in rows.values()]

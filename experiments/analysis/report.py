@@ -15,7 +15,7 @@ from experiments.analysis.figures import interval_plot, learning_curves
 from experiments.analysis.landscape_figures import read_diagnoses, write_landscape
 from experiments.analysis.metrics import number, task_metrics
 from experiments.analysis.objections import objections
-from experiments.analysis.references import published_rows, reference_rows
+from experiments.analysis.references import REGRESSION, published_rows, reference_rows
 from experiments.analysis.tables import (
     HEADLINE_SAMPLER,
     Study,
@@ -53,7 +53,8 @@ def write_report(folder: Path, config: ExperimentConfig, strategies: list[str]):
     write_tables(folder, config, study, summary, task_name(task))
     learning_curves(folder, study.strategies, references, path=folder / "learning_curves.png")
     interval_plot(study, references, path=folder / "intervals.png")
-    gap_figure(folder, study.strategies, references, path=folder / "gap.png")
+    if any(row["strategy"] == REGRESSION for row in references):
+        gap_figure(folder, study.strategies, references, path=folder / "gap.png")
     diagnoses = read_diagnoses(folder, config, study)
     if diagnoses:
         write_landscape(folder, study.strategies, diagnoses)
@@ -214,9 +215,9 @@ def run_table(study: Study) -> str:
 def landscape_parts(folder: Path) -> list[str]:
     return [
         "## Causes",
-        "Whether an energy prefers the true solution to wrong answers that are the same for all strategies, the "
-        "linear regression's and another problem's; whether to its own mined negatives; what more descents at "
-        "evaluation do; how often a gradient was clipped.",
+        "Whether an energy prefers the true solution to wrong answers that are the same for all strategies, such as "
+        "another problem's; whether to its own mined negatives; what more descents at evaluation do; how often a "
+        "gradient was clipped.",
         image(folder, "causes", "causes"),
         "## Energy landscape",
         "By noise level, on the fixed set ([levels.csv](levels.csv)): whether the energy ranks the true solution "

@@ -7,7 +7,7 @@ from pathlib import Path
 from diffusion_lib.build import build_diffusion, evaluation_tasks, training_task
 from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.denoising_diffusion_pytorch_1d import Trainer1D
-from diffusion_lib.evaluation import EvaluationSet, column, energy_auc, sampler_metrics, samplers_of
+from diffusion_lib.evaluation import DIFFICULTIES, EvaluationSet, column, energy_auc, sampler_metrics, samplers_of
 from diffusion_lib.negatives import MiningConfig
 from diffusion_lib.system.errors import NonFiniteLossError, say
 from diffusion_lib.system.files import read_json, write_json
@@ -193,7 +193,7 @@ def evaluate_run(diffusion, config: ExperimentConfig, share) -> dict[str, dict]:
     for name in samplers_of(diffusion):
         samplers[name] = {
             column(difficulty, metric): value
-            for difficulty, chosen in (("val", val), ("ood", ood))
+            for difficulty, chosen in zip(DIFFICULTIES, (val, ood), strict=True)
             for metric, value in sampler_metrics(diffusion, chosen, name, share=share).items()
         } | auc
     return samplers
