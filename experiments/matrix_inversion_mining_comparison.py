@@ -65,7 +65,7 @@ EQUAL_COMPUTE = {"baseline-compute": "adversarial"}
 PRESETS = {
     # a short run needs a higher learning rate that falls, and an average that forgets its start
     "demo": {
-        "train_steps": 700,
+        "train_steps": 800,
         "batch_size": 128,
         "seeds": "0-2",
         "evaluation_size": 512,
