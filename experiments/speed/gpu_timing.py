@@ -9,8 +9,8 @@ import torch
 from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.negatives import MiningConfig
 from diffusion_lib.system.environment import granted_cores
-from diffusion_lib.training.precision import choose_products
 from diffusion_lib.training.flops import step_flops
+from diffusion_lib.training.precision import choose_products
 from diffusion_lib.training.step import EAGER_STEPS
 from experiments.benchmark import MODES, our_step
 from experiments.speed.gpu_correctness import precisions
