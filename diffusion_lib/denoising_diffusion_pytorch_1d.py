@@ -229,9 +229,8 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
         ebm = self.model.ebm
         energy, gradient = (ebm.energy(cond, z), None) if only_energy else ebm.energy_and_gradient(cond, z)
         if self.match_release and hasattr(ebm, "released_energy"):
-            energy = ebm.released_energy(cond, z).view(len(z), -1)[
-                :, 0
-            ]  # defect 10: the release compares the first node's
+            # defect 10: the release compares the first node's
+            energy = ebm.released_energy(cond, z).view(len(z), -1)[:, 0]
         return energy, gradient
 
     def _clamp_limit(self, t, bound, x):

@@ -2,14 +2,12 @@ import multiprocessing
 import os
 import signal
 import time
-from functools import partial
 
 # The tests' matrices are small: one thread is fastest, and two test processes do not fight over the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
-from experiments.analysis.reference_solvers import reference_rows
 from hypothesis import settings
 from matplotlib.figure import Figure
 
@@ -17,7 +15,7 @@ from dataset import Inverse
 from diffusion_lib.denoising_diffusion_pytorch_1d import GaussianDiffusion1D, Trainer1D
 from diffusion_lib.system.lock import RunLock
 from diffusion_lib.system.signals import SIGNALS
-from experiments.analysis import report
+from diffusion_lib.tasks import matrix_references
 from models import EBM, DiffusionWrapper
 
 settings.register_profile("project", deadline=None, max_examples=25, derandomize=True)
@@ -44,7 +42,8 @@ def signal_handlers():
 def cheap_report(monkeypatch):
     """A report with empty figures, and references fitted to few matrices: both take longer than a small study."""
     monkeypatch.setattr(Figure, "savefig", lambda *_, **__: None)
-    monkeypatch.setattr(report, "reference_rows", partial(reference_rows, fit_samples=500))
+    monkeypatch.setattr(matrix_references, "FIT_SAMPLES", 500)
+    monkeypatch.setattr(matrix_references, "QUICK_FIT_SAMPLES", 500)
 
 
 DIVERGED = {"status": "failed", "reason": "the loss is not finite", "strategy": "baseline", "seed": 5}

@@ -5,8 +5,8 @@ import math
 import torch
 
 from diffusion_lib.system.errors import ConfigError
+from diffusion_lib.tasks import matrix_references
 from diffusion_lib.tasks.base import MatrixTask, Rules
-from diffusion_lib.tasks.matrix_references import QUICK_FIT_SAMPLES, fitted, inverse_references
 
 
 class Inverse(MatrixTask):
@@ -43,7 +43,9 @@ class Inverse(MatrixTask):
 
     def wrong_answers(self, inp, target, generator):
         """`regression` too: the linear regression's, the best that a linear model knows of the solution."""
-        regression = fitted(self, QUICK_FIT_SAMPLES).linear_regression(inp.cpu().double())
+        regression = matrix_references.fitted(self, matrix_references.QUICK_FIT_SAMPLES).linear_regression(
+            inp.cpu().double()
+        )
         return super().wrong_answers(inp, target, generator) | {"regression": regression.to(inp)}
 
     def difficulty(self, inp):
@@ -52,7 +54,7 @@ class Inverse(MatrixTask):
 
     def reference_predictions(self, inp, generator):
         """Zero, fits, Newton-Schulz iterations and LAPACK: see matrix_references.py."""
-        return inverse_references(self, inp)
+        return matrix_references.inverse_references(self, inp)
 
 
 class Addition(MatrixTask):
