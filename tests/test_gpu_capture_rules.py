@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from diffusion_lib.denoising_diffusion_pytorch_1d import Trainer1D
 from diffusion_lib.energies import MODELS
 from diffusion_lib.tasks import TASKS
+from diffusion_lib.training import device
 from diffusion_lib.training.batches import stream_of
 from diffusion_lib.training.precision import bf16_product
 from experiments.speed.gpu_correctness import diffusion_of, modes_of, small_task, task_of
@@ -61,6 +62,8 @@ class CaptureRules(TorchDispatchMode):
 @pytest.fixture
 def gpu(monkeypatch):
     """accelerate finds the meta device where it would find a GPU, and torch's fused Adam takes it for one."""
+    device.make_accelerator("cpu")  # it looks for devices once in a process
+    monkeypatch.setattr(device, "chosen_device", lambda _: META)
     for state in (PartialState, AcceleratorState):
         monkeypatch.setitem(state._shared_state, "device", META)
     optimizers = sys.modules[torch.optim.Optimizer.__module__]
@@ -108,7 +111,7 @@ def test_a_step_can_be_captured(meta_trainer, model, mode):
     batch = trainer.stream.batch(0)
     assert (batch.candidates is not None) == (mode == "corrupt")
     with step_rules(trainer):
-        for _ in range(2):  # the second finds the optimizer's state
+        for _ in range(2 if mode == "none" else 1):  # the second finds the optimizer's state
             loss, parts = trainer.train_step._run(batch)
     assert trainer.train_step.captures
     assert all(group["capturable"] for group in trainer.opt.param_groups)  # torch's optimizers refuse a capture without
@@ -144,7 +147,7 @@ def test_what_surrounds_the_graph_waits_for_nothing(meta_trainer, model):
     assert trainer.step == int(trainer.ema.step) == 3
 
 
-@pytest.mark.parametrize("inner_steps", [0, 5])
+@pytest.mark.parametrize("inner_steps", [0, 2])
 @every_model
 def test_the_sampler_waits_for_nothing(model, inner_steps):
     if inner_steps and not MODELS[model].has_energy:

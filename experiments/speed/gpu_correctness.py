@@ -39,8 +39,11 @@ def small_task(name: str, rank: int = 2, split: str = "train") -> Task:
 
 @cache
 def dataset_of(model: str) -> str:
-    """The name of a task that the model fits, of IRED's own for it where there is one. Raises ConfigError."""
-    for name in sorted(TASKS, key=lambda name: TASKS[name].model != model):
+    """The name of a task that the model fits, of IRED's own for it where there is one, the one of the least problems.
+
+    Raises ConfigError.
+    """
+    for name in sorted(TASKS, key=lambda name: (TASKS[name].model != model, TASKS[name].least_rank)):
         task = small_task(name)
         try:
             with torch.device("meta"):
