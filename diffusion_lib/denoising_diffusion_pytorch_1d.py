@@ -2,6 +2,7 @@
 
 import warnings
 from dataclasses import replace
+from functools import wraps
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,22 @@ from diffusion_lib.training.trainer import Trainer1D
 __all__ = ["GaussianDiffusion1D", "Trainer1D"]
 
 DEFAULT_TIMESTEPS = 10
+
+
+def without_dropout(method):
+    """The method of a module, computed in evaluation mode: the energies that it compares are of one function."""
+
+    @wraps(method)
+    def wrapped(self, *arguments, **options):
+        if not self.training:
+            return method(self, *arguments, **options)
+        self.eval()
+        try:
+            return method(self, *arguments, **options)
+        finally:
+            self.train()
+
+    return wrapped
 
 
 class GaussianDiffusion1D(ReleasedCalls, nn.Module):
@@ -179,6 +196,7 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
         """The candidates at level t (B, *out_shape), with the noise of the real sample (IRED, section 3.2)."""
         return self.noised(self.candidates(cond, x_start, t, noise, mining, mask), t, noise, x_start, mask)
 
+    @without_dropout
     @torch.no_grad()
     def descend(self, cond, z, t, steps, scale, bound, given=None):
         """Inner optimisation (IRED, algorithm 2): z' = clamp(z - eta_t scale dE/dz), kept where E falls.
@@ -221,6 +239,7 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
             t = t[:1]  # defect 2: the first sample's level for the whole batch
         return self._at(self.sqrt_alphas_cumprod, t, x) * bound
 
+    @without_dropout
     @torch.no_grad()
     def sample_loop(
         self,

@@ -15,6 +15,7 @@ import torch
 from tabulate import tabulate
 
 from diffusion_lib.config import parse_seeds
+from diffusion_lib.energies import MODELS
 from diffusion_lib.system.arguments import Parser
 from diffusion_lib.system.environment import ROOT, environment
 from diffusion_lib.system.errors import EXIT_BAD_INPUT, ConfigError, exit_status, say
@@ -26,8 +27,9 @@ from experiments.speed.gpu_correctness import check_everything
 from experiments.speed.gpu_sharing import has_mps, record_best
 from experiments.speed.gpu_timing import Sizes, measure_at_once, measure_steps
 
-FULL = Sizes(20, 2048, 8192, calls=32, repeats=7, at_once=(1, 2, 4, 8), examples=256, checked_rank=20)
-QUICK = Sizes(4, 16, 64, calls=1, repeats=1, at_once=(1, 2), examples=16, checked_rank=4)
+ONE_OF_EACH_KIND = ("mlp", "matrix-free", "gnn", "gnn-conv-1d-v2", "sudoku-small")
+FULL = Sizes(20, 2048, 8192, 32, 7, at_once=(1, 2, 4, 8), models=tuple(MODELS), examples=32, checked_rank=20)
+QUICK = Sizes(4, 16, 64, 1, 1, at_once=(1, 2), models=ONE_OF_EACH_KIND, examples=4, checked_rank=2)
 WORTH = 1.03  # more runs at once must be so much faster to be recommended
 STUDY = "experiments/matrix_inversion_mining_comparison.py --preset full"
 
@@ -35,7 +37,7 @@ STUDY = "experiments/matrix_inversion_mining_comparison.py --preset full"
 def parse_arguments(arguments=None):
     parser = Parser(__doc__)
     parser.add_argument("--device", default="cuda", metavar="{cpu,cuda}", help="default: cuda")
-    parser.add_argument("--quick", action="store_true", help="small sizes, whose times say nothing")
+    parser.add_argument("--quick", action="store_true", help="few models and small sizes, whose times say nothing")
     parser.add_argument("--results", type=Path, default=ROOT / "results", help="default: results/ of this project")
     return parser.parse_args(arguments)
 
@@ -49,7 +51,7 @@ def main(arguments=None) -> int:
     if options.quick:
         timing.WARM_UP = timing.SETTLE = 0.0
     say("checking the numbers")
-    checks = check_everything(device, sizes.checked_rank, sizes.examples)
+    checks = check_everything(device, sizes.models, sizes.checked_rank, sizes.examples)
     say("timing the steps")
     steps = measure_steps(sizes, device)
     say("timing several runs at once")

@@ -16,11 +16,19 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from diffusion_lib.denoising_diffusion_pytorch_1d import Trainer1D
 from diffusion_lib.energies import MODELS
+from diffusion_lib.tasks import TASKS
+from diffusion_lib.training import device
+from diffusion_lib.training.batches import stream_of
 from diffusion_lib.training.precision import bf16_product
-from experiments.speed.gpu_correctness import diffusion_of, modes_of, task_of
+from experiments.speed.gpu_correctness import diffusion_of, modes_of, small_task, task_of
 
 META = torch.device("meta")
 B = 6
+CASES = [(model, mode) for model in MODELS for mode in modes_of(model)]
+every_model = pytest.mark.parametrize("model", MODELS)
+every_case = pytest.mark.parametrize(("model", "mode"), CASES)
+# torch's own generator, which a graph registers by itself; the trainer seeds it before each step
+DROPOUT = (torch.ops.aten.bernoulli_.float, torch.ops.aten.native_dropout.default)
 
 
 class CaptureRules(TorchDispatchMode):
@@ -28,16 +36,17 @@ class CaptureRules(TorchDispatchMode):
 
     A copy between host and device, and a library's check of its result, wait for the host. A number in host memory is
     frozen at its value, a learning rate for one. Random numbers drawn here would not be a function of seed and step.
-    host: whether work on the host alone is allowed, as beside a graph.
+    host: whether work on the host alone is allowed, as beside a graph. draws: the operations that may draw, or True.
     """
 
-    def __init__(self, host: bool = False):
+    def __init__(self, host: bool = False, draws=()):
         super().__init__()
-        self.host = host
+        self.host, self.draws = host, draws
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        assert torch.Tag.nondeterministic_seeded not in func.tags, f"{func} draws random numbers"
+        may_draw = self.draws is True or func in self.draws
+        assert may_draw or torch.Tag.nondeterministic_seeded not in func.tags, f"{func} draws random numbers"
         assert "_linalg_check_errors" not in func.name(), f"{func} waits for the host to look at its result"
         if func is torch.ops.aten._fused_adam_.default:
             raise AssertionError("the learning rate is a number, which the graph would freeze")
@@ -53,6 +62,8 @@ class CaptureRules(TorchDispatchMode):
 @pytest.fixture
 def gpu(monkeypatch):
     """accelerate finds the meta device where it would find a GPU, and torch's fused Adam takes it for one."""
+    device.make_accelerator("cpu")  # it looks for devices once in a process
+    monkeypatch.setattr(device, "chosen_device", lambda _: META)
     for state in (PartialState, AcceleratorState):
         monkeypatch.setitem(state._shared_state, "device", META)
     optimizers = sys.modules[torch.optim.Optimizer.__module__]
@@ -60,9 +71,10 @@ def gpu(monkeypatch):
 
 
 def make(model: str, mode: str):
-    """An untrained diffusion and its task."""
+    """An untrained diffusion on the meta device, where width costs nothing, and its task."""
     task = task_of(model)
-    return diffusion_of(model, mode, task), task
+    with META:
+        return diffusion_of(model, mode, task), task
 
 
 def trainer_of(model: str, mode: str, folder, batch) -> Trainer1D:
@@ -73,61 +85,82 @@ def trainer_of(model: str, mode: str, folder, batch) -> Trainer1D:
     return trainer
 
 
-def first_batch(model: str, mode: str, folder):
+def first_batch(model: str, mode: str):
     """As the CPU makes it, on the meta device."""
-    diffusion, task = make(model, mode)
-    trainer = Trainer1D(diffusion, task, train_batch_size=B, results_folder=folder, device="cpu")
-    return tree_map_only(torch.Tensor, lambda part: part.to(META), trainer.stream.batch(0))
+    batch = stream_of(*make(model, mode), B, 0, torch.device("cpu")).batch(0)
+    return tree_map_only(torch.Tensor, lambda part: part.to(META), batch)
 
 
 @pytest.fixture
 def meta_trainer(tmp_path, request) -> Callable[[str, str], Trainer1D]:
     def build(model, mode):
-        batch = first_batch(model, mode, tmp_path)
+        batch = first_batch(model, mode)
         request.getfixturevalue("gpu")
         return trainer_of(model, mode, tmp_path, batch)
 
     return build
 
 
-@pytest.mark.parametrize(("model", "mode"), [(model, mode) for model in MODELS for mode in modes_of(model)])
+def step_rules(trainer) -> CaptureRules:
+    return CaptureRules(draws=DROPOUT if trainer.has_dropout else ())
+
+
+@every_case
 def test_a_step_can_be_captured(meta_trainer, model, mode):
     trainer = meta_trainer(model, mode)
     batch = trainer.stream.batch(0)
-    with CaptureRules():
-        for _ in range(2):  # the second finds the optimizer's state
+    assert (batch.candidates is not None) == (mode == "corrupt")
+    with step_rules(trainer):
+        for _ in range(2 if mode == "none" else 1):  # the second finds the optimizer's state
             loss, parts = trainer.train_step._run(batch)
     assert trainer.train_step.captures
     assert all(group["capturable"] for group in trainer.opt.param_groups)  # torch's optimizers refuse a capture without
     assert {part.device for part in (loss, *parts)} == {META}
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("name", TASKS)
+def test_making_a_batch_waits_for_nothing(name):
+    """Beside the graph, before each step; what a task keeps in memory is made once, on the CPU."""
+    task = small_task(name)
+    task.sample(B, device=META)
+    with CaptureRules(draws=True):
+        inp, target = task.sample(B, device=META)
+        mask = task.mask(inp)
+        candidates = [
+            task.rules.corruption(target, released=released, mask=mask)
+            for released in (False, True)
+            if task.rules.corruption
+        ]
+    assert inp.shape == (B, *task.inp_shape)
+    assert all(part.shape == (B, *task.out_shape) for part in (target, *candidates))
+
+
+@every_model
 def test_what_surrounds_the_graph_waits_for_nothing(meta_trainer, model):
     """The learning rate, the sums of the losses and the averaged weights, whose own decisions are on the host."""
     trainer = meta_trainer(model, "none")
     trainer.train_step.captures = False
     trainer.ema.update_every = 1
-    with CaptureRules(host=True):
+    with CaptureRules(host=True, draws=step_rules(trainer).draws):
         for _ in range(3):
             trainer.run_one_step()
     assert trainer.step == int(trainer.ema.step) == 3
 
 
-@pytest.mark.parametrize("inner_steps", [0, 5])
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("inner_steps", [0, 2])
+@every_model
 def test_the_sampler_waits_for_nothing(model, inner_steps):
     if inner_steps and not MODELS[model].has_energy:
         pytest.skip(f"{model} has no energy to descend")
     diffusion, task = make(model, "none")
     inp, target = (part.to(META) for part in task.sample(B))
-    diffusion.to(META)
-    with CaptureRules():
-        found = diffusion.sample_loop(inp, start=torch.empty_like(target), inner_steps=inner_steps, levels=[1, 0])
+    mask = task.mask(inp)
+    with CaptureRules():  # dropout is off here
+        found = diffusion.sample_loop(inp, mask=mask, start=target, inner_steps=inner_steps, levels=[1, 0])
     assert (found.shape, found.device) == (target.shape, META)
 
 
-@pytest.mark.parametrize("model", MODELS)
+@every_model
 def test_bf16_products_can_be_captured(meta_trainer, model):
     trainer = meta_trainer(model, "none")
     if not hasattr(trainer.diffusion.model.ebm, "product"):
@@ -174,11 +207,11 @@ def test_a_frozen_learning_rate_is_seen(meta_trainer):
         trainer.train_step._run(trainer.stream.batch(0))
 
 
-@pytest.mark.parametrize(("model", "mode"), [(model, mode) for model in MODELS for mode in modes_of(model)])
-def test_no_graph_of_autograd_outlives_its_step(tmp_path, model, mode, monkeypatch):
+@every_case
+def test_no_graph_of_autograd_outlives_its_step(meta_trainer, model, mode, monkeypatch):
     """Its leaves remember the stream of that step; a capture, on a stream of its own, would fail with them."""
-    diffusion, task = make(model, mode)
-    trainer = Trainer1D(diffusion, task, train_batch_size=B, results_folder=tmp_path, device="cpu")
+    trainer = meta_trainer(model, mode)
+    trainer.train_step.captures, diffusion = False, trainer.diffusion
     backward = trainer.accelerator.backward
 
     def leaf(parameter):
@@ -193,7 +226,8 @@ def test_no_graph_of_autograd_outlives_its_step(tmp_path, model, mode, monkeypat
     gc.collect()
     gc.disable()
     try:
-        trainer.run_one_step()
+        with CaptureRules(host=True, draws=DROPOUT):  # for torch's fused Adam, which meta has not
+            trainer.run_one_step()
         kept = [name for name, parameter in diffusion.named_parameters() if leaf(parameter).metadata]
     finally:
         gc.enable()

@@ -5,7 +5,7 @@ import torch
 from diffusion_lib.tasks.base import Rules, Task
 from diffusion_lib.tasks.corruption import FlippedEntries
 from diffusion_lib.tasks.encoding import signs
-from diffusion_lib.tasks.files import satnet_parity
+from diffusion_lib.tasks.files import BitRows, satnet_parity
 from diffusion_lib.tasks.metrics import classification_rates, confusion
 
 
@@ -28,11 +28,20 @@ class Parity(Task):
         self.file = None if ood else satnet_parity(self.rank, split)
         if self.file is not None:
             self.source = self.file.source
+        self.moved: dict[str, BitRows] = {}
+
+    def rows(self, device) -> BitRows:
+        """The file's rows, moved to a device once."""
+        if str(device) not in self.moved:
+            bits, odd, source = self.file
+            self.moved[str(device)] = BitRows(bits.to(device), odd.to(device), source)
+        return self.moved[str(device)]
 
     def sample(self, batch_size, generator=None, device="cpu", dtype=torch.float32):
         if self.file is not None:
-            rows = torch.randint(len(self.file.bits), (batch_size,), generator=generator, device=device)
-            return signs(self.file.bits.to(device)[rows], dtype), signs(self.file.odd.to(device)[rows], dtype)
+            bits, odd, _ = self.rows(device)
+            rows = torch.randint(len(bits), (batch_size,), generator=generator, device=device)
+            return signs(bits[rows], dtype), signs(odd[rows], dtype)
         uniform = torch.rand(batch_size, self.rank, generator=generator, device=device)
         bits = uniform < (0.2 if self.ood else 0.5)
         return signs(bits, dtype), signs(bits.sum(1, keepdim=True) % 2, dtype)

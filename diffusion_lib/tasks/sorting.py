@@ -1,11 +1,13 @@
 """Sorting by swaps (IRED's release): each step puts the first misplaced number's place right."""
 
+import math
+
 import torch
 
 from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.tasks.base import Rules, Task
 from diffusion_lib.tasks.corruption import ChangedStep
-from diffusion_lib.tasks.encoding import half_as_large_again, one_hot_signs, permutations, signs
+from diffusion_lib.tasks.encoding import half_as_large_again, one_hot_signs, signs
 from diffusion_lib.tasks.metrics import sort_scores
 
 STEPS = 16
@@ -127,11 +129,16 @@ COMPARISONS = (torch.lt, torch.eq, torch.gt)
 
 
 def unsorted(batch_size: int, size: int, generator, device) -> torch.Tensor:
-    """Permutations (B, N), uniform among all but the sorted one."""
-    arrays = permutations(batch_size, size, generator, device)
-    inorder = torch.arange(size, device=device)
-    while (again := (arrays == inorder).all(1)).any():
-        arrays[again] = permutations(int(again.sum()), size, generator, device)
+    """Permutations (B, N), uniform among all but the sorted one: drawing anew would make the host wait for a GPU.
+
+    Each is drawn by its number, whose digits in the factorial base are the swaps of Fisher and Yates; 0 has none.
+    """
+    number = torch.randint(1, math.factorial(size), (batch_size,), generator=generator, device=device)
+    arrays, rows = torch.arange(size, device=device).repeat(batch_size, 1), torch.arange(batch_size, device=device)
+    for i in range(1, size):
+        j = i - number % (i + 1)
+        number = number // (i + 1)
+        arrays[:, i], arrays[rows, j] = arrays[rows, j], arrays[:, i].clone()
     return arrays
 
 

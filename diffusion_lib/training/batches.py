@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from diffusion_lib.tasks.base import ItemTask, Task, as_task
 
 # The uses of a run's seed: each has a stream of its own, so that adding one leaves the others as they are.
 INITIAL_WEIGHTS, DATA, LEVELS_AND_NOISE, NCE_NOISE = "initial weights", "data", "levels and noise", "nce noise"
-CORRUPTION = "corruption"
+CORRUPTION, DROPOUT = "corruption", "dropout"
 
 
 class Batch(NamedTuple):
@@ -104,6 +105,15 @@ class BatchStream:
 
     def _generator(self, use, index):
         return seeded_generator(use, self.seed, index, device=self.device)
+
+
+def stream_of(diffusion, task: Task, batch_size: int, seed: int, device: torch.device, **options) -> BatchStream:
+    """The batches that training a GaussianDiffusion1D needs, by its mode of mining; options: as of BatchStream."""
+    mining, corrupt = diffusion.mining, None
+    if mining.mode == "corrupt":
+        corrupt = partial(diffusion.rules.corruption, released=mining.corruption == "released")
+    contrastive = mining.mode != "none"
+    return BatchStream(task, batch_size, diffusion.num_timesteps, seed, device, contrastive, corrupt, **options)
 
 
 class ItemSource:

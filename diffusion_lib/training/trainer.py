@@ -1,23 +1,24 @@
 """Trainer1D: the one training loop, with EMA, checkpoints, exact resume and fixed evaluation sets."""
 
 import time
-from functools import partial
 from pathlib import Path
 
 import torch
 from ema_pytorch import EMA
+from torch import nn
 from torch.optim import Adam
 
 from diffusion_lib.checkpoint import load_checkpoint, other_model_error, require_own, save_checkpoint
 from diffusion_lib.evaluation import EvaluationSet, Share, sampler_metrics
 from diffusion_lib.released_api import TRAINER_DEFAULTS, ReleasedTrainerCalls, require_defaults
+from diffusion_lib.seeds import derive_seed
 from diffusion_lib.system.errors import ConfigError, Interrupted, NonFiniteLossError
 from diffusion_lib.system.files import write_csv
 from diffusion_lib.system.memory import keep_freed_memory
 from diffusion_lib.system.progress import Progress
 from diffusion_lib.system.signals import stop_requests
 from diffusion_lib.tasks.base import has_mask
-from diffusion_lib.training.batches import BatchStream
+from diffusion_lib.training.batches import DROPOUT, stream_of
 from diffusion_lib.training.device import make_accelerator
 from diffusion_lib.training.step import TrainStep
 
@@ -117,25 +118,10 @@ class Trainer1D(ReleasedTrainerCalls):
         # since the last row of metrics.csv: the loss, its three parts, clipped gradients, and the number of steps
         self.loss_sums = torch.zeros(6, device=accelerator.device, dtype=torch.float64)
 
-        mining = diffusion_model.mining
-        corrupt = None
-        if mining.mode == "corrupt":
-            corrupt = partial(diffusion_model.rules.corruption, released=mining.corruption == "released")
-        share = Share(accelerator.process_index, accelerator.num_processes)
-        self.share = share
-        self.stream = BatchStream(
-            dataset,
-            train_batch_size,
-            diffusion_model.num_timesteps,
-            seed,
-            accelerator.device,
-            mining.mode != "none",
-            corrupt,
-            masked,
-            data_workers or 0,
-            share.rank,
-            share.world,
-        )
+        self.share = share = Share(accelerator.process_index, accelerator.num_processes)
+        self.has_dropout = any(isinstance(module, nn.Dropout) for module in diffusion_model.modules())
+        options = {"masked": masked, "workers": data_workers or 0, **share._asdict()}
+        self.stream = stream_of(diffusion_model, dataset, train_batch_size, seed, accelerator.device, **options)
         tasks = {"val": validation_dataset, **(extra_validation_datasets or {})}
         self.evaluation_sets = {
             name: EvaluationSet(task, evaluation_size, accelerator.device, masked)
@@ -284,6 +270,8 @@ class Trainer1D(ReleasedTrainerCalls):
     def run_one_step(self) -> torch.Tensor:
         """The next batch, its update and the average's; returns the loss, without waiting for the device."""
         self._set_learning_rate()
+        if self.has_dropout:  # it draws from torch's own generators: a resumed run must draw the same
+            torch.manual_seed(derive_seed(DROPOUT, self.seed, self.step, self.share.rank))
         loss, parts = self.train_step(self.stream.batch(self.step))
         parts = [*parts, *[loss.new_zeros(())] * (3 - len(parts))]  # without a contrastive term there is one
         self.loss_sums += torch.stack([loss, *parts, self.train_step.clipped, torch.ones_like(loss)])
@@ -343,4 +331,5 @@ def make_ema(diffusion_model, decay, update_every) -> EMA:
     ema = EMA(diffusion_model, beta=decay, update_every=update_every, param_or_buffer_names_no_ema=buffers)
     for name in ("step", "initted"):  # read on the host at each update; on a GPU that would wait for the device
         setattr(ema, name, getattr(ema, name).cpu())
+    ema.ema_model.eval()  # it is never trained: no dropout
     return ema

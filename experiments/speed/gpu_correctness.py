@@ -1,46 +1,73 @@
 """Whether a device computes what the CPU does, and a captured step what an eager one does."""
 
 import tempfile
+from functools import cache, lru_cache
 from pathlib import Path
 
 import torch
 from torch.utils._pytree import tree_map_only
 
-from diffusion_lib.build import build_diffusion
+from diffusion_lib.build import build_diffusion, require_fitting_shapes
 from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.denoising_diffusion_pytorch_1d import GaussianDiffusion1D, Trainer1D
 from diffusion_lib.energies import MODELS
 from diffusion_lib.negatives import MODES
 from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.tasks import TASKS, Task
-from diffusion_lib.training.batches import Batch, BatchStream
+from diffusion_lib.tasks.base import SPLITS
+from diffusion_lib.training.batches import Batch, stream_of
 from diffusion_lib.training.precision import choose_products, has_tf32, set_precision
 from diffusion_lib.training.step import EAGER_STEPS
 
 # Largest relative errors against float64 on the CPU that a working device has, by the precision of its products.
 ALLOWED = {"float32": 1e-4, "tf32": 1e-1, "bf16": 2e-1}
 ALLOWED_BY_A_GRAPH = 1e-5  # of a loss, against the same steps without one
-STEPS = 2 * EAGER_STEPS + 4
+STEPS = EAGER_STEPS + 5
+SAMPLED_LEVELS = (9, 5, 0)
+BATCH = {"cpu": 2, "cuda": 32}  # examples a step; a CPU only tries the check
+POOL = 64  # what a task draws from that has no endless supply
 
 
-def task_of(model: str, rank: int | None = None) -> Task:
-    """A task that the model can be built for, that which IRED takes it for where there is one.
+def small_task(name: str, rank: int = 2, split: str = "train") -> Task:
+    """A task of that rank, as far as it has such small and such large problems."""
+    kind = TASKS[name]
+    task = kind(split, max(kind.least_rank, min(rank, kind.default_rank)))
+    if hasattr(task, "pool_size"):
+        task.pool_size = dict.fromkeys(SPLITS, POOL)
+    return task
 
-    rank: its size, if the task has such sizes; None: the least but one.
+
+@cache
+def dataset_of(model: str) -> str:
+    """The name of a task that the model fits, of IRED's own for it where there is one, the one of the least problems.
+
+    Raises ConfigError.
     """
-    for kind in sorted(TASKS.values(), key=lambda kind: kind.model != model):
-        task = kind("train", max(kind.least_rank, rank or 4))
+    for name in sorted(TASKS, key=lambda name: (TASKS[name].model != model, TASKS[name].least_rank)):
+        task = small_task(name)
         try:
-            MODELS[model](task.inp_dim, task.out_dim)
-        except (ConfigError, RuntimeError):
+            with torch.device("meta"):
+                ebm = MODELS[model](task.inp_dim, task.out_dim)
+            require_fitting_shapes(ExperimentConfig(dataset=name, model=model), ebm, task)
+        except ConfigError:
             continue
-        return task
-    raise ConfigError(f"no task has the sizes of the model {model}")
+        return name
+    raise ConfigError(f"no task has the shapes of the model {model}")
+
+
+def task_of(model: str, rank: int = 2) -> Task:
+    """A task that the model fits, as of `small_task`."""
+    return small_task(dataset_of(model), rank)
 
 
 def modes_of(model: str) -> list[str]:
-    """The modes that the model can be trained with: without an energy there are no negatives."""
-    return list(MODES) if MODELS[model].has_energy else ["none"]
+    """The modes that the model can be trained with on its task.
+
+    Without an energy there are no negatives, and `corrupt` needs a corruption of the task's own.
+    """
+    if not MODELS[model].has_energy:
+        return ["none"]
+    return [mode for mode in MODES if mode != "corrupt" or TASKS[dataset_of(model)].rules.corruption]
 
 
 def precisions(device: torch.device, model: str = "mlp") -> list[str]:
@@ -49,10 +76,10 @@ def precisions(device: torch.device, model: str = "mlp") -> list[str]:
     return names + (["bf16"] if hasattr(MODELS[model], "product") else [])
 
 
-def check_everything(device: torch.device, rank: int, examples: int) -> list[dict]:
-    """Rows with `check`, `found`, `allowed` and `ok`, for every model, mode and precision.""" ""
+def check_everything(device: torch.device, models, rank: int, examples: int) -> list[dict]:
+    """Rows with `check`, `found`, `allowed` and `ok`, for each of the models and its modes and precisions."""
     rows = []
-    for model in MODELS:
+    for model in models:
         for mode in modes_of(model):
             for precision in precisions(device, model):
                 errors = differences(model, mode, precision, device, rank, examples)
@@ -74,21 +101,27 @@ def diffusion_of(model: str, mode: str, task: Task) -> GaussianDiffusion1D:
 
 
 def differences(model, mode, precision, device, rank: int, examples: int) -> dict[str, float]:
-    """Relative errors of loss, gradient, negatives and samples, each against the CPU's in float64.
+    """Relative errors of loss, gradient, negatives and samples, each against the CPU's in float64, without dropout.
 
     Of negatives and samples the median over examples: where a descent is kept or not by a hair, rounding decides.
     """
-    task = task_of(model, rank)
-    exact, here = diffusion_of(model, mode, task).double(), diffusion_of(model, mode, task).to(device)
+    batch, expected = exact_results(model, mode, rank, examples)
+    here = diffusion_of(model, mode, task_of(model, rank)).eval().to(device)
     set_precision(precision, here.model.ebm, device)
-    batch = BatchStream(task, examples, here.num_timesteps, 0, torch.device("cpu"), mode != "none").batch(0)
-    expected = results(exact, moved(batch, "cpu", torch.float64), mode)
-    found = results(here, moved(batch, device, torch.float32), mode)
-    errors = {}
+    found, errors = results(here, moved(batch, device, torch.float32)), {}
     for name, right in expected.items():
         size, error = (part.flatten(1).norm(dim=1) for part in (right, found[name].double().cpu() - right))
         errors[name] = (error / size.clamp_min(1e-30)).median().item()
     return errors
+
+
+@lru_cache(maxsize=1)
+def exact_results(model, mode, rank: int, examples: int) -> tuple[Batch, dict[str, torch.Tensor]]:
+    """A batch, and `results` on it in float64 on the CPU."""
+    task = task_of(model, rank)
+    exact, cpu = diffusion_of(model, mode, task).eval(), torch.device("cpu")
+    batch = stream_of(exact, task, examples, 0, cpu).batch(0)
+    return batch, results(exact.double(), moved(batch, cpu, torch.float64))
 
 
 def moved(batch: Batch, device, dtype) -> Batch:
@@ -98,17 +131,18 @@ def moved(batch: Batch, device, dtype) -> Batch:
     )
 
 
-def results(diffusion, batch: Batch, mode: str) -> dict[str, torch.Tensor]:
+def results(diffusion, batch: Batch) -> dict[str, torch.Tensor]:
     """Loss and gradient as one row, negatives and samples with a row for each example."""
     loss, _ = diffusion(*batch)
     loss.backward()
     gradient = torch.cat([p.grad.flatten() for p in diffusion.parameters() if p.grad is not None])
     found = {"loss": loss.detach().view(1, 1), "gradient": gradient[None]}
-    if mode != "none":
+    if batch.nce_noise is not None and batch.candidates is None:
         cond = diffusion.model.ebm.condition(batch.inp, batch.t)
-        found["negatives"] = diffusion.negatives(cond, batch.target, batch.t, batch.nce_noise).detach()
+        found["negatives"] = diffusion.negatives(cond, batch.target, batch.t, batch.nce_noise, mask=batch.mask)
     inner_steps = 5 if diffusion.model.ebm.has_energy else 0
-    found["samples"] = diffusion.sample_loop(batch.inp, start=batch.noise, inner_steps=inner_steps)
+    options = {"mask": batch.mask, "start": batch.noise, "inner_steps": inner_steps, "levels": SAMPLED_LEVELS}
+    found["samples"] = diffusion.sample_loop(batch.inp, **options)
     return found
 
 
@@ -117,7 +151,7 @@ def trainer_of(model, mode, device, rank, folder, **options) -> Trainer1D:
     return Trainer1D(
         diffusion_of(model, mode, task),
         task,
-        train_batch_size=32,
+        train_batch_size=BATCH[device.type],
         lr_schedule=lambda step: 1 - step / (2 * STEPS),
         ema_update_every=1,
         results_folder=folder,

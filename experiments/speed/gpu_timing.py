@@ -6,10 +6,13 @@ from typing import NamedTuple
 
 import torch
 
+from diffusion_lib.config import ExperimentConfig
+from diffusion_lib.negatives import MiningConfig
 from diffusion_lib.system.environment import granted_cores
+from diffusion_lib.training.flops import step_flops
 from diffusion_lib.training.precision import choose_products
 from diffusion_lib.training.step import EAGER_STEPS
-from experiments.benchmark import MODES, our_step, step_flops
+from experiments.benchmark import MODES, our_step
 from experiments.speed.gpu_correctness import precisions
 from experiments.speed.gpu_sharing import mps
 from experiments.speed.timing import alternate, timed
@@ -18,7 +21,7 @@ from experiments.study.other_process import OtherProcess
 
 class Sizes(NamedTuple):
     """How much is measured: the problem, side of the product that is the peak, steps between two looks at the clock,
-    measurements of each, numbers of runs at once, and examples and rank behind the checks of numbers."""
+    measurements of each, numbers of runs at once, and models, examples and rank of the checks of numbers."""
 
     rank: int
     batch_size: int
@@ -26,6 +29,7 @@ class Sizes(NamedTuple):
     calls: int
     repeats: int
     at_once: tuple[int, ...]
+    models: tuple[str, ...]
     examples: int
     checked_rank: int
 
@@ -54,7 +58,8 @@ def measure_steps(sizes: Sizes, device: torch.device) -> list[dict]:
         row = {"mode": mode, "eager_ms": 1e3 * seconds[mode, "eager"]}
         for name in names:
             row[f"{name}_ms"] = 1e3 * seconds[mode, name]
-            rate = step_flops(mode, sizes.rank, sizes.batch_size) / seconds[mode, name]
+            config = ExperimentConfig(rank=sizes.rank, mining=MiningConfig(mode))
+            rate = step_flops(config, sizes.batch_size) / seconds[mode, name]
             row |= {f"{name}_tflops": rate / 1e12, f"{name}_share": rate / peaks[name]}
         rows.append(row)
     choose_products("float32", device)
