@@ -45,6 +45,7 @@ class PathTask(Task):
         "argmax_accuracy",
     )
     higher_is_better = frozenset(metrics)
+    beyond_shares = frozenset({"success_over_chance"})
 
     def __init__(self, split: str, rank: int | None = None, ood: bool = False):
         super().__init__(split, rank, ood)
