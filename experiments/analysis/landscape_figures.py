@@ -120,7 +120,7 @@ def level_figure(diagnoses, strategies, path: Path):
             axis.set(xlabel="noise level t", title=title, ylabel=label)
             if column.startswith("auc_") or column == "accepted":
                 share_scale(axis)
-            else:
+            elif column.startswith(("gap_", "distance_")):
                 choose_scale(axis, "y", plotted(axis))
         legend_below(axes)
 
