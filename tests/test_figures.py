@@ -9,11 +9,14 @@ import matplotlib
 import numpy as np
 import pytest
 
-from diffusion_lib.tasks import Addition, Inverse
-from experiments.analysis import figures, landscape_figures
+from diffusion_lib.evaluation import EvaluationSet
+from diffusion_lib.tasks import Addition, Inverse, Parity
+from experiments.analysis import figures, landscape_figures, report
+from experiments.analysis.cause_figures import causes_figure
+from experiments.analysis.example_figure import example_figure
 from experiments.analysis.figures import COLORS, drawing, guarded, interval_plot, spans_decades, strategy_colors
-from experiments.analysis.landscape_figures import effort_panels, level_figure
-from experiments.analysis.metrics import Metric
+from experiments.analysis.landscape_figures import effort_panels, level_figure, write_landscape
+from experiments.analysis.metrics import Metric, task_metrics
 from experiments.analysis.tables import Study
 
 METRICS = (Metric("val_mse"), Metric("ood_mse"))
@@ -218,3 +221,20 @@ def test_a_figure_that_fails_is_one_line_and_leaves_no_old_one(tmp_path, capsys)
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"warning: {path} is not drawn (ValueError: x and y must have same first dimension")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_model_without_energy_has_the_figures_of_the_rest(tmp_path, capsys):
+    task = Parity("val", 4)
+    study = Study([{"strategy": "baseline", "seed": 0, "sampler": "plain"}], ["baseline"], task_metrics(Parity))
+    steps = [{"diffusion_steps": count, "val_balanced_accuracy": 0.5} for count in (1, 2)]
+    nothing = {"levels": [], "conditioning": [], "slice": None}
+    found = {**nothing, "inner_steps": [{"inner_steps": 0}], "diffusion_steps": steps, "example": {"prediction": [0.5]}}
+    diagnoses = {("baseline", 0): found}
+    write_landscape(tmp_path, study, task, diagnoses)
+    causes_figure(tmp_path, diagnoses, study, path=tmp_path / "causes.png")
+    example_figure(diagnoses, ["baseline"], EvaluationSet(task, 2, "cpu"), path=tmp_path / "example.png")
+    assert {path.name for path in tmp_path.glob("*.png")} == {"causes.png", "effort.png", "example.png"}
+    assert {path.name for path in tmp_path.glob("*.csv")} == {"inner_steps.csv", "diffusion_steps.csv"}
+    parts = "\n".join(report.diagnosis_parts(tmp_path, diagnoses, task))
+    assert "landscape" not in parts and "not drawn" not in parts
+    assert not capsys.readouterr().err
