@@ -221,7 +221,7 @@ def test_of_many_metrics_a_screen_shows_those_that_fit_and_the_report_all():
     assert all(metric.column in whole for metric in metrics)
     few = tuple(Metric(f"{difficulty}_{name}", rate=True) for name in "abcd" for difficulty in ("val", "ood"))
     header = printed_table(summary_rows(study({"baseline": [0.5, 0.6]}, few), []), few).split("\n")[0]
-    assert header.split()[10:-2] == ["ood_a", "val_b", "val_c", "ood_b", "ood_c"]
+    assert header.split()[11:-2] == ["ood_a", "val_b", "val_c", "ood_b", "ood_c"]
 
 
 @pytest.mark.filterwarnings("error")
