@@ -76,12 +76,11 @@ def test_conditioning_counts_every_matrix_once(bowl):
     assert sum(row["matrices"] for row in difficulty_rows(bowl, val, ood)) == 80
 
 
-def test_the_solved_problem_follows_the_bowl_down(bowl):
+def test_the_energies_of_the_solved_problem_are_those_of_its_samples(bowl):
     chosen = EvaluationSet(Inverse("val", 3), 4, "cpu")
     found = solved_example(bowl, chosen)
     assert found["levels"] == list(range(9, -1, -1))
     assert found["energy_solution"] == pytest.approx([0] * 10, abs=1e-6)
-    assert found["energy"][0] > 100 * found["energy"][-1]
     distance = (torch.tensor(found["prediction"]) - chosen.target[0]).square().sum().item()
     last = bowl.alphas_cumprod[0].item() / 20 * distance  # the energy of the last sample, by hand
     assert found["energy"][-1] == pytest.approx(last, rel=1e-2, abs=1e-6)
