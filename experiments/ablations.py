@@ -23,10 +23,10 @@ import numpy as np
 from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.system.arguments import Parser
 from diffusion_lib.system.errors import ConfigError, exit_status
+from diffusion_lib.tasks import TASKS
 from experiments import matrix_inversion_mining_comparison as comparison
 from experiments.analysis.figures import (
     COLORS,
-    ERROR_LABEL,
     drawing,
     guarded,
     join_pairs,
@@ -35,7 +35,7 @@ from experiments.analysis.figures import (
     name_ticks,
     points_and_interval,
 )
-from experiments.analysis.metrics import Metric
+from experiments.analysis.metrics import Metric, task_metrics
 from experiments.analysis.tables import run_rows
 
 # What can be varied, and the values where --values does not say otherwise.
@@ -82,7 +82,8 @@ def run_mining(key, values, options) -> int:
     study = options.results / f"ablation-{key}-{name}"
     status = comparison.run_study(options, config, study, ablation_strategies(key, values, config), seeds)
     if reports(options):
-        draw_curve(key, {value: (study, f"{key}={value}") for value in values}, study, path=study / "ablation.png")
+        places = {value: (study, f"{key}={value}") for value in values}
+        draw_curve(key, places, study, deciding(config), path=study / "ablation.png")
     return status
 
 
@@ -98,8 +99,13 @@ def run_ranks(values, options) -> int:
     statuses = [comparison.run_study(options, *study) for study in resolved.values()]
     if reports(options):
         studies = {rank: (study, "adversarial") for rank, (_, study, _, _) in resolved.items()}
-        draw_curve("rank", studies, None, path=studies[values[0]][0] / "ablation.png")
+        draw_curve("rank", studies, None, deciding(config), path=studies[values[0]][0] / "ablation.png")
     return max(statuses)
+
+
+def deciding(config: ExperimentConfig) -> tuple[Metric, ...]:
+    """The task's first metric, on both difficulties."""
+    return task_metrics(TASKS[config.dataset])[:2]
 
 
 def reports(options) -> bool:
@@ -107,25 +113,25 @@ def reports(options) -> bool:
 
 
 @guarded
-def draw_curve(key, places: dict, baseline_of: Path | None, path: Path):
-    """Both errors against the value: every run as a point, those of a seed joined, the mean and its 95% interval.
+def draw_curve(key, places: dict, baseline_of: Path | None, metrics: tuple[Metric, ...], path: Path):
+    """Two metrics against the value: every run as a point, those of a seed joined, the mean and its 95% interval.
 
     places: value -> study and strategy. baseline_of: the study whose baseline's mean is drawn.
     """
     with drawing(path, (9, 3.6), 1, 2) as axes:
-        for axis, metric in zip(axes.flat, (Metric("val_mse"), Metric("ood_mse")), strict=True):
+        for axis, metric in zip(axes.flat, metrics, strict=True):
             runs = [strategy_values(study, strategy, metric.column) for study, strategy in places.values()]
             values = np.array([[run.get(seed, np.nan) for seed in sorted(set().union(*runs))] for run in runs])
             join_pairs(axis, values)
             if baseline_of:
                 untreated = strategy_values(baseline_of, "baseline", metric.column)
                 mean = metric.mean(list(untreated.values())).mean
-                axis.axhline(mean, color=COLORS["baseline"], ls="--", label="baseline, geometric mean")
+                axis.axhline(mean, color=COLORS["baseline"], ls="--", label="baseline's mean")
             for place, row in enumerate(values):
                 points_and_interval(axis, place, row, COLORS["adversarial"], metric)
             metric_scale(axis, metric, values)
             axis.set(xlabel=key, title=f"{metric.column} of adversarial, plain sampler")
-            axis.set_ylabel(ERROR_LABEL)
+            axis.set_ylabel(metric.column)
             name_ticks(axis, [str(value) for value in places])
         legend_below(axes)
 

@@ -9,9 +9,14 @@ import matplotlib
 import numpy as np
 import pytest
 
-from experiments.analysis import figures
+from diffusion_lib.evaluation import EvaluationSet
+from diffusion_lib.tasks import Addition, Inverse, Parity
+from experiments.analysis import figures, landscape_figures, report
+from experiments.analysis.cause_figures import causes_figure
+from experiments.analysis.example_figure import example_figure
 from experiments.analysis.figures import COLORS, drawing, guarded, interval_plot, spans_decades, strategy_colors
-from experiments.analysis.metrics import Metric
+from experiments.analysis.landscape_figures import effort_panels, level_figure, write_landscape
+from experiments.analysis.metrics import Metric, task_metrics
 from experiments.analysis.tables import Study
 
 METRICS = (Metric("val_mse"), Metric("ood_mse"))
@@ -126,7 +131,42 @@ def test_errors_have_a_log_axis_and_rates_a_linear_one(tmp_path, monkeypatch, st
     assert {axis.get_yscale() for axis in axes} == {"log"}
     rows = [{**row, "val_accuracy": 0.5 + 0.1 * row["seed"]} for row in study.rows]
     rates = Study(rows, ["baseline", "random"], (Metric("val_accuracy", rate=True),))
-    assert {axis.get_yscale() for axis in drawn_axes(monkeypatch, tmp_path, rates)} == {"linear"}
+    axes = drawn_axes(monkeypatch, tmp_path, rates)
+    assert {axis.get_yscale() for axis in axes} == {"linear"}
+    assert {axis.get_ylim() for axis in axes} == {(-0.03, 1.03)}
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_score_below_0_is_drawn_as_it_is(tmp_path, monkeypatch, study):
+    rows = [{**row, "val_gain": -0.5 - row["seed"]} for row in study.rows]
+    scores = Study(rows, ["baseline", "random"], (Metric("val_gain", rate=True, share=False),))
+    low, high = drawn_axes(monkeypatch, tmp_path, scores)[0].get_ylim()
+    assert low < -2.5 and high > -0.5
+
+
+def test_a_sampler_that_no_run_has_is_no_panel(tmp_path, monkeypatch, study):
+    rows = [row for row in study.rows if row["sampler"] == "plain"]
+    axes = drawn_axes(monkeypatch, tmp_path, Study(rows, study.strategies, METRICS))
+    assert [axis.get_title() for axis in axes] == ["val_mse, plain sampler", "ood_mse, plain sampler"]
+
+
+def test_a_panel_stands_for_each_wrong_answer_that_was_measured(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(landscape_figures, "draw", lambda *given: drawn.append(given[-1]))
+    levels = [{"t": t, "auc_random": 1, "auc_adversarial": 1, "auc_other": 1, "auc_mine": 0.5} for t in range(3)]
+    level_figure({("baseline", 0): {"levels": levels}}, ["baseline"], path=tmp_path / "a.png")
+    assert drawn[:3] == ["auc_other", "auc_mine", "auc_adversarial"] and "auc_regression" not in drawn
+    assert len(drawn) == 7 and (tmp_path / "a.png").exists()
+
+
+def test_effort_has_the_parts_that_were_measured(study):
+    places = {"inner_steps": "inner_steps", "diffusion_steps": "diffusion_steps", "conditioning": "condition_from"}
+    diagnosis = {part: [{x: 1, "mse": 1.0}, {x: 5, "mse": 1.0}] for part, x in places.items()}
+    found = effort_panels({("baseline", 0): diagnosis}, study, Inverse)
+    assert [panel[0] for panel in found] == ["inner_steps", "inner_steps", "diffusion_steps", "conditioning"]
+    assert found[-1][-1] == "condition number of A, from"
+    plain = {**diagnosis, "conditioning": [], "inner_steps": [{"inner_steps": 0}]}  # no energy, no difficulty
+    assert [panel[0] for panel in effort_panels({("baseline", 0): plain}, study, Addition)] == ["diffusion_steps"]
 
 
 @pytest.mark.parametrize("value", [0.0, np.nan])
@@ -181,3 +221,20 @@ def test_a_figure_that_fails_is_one_line_and_leaves_no_old_one(tmp_path, capsys)
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"warning: {path} is not drawn (ValueError: x and y must have same first dimension")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_model_without_energy_has_the_figures_of_the_rest(tmp_path, capsys):
+    task = Parity("val", 4)
+    study = Study([{"strategy": "baseline", "seed": 0, "sampler": "plain"}], ["baseline"], task_metrics(Parity))
+    steps = [{"diffusion_steps": count, "val_balanced_accuracy": 0.5} for count in (1, 2)]
+    nothing = {"levels": [], "conditioning": [], "slice": None}
+    found = {**nothing, "inner_steps": [{"inner_steps": 0}], "diffusion_steps": steps, "example": {"prediction": [0.5]}}
+    diagnoses = {("baseline", 0): found}
+    write_landscape(tmp_path, study, task, diagnoses)
+    causes_figure(tmp_path, diagnoses, study, path=tmp_path / "causes.png")
+    example_figure(diagnoses, ["baseline"], EvaluationSet(task, 2, "cpu"), path=tmp_path / "example.png")
+    assert {path.name for path in tmp_path.glob("*.png")} == {"causes.png", "effort.png", "example.png"}
+    assert {path.name for path in tmp_path.glob("*.csv")} == {"inner_steps.csv", "diffusion_steps.csv"}
+    parts = "\n".join(report.diagnosis_parts(tmp_path, diagnoses, task))
+    assert "landscape" not in parts and "not drawn" not in parts
+    assert not capsys.readouterr().err

@@ -12,11 +12,12 @@ from diffusion_lib.evaluation import EvaluationSet
 from diffusion_lib.system.errors import ConfigError
 from experiments.ablations import ABLATIONS, ablation_strategies, main, parse_arguments
 from experiments.analysis.landscape import (
-    conditioning_rows,
+    difficulty_rows,
     diffusion_step_rows,
     energy_slice,
     inner_step_rows,
     level_rows,
+    solved_example,
 )
 from models import EnergyModel
 
@@ -72,7 +73,17 @@ def test_inner_steps_lower_the_error_of_a_bowl(bowl):
 
 def test_conditioning_counts_every_matrix_once(bowl):
     val, ood = (EvaluationSet(Inverse("val", 3, ood=ood), 40, "cpu") for ood in (False, True))
-    assert sum(row["matrices"] for row in conditioning_rows(bowl, val, ood)) == 80
+    assert sum(row["matrices"] for row in difficulty_rows(bowl, val, ood)) == 80
+
+
+def test_the_energies_of_the_solved_problem_are_those_of_its_samples(bowl):
+    chosen = EvaluationSet(Inverse("val", 3), 4, "cpu")
+    found = solved_example(bowl, chosen)
+    assert found["levels"] == list(range(9, -1, -1))
+    assert found["energy_solution"] == pytest.approx([0] * 10, abs=1e-6)
+    distance = (torch.tensor(found["prediction"]) - chosen.target[0]).square().sum().item()
+    last = bowl.alphas_cumprod[0].item() / 20 * distance  # the energy of the last sample, by hand
+    assert found["energy"][-1] == pytest.approx(last, rel=1e-2, abs=1e-6)
 
 
 def test_slice_of_a_bowl_has_its_minimum_at_the_solution(bowl):
@@ -83,7 +94,7 @@ def test_slice_of_a_bowl_has_its_minimum_at_the_solution(bowl):
     assert torch.allclose(energy, energy.flip(0), rtol=1e-3)
 
 
-def test_each_arm_changes_its_key_alone():
+def test_each_strategy_changes_its_key_alone():
     config = ExperimentConfig()
     for key in set(ABLATIONS) - {"rank"}:
         strategies = ablation_strategies(key, ABLATIONS[key], config)

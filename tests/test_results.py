@@ -1,6 +1,7 @@
 """What a study leaves: tables whose every column is documented, one tidy table, figures, and a clean checkout."""
 
 import csv
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -8,15 +9,18 @@ from pathlib import Path
 import pytest
 
 from diffusion_lib.config import ExperimentConfig
-from diffusion_lib.tasks import Inverse, matrix_references
+from diffusion_lib.evaluation import DIFFICULTIES
+from diffusion_lib.tasks import TASKS, Inverse, matrix_references
 from experiments.ablations import main
 from experiments.analysis import figures, report
 from experiments.analysis.metrics import task_metrics
 from experiments.analysis.tables import COSTS, EXTRA, Study, tidy_rows
 from experiments.matrix_inversion_mining_comparison import main as comparison
+from experiments.reasoning_mining_comparison import main as reasoning
 
 ROOT = Path(__file__).resolve().parent.parent
 METRICS = tuple(metric.column for metric in task_metrics(Inverse))
+ALL_METRICS = {name for task in TASKS.values() for name in task.metrics}
 SMALL = ["--rank=3", "--train-steps=6", "--batch-size=8", "--evaluation-size=32", "--device=cpu", "--at-once=1"]
 
 
@@ -30,16 +34,30 @@ def results(tmp_path_factory):
         yield folder
 
 
+PARITY = ["--task=parity", "--rank=4", "--name=p"]
+
+
+@pytest.fixture(scope="module")
+def parity(tmp_path_factory):
+    """The folder of a small study of a task that is judged by rates."""
+    folder = tmp_path_factory.mktemp("parity")
+    small = ["--train-steps=3", "--batch-size=4", "--evaluation-size=32", "--device=cpu", "--at-once=1"]
+    assert reasoning([*PARITY, *small, "--strategies", "baseline", "adversarial", f"--results={folder}"]) == 0
+    return folder
+
+
 def read_csv(path):
     with open(path, newline="") as file:
         return list(csv.DictReader(file))
 
 
 def undocumented(paths) -> set[str]:
-    """The columns that results/README.md names neither as they are nor as a metric and an ending."""
+    """The columns that results/README.md names neither as they are nor as a metric, its difficulty and an ending."""
     named = set(re.findall(r"`(\w+)`", (ROOT / "results" / "README.md").read_text()))
     endings = tuple(name for name in named if name.startswith("_"))
-    whole = named | {name + ending for name in METRICS + EXTRA + COSTS for ending in endings if name in named}
+    rates = {f"{difficulty}_{name}" for difficulty in DIFFICULTIES for name in named & ALL_METRICS}
+    measured = rates | (named & {*METRICS, *EXTRA, *COSTS})
+    whole = named | rates | {name + ending for name in measured for ending in endings}
     whole |= {ending.removeprefix("_") for ending in endings}  # where the metric has a column of its own
     columns = set()
     for path in paths:
@@ -56,6 +74,45 @@ def test_every_column_of_a_study_is_documented(results):
         *("levels.csv", "inner_steps.csv", "diffusion_steps.csv", "conditioning.csv"),
     }
     assert not undocumented(paths)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_metric_of_a_task_is_documented(name):
+    text = (ROOT / "results" / "README.md").read_text()
+    assert not [metric for metric in TASKS[name].metrics if f"`{metric}`" not in text and f"`val_{metric}`" not in text]
+
+
+def test_a_study_of_rates_has_its_report(parity):
+    study = parity / "p"
+    paths = list(parity.glob("**/*.csv"))
+    assert {"levels.csv", "inner_steps.csv", "diffusion_steps.csv"} <= {path.name for path in paths}
+    assert "conditioning.csv" not in {path.name for path in paths}  # nothing says how hard a row of bits is
+    assert not undocumented(paths)
+    drawn = {"learning_curves", "intervals", "causes", "landscape", "effort", "slice", "example"}
+    assert {path.stem for path in study.glob("*.png")} == drawn
+    text = (study / "report.md").read_text()
+    assert "linear regression" not in text and "condition" not in text and "was not drawn" not in text
+    assert set(re.findall(r"\]\((\w+)\.png\)", text)) == drawn
+
+
+def test_the_solved_problem_needs_no_weights_but_its_diagnosis(parity):
+    study, again = parity / "p", [*PARITY, "--report-only", f"--results={parity}"]
+    before = (study / "example.png").read_bytes()
+    diagnoses = {path: path.read_text() for path in study.glob("runs/*/*/diagnostics.json")}
+    for path in diagnoses:
+        path.with_name("last.pt").rename(path.with_name("away.pt"))
+    (study / "example.png").unlink()
+    reasoning(again)
+    assert (study / "example.png").read_bytes() == before
+    for path, text in diagnoses.items():  # as an earlier version left them
+        path.write_text(json.dumps({key: value for key, value in json.loads(text).items() if key != "example"}))
+    (study / "example.png").unlink()
+    reasoning(again)
+    assert not (study / "example.png").exists() and "example" not in (study / "report.md").read_text()
+    for path, text in diagnoses.items():
+        path.write_text(text)
+    reasoning(again)
+    assert (study / "example.png").exists()
 
 
 def test_the_summary_has_what_the_readme_says_of_errors(results):
@@ -102,7 +159,17 @@ def test_a_strategy_without_a_setting_has_none():
 def test_every_figure_has_a_pdf_beside_it(results):
     study = results / "ablation-opt_steps-a"
     drawn = {path.stem for path in study.glob("*.png")}
-    assert drawn == {"learning_curves", "intervals", "gap", "causes", "landscape", "effort", "slice", "ablation"}
+    assert drawn == {
+        "learning_curves",
+        "intervals",
+        "gap",
+        "causes",
+        "landscape",
+        "effort",
+        "slice",
+        "example",
+        "ablation",
+    }
     assert {path.stem for path in study.glob("*.pdf")} == drawn
 
 
@@ -130,7 +197,7 @@ def test_a_report_can_be_made_where_no_figure_can(results, monkeypatch):
 
     monkeypatch.setattr(figures, "Figure", broken)
     comparison(["--report-only", "--name", "ablation-opt_steps-a", "--results", str(results), "--seeds", "0"])
-    assert (results / "ablation-opt_steps-a" / "report.md").read_text().count("was not drawn") == 7
+    assert (results / "ablation-opt_steps-a" / "report.md").read_text().count("was not drawn") == 8
     monkeypatch.undo()
     assert report.image(results, "absent", "x") == "(x: the figure was not drawn)"
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from diffusion_lib.config import ExperimentConfig
-from diffusion_lib.tasks import Addition, Inverse, matrix_references
+from diffusion_lib.tasks import Addition, Inverse, ShortestPath, Sudoku, matrix_references
 from experiments.analysis import report
-from experiments.analysis.metrics import task_metrics
+from experiments.analysis.metrics import Metric, task_metrics
 from experiments.analysis.statistics import geometric_mean, ratio
-from experiments.analysis.tables import Study, format_table, summary_rows, table_cells
+from experiments.analysis.tables import Study, format_table, printed_table, summary_rows, table_cells
 
 METRICS = task_metrics(Inverse)
 BASE = [0.010, 0.012, 0.011, 0.013]
@@ -207,5 +207,43 @@ def test_the_printed_table_fits_a_wide_screen():
         {"strategy": "public, adversarial", "sampler": "published, not rerun", "n": 10, "val_mse": 0.009777},
     ]
     values = {"baseline": BASE, "baseline-compute": [0.009838, 0.009731, 0.009946, 0.0098]}
-    lines = format_table(summary_rows(study(values), references), METRICS).splitlines()
-    assert max(map(len, lines)) <= 150
+    table = printed_table(summary_rows(study(values), references), METRICS)
+    assert max(map(len, table.splitlines())) <= 150
+    assert {"val_mse", "ood_mse", "recon_error"} <= set(table.split())
+
+
+def test_of_many_metrics_a_screen_shows_those_that_fit_and_the_report_all():
+    metrics = task_metrics(ShortestPath)
+    summary = summary_rows(study({"baseline": [0.5, 0.6], "adversarial": [0.55, 0.7]}, metrics), [])
+    printed, whole = printed_table(summary, metrics), format_table(summary, metrics, "github")
+    assert max(map(len, printed.splitlines())) <= 150
+    assert "val_first_step_shortens" in printed and "ood_first_step_shortens" in printed
+    assert all(metric.column in whole for metric in metrics)
+    few = tuple(Metric(f"{difficulty}_{name}", rate=True) for name in "abcd" for difficulty in ("val", "ood"))
+    header = printed_table(summary_rows(study({"baseline": [0.5, 0.6]}, few), []), few).split("\n")[0]
+    assert header.split()[11:-2] == ["ood_a", "val_b", "val_c", "ood_b", "ood_c"]
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_band_that_no_run_has_is_no_column():
+    metrics = task_metrics(Sudoku)
+    chosen = study({"baseline": [0.5, 0.6], "adversarial": [0.5, nan]}, metrics)
+    for row in chosen.rows:
+        row["val_solved_0_to_24_givens"] = nan
+    summary = summary_rows(chosen, [{"strategy": "guess", "sampler": "reference", "val_solved_0_to_24_givens": nan}])
+    table = format_table(summary, metrics)
+    assert "val_solved_0_to_24_givens" not in table and "0 of 2 finite" not in table
+    assert "ood_solved_0_to_24_givens" in table and "1 of 2 finite" in table
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_score_may_lie_outside_the_shares():
+    metrics = tuple(metric for metric in task_metrics(ShortestPath) if metric.column.endswith("success_over_chance"))
+    values = {"baseline": [-0.4, -1.3, -0.2], "adversarial": [0.1, -0.5, 0.3]}
+    row = plain_row(summary_rows(study(values, metrics), []))
+    name = "val_success_over_chance"
+    assert row[f"{name}_mean"] == pytest.approx(np.mean(values["adversarial"]))
+    assert row[f"{name}_low"] < -0.5 and row[f"{name}_high"] > 0.3
+    assert row[f"{name}_difference"] == pytest.approx(60) and row[f"{name}_p"] < 0.05
+    far = cells({"baseline": [-0.4, -9.3, -4.2], "adversarial": [0.1, -0.5, 0.3]}, metrics)
+    assert far[4].startswith("+460.00 points [")

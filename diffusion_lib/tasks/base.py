@@ -70,6 +70,8 @@ class Task(Dataset):
     recipe: ClassVar[dict] = {}  # settings of ExperimentConfig that differ from the defaults
     metrics: ClassVar[tuple[str, ...]] = ("mse",)  # the names in `summary`, that which decides first
     higher_is_better: ClassVar[frozenset[str]] = frozenset()
+    beyond_shares: ClassVar[frozenset[str]] = frozenset()  # of those the ones that may lie outside [0, 1]
+    difficulty_name: ClassVar[str] = "difficulty"  # what `difficulty` measures, in words
     rules: Rules = Rules()
     released_rules: Rules | None = None  # with the released code's defects; None: no different
     source: str = "generated"
@@ -137,7 +139,8 @@ class Task(Dataset):
         By default the solution and the prediction as images side by side, with a line between them.
         """
         left, right = as_image(target), as_image(prediction)
-        axes.imshow(torch.cat([left, right], 1).numpy(), vmin=-self.bound, vmax=self.bound, cmap="coolwarm")
+        limit = left.abs().max().item()
+        axes.imshow(torch.cat([left, right], 1).numpy(), vmin=-limit, vmax=limit, cmap="coolwarm")
         axes.axvline(left.shape[1] - 0.5, color="black")
         axes.set(xticks=[], yticks=[], title="solution | prediction")
 

@@ -33,6 +33,7 @@ class Inverse(MatrixTask):
         return a.flatten(1).to(dtype), inverse.to(dtype).flatten(1).contiguous()
 
     metrics = ("mse", "recon_error")
+    difficulty_name = "condition number of A"
 
     def score(self, inp, target, prediction):
         """`mse`, and `recon_error`: the Frobenius norm of A Y - I."""

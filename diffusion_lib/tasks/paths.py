@@ -10,7 +10,7 @@ from diffusion_lib.tasks.base import Rules, Task
 from diffusion_lib.tasks.corruption import ChangedStep
 from diffusion_lib.tasks.encoding import one_hot_signs, signs
 from diffusion_lib.tasks.graph_algorithms import distances, nearest_neighbours
-from diffusion_lib.tasks.metrics import path_scores, ratio
+from diffusion_lib.tasks.metrics import path_scores, ratio, reaches_goal
 
 GRAPHS_AT_ONCE = 2048
 DEGREE = 0.5
@@ -45,6 +45,7 @@ class PathTask(Task):
         "argmax_accuracy",
     )
     higher_is_better = frozenset(metrics)
+    beyond_shares = frozenset({"success_over_chance"})
 
     def __init__(self, split: str, rank: int | None = None, ood: bool = False):
         super().__init__(split, rank, ood)
@@ -110,7 +111,9 @@ class PathTask(Task):
         for node, (x, y) in enumerate(place):
             colour = {start: "tab:blue", goal: "tab:orange"}.get(node, "black")
             axes.text(1.12 * x, 1.12 * y, str(node), color=colour, ha="center", va="center")
-        axes.set(xlim=(-1.25, 1.25), ylim=(-1.25, 1.25), aspect="equal", title=f"from {start} to {goal}")
+        there = reaches_goal(edges[None], *torch.tensor([[start], [goal]]), torch.tensor([plan])).item()
+        title = f"from {start} to {goal}, {'reached' if there else 'not reached'}"
+        axes.set(xlim=(-1.25, 1.25), ylim=(-1.25, 1.25), aspect="equal", title=title)
         axes.axis("off")
 
 

@@ -17,7 +17,6 @@ from threading import RLock
 import numpy as np
 from scipy.stats import gmean
 
-from diffusion_lib.evaluation import SAMPLERS
 from diffusion_lib.system.files import write_atomic
 from diffusion_lib.training.run_folder import run_folders
 from experiments.analysis.metrics import Metric
@@ -64,8 +63,9 @@ COLORS = {"baseline": "#0072B2", "random": "#E69F00", "adversarial": "#009E73", 
 OTHER_COLORS = ("#CC79A7", "#D55E00", "#332288", "#999933", "#882255", "#44AA99")
 PAIR_COLOR = "0.75"
 ERROR_LABEL = "mean squared error of an entry"
+PANEL = (3.3, 2.9)  # inches of a panel, its width and height
 REFERENCE_STYLES = ("--", ":", "-.", (0, (7, 2)), (0, (1, 3)))
-NEAR = 1.6  # times the greatest run, or under the least one: references further off would flatten the runs
+NEAR = 1.6  # times the greatest run, or under the least one: errors of references further off would flatten the runs
 
 
 def strategy_colors(strategies: Sequence[str]) -> dict[str, str]:
@@ -103,6 +103,17 @@ def drawing(path: Path, size: tuple[float, float], rows: int = 1, columns: int =
             # without its date the same figure is the same file
             figure.savefig(buffer, format=form, metadata={"CreationDate": None} if form == "pdf" else None)
             write_atomic(file, buffer.getvalue())
+
+
+@contextmanager
+def panels(path: Path, count: int, most: int):
+    """The axes (1, count) of a `drawing` of `count` panels, at most `most` of them side by side."""
+    columns = min(most, count)
+    rows = -(-count // columns)
+    with drawing(path, (PANEL[0] * columns, PANEL[1] * rows), rows, columns) as axes:
+        for axis in axes.flat[count:]:
+            axis.remove()
+        yield axes.reshape(1, -1)[:, :count]
 
 
 def spans_decades(values) -> bool:
@@ -147,15 +158,16 @@ def name_ticks(axis, names: Sequence[str]):
     axis.set_xlim(-0.5, len(names) - 0.5)
 
 
-def reference_lines(axis, references: list[dict], column: str):
-    """A black line for each predictor without training whose value lies near what the axis shows."""
+def reference_lines(axis, references: list[dict], metric: Metric):
+    """A black line for each predictor without training whose rate is known, or whose error lies near those shown."""
     shown = plotted(axis)
     shown = shown[np.isfinite(shown)]
     if not shown.size:
         return
     for row, style in zip((row for row in references if row["sampler"] == REFERENCE), cycle(REFERENCE_STYLES)):
-        if shown.min() / NEAR <= row.get(column, np.nan) <= NEAR * shown.max():
-            axis.axhline(row[column], color="black", ls=style, lw=0.8, label=row["strategy"])
+        value = row.get(metric.column, np.nan)
+        if np.isfinite(value) if metric.rate else shown.min() / NEAR <= value <= NEAR * shown.max():
+            axis.axhline(value, color="black", ls=style, lw=0.8, label=row["strategy"])
 
 
 def read_curves(study_folder: Path, strategy: str) -> dict[int, list[dict]]:
@@ -170,29 +182,28 @@ def read_curves(study_folder: Path, strategy: str) -> dict[int, list[dict]]:
     return curves
 
 
-CURVES = (
-    ("loss_denoise", "denoising loss, training", "mean squared error of the noise"),
-    ("val_mse", "val_mse, plain sampler", ERROR_LABEL),
-    ("ood_mse", "ood_mse (harder), plain sampler", ERROR_LABEL),
-)
+LOSS = Metric("loss_denoise")
 
 
 @guarded
-def learning_curves(study_folder: Path, strategies: list[str], references: list[dict], path: Path):
-    """Loss and the two errors against the step: geometric mean over seeds, and the band from least to greatest."""
-    with drawing(path, (11, 3.4), 1, len(CURVES)) as axes:
-        for strategy, color in strategy_colors(strategies).items():
+def learning_curves(study_folder: Path, study: Study, references: list[dict], path: Path):
+    """Loss and the first metric of both difficulties against the step: mean over seeds, and the band of all."""
+    shown = (LOSS, *study.metrics[:2])
+    with panels(path, len(shown), most=len(shown)) as axes:
+        for strategy, color in strategy_colors(study.strategies).items():
             curves = read_curves(study_folder, strategy)
-            for axis, (column, _, _) in zip(axes.flat, CURVES, strict=True):
-                steps, values = _aligned(curves, column)
+            for axis, metric in zip(axes.flat, shown, strict=True):
+                steps, values = _aligned(curves, metric.column)
                 if steps.size:
-                    axis.plot(steps, gmean(values), color=color, label=f"{strategy} (n = {len(values)})")
+                    mean = values.mean(0) if metric.rate else gmean(values)
+                    axis.plot(steps, mean, color=color, label=f"{strategy} (n = {len(values)})")
                     axis.fill_between(steps, values.min(0), values.max(0), color=color, alpha=0.2, lw=0)
-        for axis, (column, title, label) in zip(axes.flat, CURVES, strict=True):
-            reference_lines(axis, references, column)
-            axis.set(xlabel="training step", title=title, ylabel=label)
+        for axis, metric in zip(axes.flat, shown, strict=True):
+            reference_lines(axis, references, metric)
+            title = "denoising loss, training" if metric == LOSS else f"{metric.column}, plain sampler"
+            axis.set(xlabel="training step", title=title, ylabel=metric.column)
             axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-            choose_scale(axis, "y", plotted(axis))
+            metric_scale(axis, metric, plotted(axis))
         legend_below(axes)
 
 
@@ -217,8 +228,19 @@ def points_and_interval(axis, place: float, values: np.ndarray, color: str, metr
         axis.errorbar([place + 0.12], [interval.mean], spread, **style)
 
 
+def share_scale(axis):
+    """The heights of shares: 0 to 1, with room for points at both ends."""
+    axis.set_ylim(-0.03, 1.03)
+
+
 def metric_scale(axis, metric: Metric, values):
-    """A log axis for positive errors, wide enough for the values, and for intervals up to ten times beyond them."""
+    """A log axis for positive errors, wide enough for the values, and for intervals up to ten times beyond them.
+
+    A linear one for rates, from 0 to 1 for those that are shares.
+    """
+    if metric.rate and metric.share:
+        share_scale(axis)
+        return
     finite = np.asarray(values, dtype=float)
     finite = finite[np.isfinite(finite)]
     if metric.rate or not finite.size or finite.min() <= 0:
@@ -243,13 +265,13 @@ def join_pairs(axis, values: np.ndarray):
 @guarded
 def interval_plot(study: Study, references: list[dict], path: Path):
     """Every run as a point, those of a seed joined, beside the mean and its 95% interval: difficulties by samplers."""
-    colors, metrics = strategy_colors(study.strategies), study.metrics[:2]
-    with drawing(path, (5 * len(SAMPLERS), 3.3 * len(metrics)), len(metrics), len(SAMPLERS)) as axes:
+    colors, metrics, samplers = strategy_colors(study.strategies), study.metrics[:2], study.samplers
+    with drawing(path, (5 * len(samplers), 3.3 * len(metrics)), len(metrics), len(samplers)) as axes:
         for row, metric in zip(axes, metrics, strict=True):
-            for axis, sampler in zip(row, SAMPLERS, strict=True):
+            for axis, sampler in zip(row, samplers, strict=True):
                 values = study.values(metric.column, sampler)
                 join_pairs(axis, np.array(list(values.values())))
-                reference_lines(axis, references, metric.column)
+                reference_lines(axis, references, metric)
                 for place, strategy in enumerate(study.strategies):
                     points_and_interval(axis, place, values[strategy], colors[strategy], metric)
                 metric_scale(axis, metric, np.concatenate(list(values.values())))

@@ -32,6 +32,7 @@ def diagnose(diffusion, val: EvaluationSet, ood: EvaluationSet) -> dict:
             "diffusion_steps": diffusion_step_rows(diffusion, val, ood),
             "conditioning": difficulty_rows(diffusion, val, ood),
             "slice": energy_slice(diffusion, val) if energetic else None,
+            "example": solved_example(diffusion, val),
         }
 
 
@@ -127,7 +128,8 @@ def difficulty_rows(diffusion, val, ood) -> list[dict]:
 
 
 def _scores(diffusion, chosen):
-    prediction = diffusion.sample_loop(chosen.inp, start=chosen.start, inner_steps=0, bound=chosen.task.bound)
+    options = {"mask": chosen.mask, "start": chosen.start, "bound": chosen.task.bound}
+    prediction = diffusion.sample_loop(chosen.inp, inner_steps=0, **options)
     return {name: values.cpu() for name, values in chosen.task.score(chosen.inp, chosen.target, prediction).items()}
 
 
@@ -148,3 +150,31 @@ def energy_slice(diffusion, chosen: EvaluationSet) -> dict:
         points = torch.cat([home + x * first + y * second for x in axis.tolist()])
         energies.append(ebm.energy(ebm.condition(inp.expand(len(points), *inp.shape[1:]), t), points).tolist())
     return {"level": t, "axis": axis.tolist(), "energy": energies}
+
+
+def solved_example(diffusion, chosen: EvaluationSet) -> dict:
+    """The first problem of the set, solved with the task's own number of descents: `prediction`, its entries in order.
+
+    Of a model with an energy also, in the order of sampling: `levels`, and at each `energy`, that of the sample, and
+    `energy_solution`, that of the true solution without noise.
+    """
+    ebm, inp, target = diffusion.model.ebm, chosen.inp[:1], chosen.target[:1].float()
+    trajectory = diffusion.sample_loop(
+        inp,
+        mask=chosen.mask_of(slice(1)),
+        start=chosen.start[:1],
+        inner_steps=diffusion.rules.inner_steps if ebm.has_energy else 0,
+        bound=chosen.task.bound,
+        return_traj=True,
+    )
+    solved = {"prediction": trajectory[-1].double().flatten().round(decimals=5).tolist()}
+    if not ebm.has_energy:
+        return solved
+    levels = list(reversed(range(diffusion.num_timesteps)))
+    energies = {"energy": trajectory, "energy_solution": [target] * len(levels)}
+    for name, answers in energies.items():
+        solved[name] = [
+            ebm.energy(ebm.condition(inp, t), diffusion.sqrt_alphas_cumprod[t] * answer).item()
+            for t, answer in zip(levels, answers, strict=True)
+        ]
+    return solved | {"levels": levels}

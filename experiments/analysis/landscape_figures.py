@@ -1,4 +1,4 @@
-"""Figures and tables of what landscape.diagnose measured, over the runs of a study."""
+"""Figures and tables of what landscape.diagnose measured, over the runs of a study: a panel for all that is there."""
 
 from pathlib import Path
 
@@ -9,33 +9,37 @@ from diffusion_lib.inference import load_model
 from diffusion_lib.system.errors import say
 from diffusion_lib.system.files import read_json, write_csv, write_json
 from experiments.analysis.figures import (
-    ERROR_LABEL,
     choose_scale,
     drawing,
     guarded,
     legend_below,
+    metric_scale,
+    panels,
     plotted,
+    share_scale,
     strategy_colors,
 )
-from experiments.analysis.landscape import diagnose
+from experiments.analysis.landscape import MINED, diagnose
+from experiments.analysis.metrics import Metric
 from experiments.analysis.tables import HEADLINE_SAMPLER, Study
 from experiments.study.run import diagnosed_size, evaluation_sets
 
-LEVEL_PANELS = (
-    ("auc_regression", "linear regression's answer ranked behind", "P(E(real) < E(fake))"),
-    ("auc_adversarial", "own mined negatives ranked behind", "P(E(real) < E(fake))"),
-    ("gap_adversarial", "gap to own mined negatives", "E(fake) - E(real), energy units"),
-    ("distance_adversarial", "distance of own mined negatives", "root mean square of an entry"),
-    ("accepted", "descents of the mining kept", "share of opt_steps"),
-    ("alignment", "gradient and way from the solution", "cos(dE/dx, x - x*)"),
-)
-SHARES = ("auc_regression", "auc_other", "auc_adversarial", "accepted")  # drawn from 0 to 1
-EFFORT_PANELS = (
-    ("inner_steps", "inner_steps", "val_mse", "val_mse, innerloop sampler", "descents a level (0: plain)"),
-    ("inner_steps", "inner_steps", "ood_mse", "ood_mse (harder), innerloop sampler", "descents a level (0: plain)"),
-    ("diffusion_steps", "diffusion_steps", "val_mse", "val_mse, plain sampler", "levels visited"),
-    ("conditioning", "condition_from", "mse", "both difficulties, plain sampler", "condition number of A, from"),
-)
+RANKED = "P(E(real) < E(fake))"
+# What is ranked behind the solution, by the name of a task's wrong answers; another name stands for itself.
+ANSWERS = {
+    "regression": "a linear regression's answer",
+    "other": "another problem's solution",
+    "corrupted": "a spoiled solution",
+}
+# Columns of levels.csv with their titles and the labels of the axis.
+LEVEL_PANELS = {
+    "auc_adversarial": ("own mined negatives ranked behind", RANKED),
+    "gap_adversarial": ("gap to own mined negatives", "E(fake) - E(real), energy units"),
+    "distance_adversarial": ("distance of own mined negatives", "root mean square of an entry"),
+    "accepted": ("descents of the mining kept", "share of opt_steps"),
+    "alignment": ("gradient and way from the solution", "cos(dE/dx, x - x*)"),
+}
+PARTS = ("levels", "inner_steps", "diffusion_steps", "conditioning")
 
 
 def read_diagnoses(folder: Path, config: ExperimentConfig, study: Study) -> dict[tuple[str, int], dict]:
@@ -58,13 +62,17 @@ def run_diagnosis(run: Path, config: ExperimentConfig) -> dict | None:
     return read_json(path)
 
 
-def write_landscape(folder: Path, strategies: list[str], diagnoses: dict[tuple[str, int], dict]):
-    """The figures of all diagnoses and their CSVs."""
-    level_figure(diagnoses, strategies, path=folder / "landscape.png")
-    effort_figure(diagnoses, strategies, path=folder / "effort.png")
-    slice_figure(diagnoses, strategies, path=folder / "slice.png")
-    for part in ("levels", "inner_steps", "diffusion_steps", "conditioning"):
-        write_csv(folder / f"{part}.csv", rows_with_runs(diagnoses, part))
+def write_landscape(folder: Path, study: Study, task, diagnoses: dict[tuple[str, int], dict]):
+    """The figures of all diagnoses and their CSVs, of the parts that the task and its model have."""
+    for part in PARTS:
+        rows = rows_with_runs(diagnoses, part)
+        if rows:
+            write_csv(folder / f"{part}.csv", rows)
+    if rows_with_runs(diagnoses, "levels"):
+        level_figure(diagnoses, study.strategies, path=folder / "landscape.png")
+    effort_figure(diagnoses, study, task, path=folder / "effort.png")
+    if any(diagnosis["slice"] for diagnosis in diagnoses.values()):
+        slice_figure(diagnoses, study.strategies, path=folder / "slice.png")
 
 
 def rows_with_runs(diagnoses: dict[tuple[str, int], dict], part: str) -> list[dict]:
@@ -74,6 +82,12 @@ def rows_with_runs(diagnoses: dict[tuple[str, int], dict], part: str) -> list[di
         for (strategy, seed), diagnosis in diagnoses.items()
         for row in diagnosis[part]
     ]
+
+
+def first_seeds(diagnoses: dict, strategies: list[str], part: str) -> list[tuple[str, int]]:
+    """(strategy, seed) of each strategy's first run whose diagnosis has the part; an earlier version's may lack it."""
+    first = {key[0]: key for key in sorted(diagnoses, reverse=True) if diagnoses[key].get(part)}
+    return [first[strategy] for strategy in strategies if strategy in first]
 
 
 def draw(axis, rows, strategies, x, y):
@@ -88,40 +102,58 @@ def draw(axis, rows, strategies, x, y):
         axis.fill_between(places, [min(v) for v in values], [max(v) for v in values], color=color, alpha=0.2, lw=0)
 
 
+def ranked_panels(rows: list[dict]) -> dict[str, tuple[str, str]]:
+    """Of the task's wrong answers that were measured: column -> title and label."""
+    columns = dict.fromkeys(key for row in rows for key in row if key.startswith("auc_"))
+    names = [name for name in (column.removeprefix("auc_") for column in columns) if name not in MINED]
+    return {f"auc_{name}": (f"{ANSWERS.get(name, name)} ranked behind", RANKED) for name in names}
+
+
 @guarded
 def level_figure(diagnoses, strategies, path: Path):
     """What the energy does at each noise level. strategies: all of the study, for their colours."""
     rows = rows_with_runs(diagnoses, "levels")
-    with drawing(path, (11, 5.6), 2, 3) as axes:
-        for axis, (column, title, label) in zip(axes.flat, LEVEL_PANELS, strict=True):
+    shown = ranked_panels(rows) | LEVEL_PANELS
+    with panels(path, len(shown), most=4) as axes:
+        for axis, (column, (title, label)) in zip(axes.flat, shown.items(), strict=True):
             draw(axis, rows, strategies, "t", column)
             axis.set(xlabel="noise level t", title=title, ylabel=label)
-            if column in SHARES:
-                axis.set_ylim(-0.03, 1.03)
-            else:
+            if column.startswith("auc_") or column == "accepted":
+                share_scale(axis)
+            elif column.startswith(("gap_", "distance_")):
                 choose_scale(axis, "y", plotted(axis))
         legend_below(axes)
 
 
+def effort_panels(diagnoses, study: Study, task) -> list[tuple[str, str, str, Metric, str, str]]:
+    """Part, x, y, the metric of y, title and label of x: of the parts that have more than one place."""
+    val, hardness = study.metrics[0], f"{task.difficulty_name}, from"
+    shown = [
+        *(("inner_steps", "inner_steps", m.column, m, m.column, "descents a level") for m in study.metrics[:2]),
+        ("diffusion_steps", "diffusion_steps", val.column, val, f"{val.column}, plain sampler", "levels visited"),
+        ("conditioning", "condition_from", task.metrics[0], val, "both difficulties, plain sampler", hardness),
+    ]
+    return [panel for panel in shown if len({row[panel[1]] for row in rows_with_runs(diagnoses, panel[0])}) > 1]
+
+
 @guarded
-def effort_figure(diagnoses, strategies, path: Path):
-    """Errors against inner steps and against diffusion steps, and against the condition number."""
-    with drawing(path, (14, 3.4), 1, len(EFFORT_PANELS)) as axes:
-        for axis, (part, x, y, title, label) in zip(axes.flat, EFFORT_PANELS, strict=True):
+def effort_figure(diagnoses, study: Study, task, path: Path):
+    """The first metric against inner steps, against diffusion steps, and against how hard a problem is."""
+    shown = effort_panels(diagnoses, study, task)
+    with panels(path, len(shown), most=4) as axes:
+        for axis, (part, x, y, metric, title, label) in zip(axes.flat, shown, strict=True):
             rows = rows_with_runs(diagnoses, part)
-            draw(axis, rows, strategies, x, y)
-            axis.set(xlabel=label, title=title)
+            draw(axis, rows, study.strategies, x, y)
+            axis.set(xlabel=label, ylabel=task.metrics[0], title=title)
             choose_scale(axis, "x", [row[x] for row in rows])
-            choose_scale(axis, "y", plotted(axis))
-        axes[0, 0].set_ylabel(ERROR_LABEL)
+            metric_scale(axis, metric, plotted(axis))
         legend_below(axes)
 
 
 @guarded
 def slice_figure(diagnoses, strategies, path: Path):
     """The energy around one solution, for each strategy's first seed."""
-    first = {key[0]: key for key in sorted(diagnoses, reverse=True)}
-    shown = [first[strategy] for strategy in strategies if strategy in first]
+    shown = first_seeds(diagnoses, strategies, "slice")
     with drawing(path, (3.6 * len(shown), 3.2), 1, len(shown), sharey=True) as axes:
         for axis, key in zip(axes.flat, shown, strict=True):
             part = diagnoses[key]["slice"]

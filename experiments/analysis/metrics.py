@@ -6,15 +6,25 @@ from math import isfinite
 import numpy as np
 
 from diffusion_lib.evaluation import DIFFICULTIES, column
-from experiments.analysis.statistics import Mean, Paired, difference, geometric_mean, mean_rate, ratio
+from experiments.analysis.statistics import (
+    Mean,
+    Paired,
+    difference,
+    geometric_mean,
+    mean_rate,
+    mean_score,
+    ratio,
+    score_difference,
+)
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A task's metric at one difficulty. `rate`: a share in [0, 1], higher is better; else a positive error."""
+    """A task's metric at one difficulty. `rate`: higher is better; else a positive error. `share`: a rate in [0, 1]."""
 
     column: str
     rate: bool = False
+    share: bool = True
 
     @property
     def effect(self) -> str:
@@ -29,12 +39,16 @@ class Metric:
         """Geometric mean of errors, mean of rates, with its interval; nan where an error is exactly 0."""
         if self.zeros(values):
             return Mean(int(np.isfinite(values).sum()), np.nan, np.nan, np.nan)
-        return (mean_rate if self.rate else geometric_mean)(values)
+        if not self.rate:
+            return geometric_mean(values)
+        return (mean_rate if self.share else mean_score)(values)
 
     @property
     def compare(self):
-        """`difference` or `ratio` of statistics.py."""
-        return difference if self.rate else ratio
+        """`difference`, `score_difference` or `ratio` of statistics.py."""
+        if not self.rate:
+            return ratio
+        return difference if self.share else score_difference
 
     def effect_words(self, effect: float, low: float, high: float) -> str:
         """`0.752× [0.681, 0.824]`, `+3.20 points [+1.10, +5.30]`; '-' where there is none."""
@@ -68,7 +82,7 @@ class Metric:
 def task_metrics(task) -> tuple[Metric, ...]:
     """A task's metrics, or a task class's, in order: each on the usual problems, then on the harder ones."""
     return tuple(
-        Metric(column(difficulty, name), name in task.higher_is_better)
+        Metric(column(difficulty, name), name in task.higher_is_better, name not in task.beyond_shares)
         for name in task.metrics
         for difficulty in DIFFICULTIES
     )

@@ -11,18 +11,21 @@ from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.system.files import read_json, write_atomic, write_csv, write_json
 from diffusion_lib.tasks import TASKS
 from experiments.analysis.cause_figures import causes_figure, gap_figure
+from experiments.analysis.example_figure import example_figure
 from experiments.analysis.figures import interval_plot, learning_curves
-from experiments.analysis.landscape_figures import read_diagnoses, write_landscape
+from experiments.analysis.landscape_figures import read_diagnoses, rows_with_runs, write_landscape
 from experiments.analysis.metrics import number, task_metrics
 from experiments.analysis.objections import objections
 from experiments.analysis.references import REGRESSION, published_rows, reference_rows
 from experiments.analysis.tables import (
     HEADLINE_SAMPLER,
     Study,
+    defined,
+    first_metrics,
     format_table,
     original_pairing,
+    printed_table,
     run_rows,
-    shown_metrics,
     summary_rows,
     tidy_rows,
 )
@@ -35,7 +38,7 @@ from experiments.analysis.verdict import (
     equal_compute,
     verdict_lines,
 )
-from experiments.study.run import evaluation_sets
+from experiments.study.run import diagnosed_size, evaluation_sets
 
 QUESTION = "Does adversarial negative mining make an IRED energy-based diffusion model better?"
 
@@ -51,23 +54,41 @@ def write_report(folder: Path, config: ExperimentConfig, strategies: list[str]):
     references = reference_rows(sets, study.metrics) + published_rows(task, config)
     summary = summary_rows(study, references)
     write_tables(folder, config, study, summary, task_name(task))
-    learning_curves(folder, study.strategies, references, path=folder / "learning_curves.png")
-    interval_plot(study, references, path=folder / "intervals.png")
-    if any(row["strategy"] == REGRESSION for row in references):
-        gap_figure(folder, study.strategies, references, path=folder / "gap.png")
     diagnoses = read_diagnoses(folder, config, study)
-    if diagnoses:
-        write_landscape(folder, study.strategies, diagnoses)
-        causes_figure(folder, diagnoses, study.strategies, path=folder / "causes.png")
+    write_figures(folder, config, study, task, references, diagnoses)
     timing = read_json(folder / "timing.json") if (folder / "timing.json").exists() else None
     verdict, criteria = verdict_lines(study, config), criteria_lines(study, config, timing)
     against = [f"- {sentence}" for sentence in objections(study, config, references)]
-    text = report_text(folder, config, study, summary, (verdict, criteria, against), bool(diagnoses))
+    parts = [*gap_parts(folder, references), *diagnosis_parts(folder, diagnoses, task)]
+    text = report_text(folder, config, study, summary, (verdict, criteria, against), parts)
     write_atomic(folder / "report.md", text)
     print(what_was_trained(folder.name, config, study, task_name(task)))
-    print(format_table(summary, study.metrics))
+    print(printed_table(summary, study.metrics))
     print("\n".join([original_pairing(study), *verdict, *criteria, "What speaks against it:", *against]))
     print(f"Report: {folder / 'report.md'}")
+
+
+def write_figures(folder: Path, config, study: Study, task, references: list[dict], diagnoses: dict):
+    """All figures that the references and the diagnoses allow."""
+    learning_curves(folder, study, references, path=folder / "learning_curves.png")
+    interval_plot(study, references, path=folder / "intervals.png")
+    if has_regression(references):
+        gap_figure(folder, study, references, path=folder / "gap.png")
+    if diagnoses:
+        write_landscape(folder, study, task, diagnoses)
+        causes_figure(folder, diagnoses, study, path=folder / "causes.png")
+    if has_part(diagnoses, "example"):
+        chosen, _ = evaluation_sets(config, diagnosed_size(config), "cpu")
+        example_figure(diagnoses, study.strategies, chosen, path=folder / "example.png")
+
+
+def has_regression(references: list[dict]) -> bool:
+    return any(row["strategy"] == REGRESSION for row in references)
+
+
+def has_part(diagnoses: dict, part: str) -> bool:
+    """Whether any diagnosis has it; an earlier version's may not."""
+    return any(diagnosis.get(part) for diagnosis in diagnoses.values())
 
 
 def task_name(task) -> str:
@@ -84,7 +105,7 @@ def write_tables(folder: Path, config, study: Study, summary: list[dict], task: 
         write_csv(folder / "equal_compute.csv", equal_compute_rows(study))
     runs = dict.fromkeys(row["run"] for row in study.rows)  # each has a row for every sampler
     write_json(folder / "configs.json", {run: read_json(folder / run / "config.json") for run in runs})
-    write_atomic(folder / "table.tex", format_table(summary, study.metrics, "latex_booktabs") + "\n")
+    write_atomic(folder / "table.tex", printed_table(summary, study.metrics, "latex_booktabs") + "\n")
 
 
 def equal_compute_rows(study: Study) -> list[dict]:
@@ -111,8 +132,8 @@ def what_was_trained(name: str, config: ExperimentConfig, study: Study, task: st
     )
 
 
-def report_text(folder, config, study, summary, found: tuple, landscape: bool) -> str:
-    """The whole report; found: the lines of verdict, criteria and objections."""
+def report_text(folder, config, study, summary, found: tuple, further: list[str]) -> str:
+    """The whole report. found: the lines of verdict, criteria and objections; further: sections of some studies."""
     verdict, criteria, against = found
     first = study.metrics[0]
     parts = [
@@ -138,13 +159,9 @@ def report_text(folder, config, study, summary, found: tuple, landscape: bool) -
         run_table(study),
         "## Learning curves",
         image(folder, "learning_curves", "learning curves"),
-        "## The gap to linear regression",
-        "Error over that of a linear regression, against the compute of the training: points of a learning curve whose "
-        "learning rate still falls, so not shorter runs.",
-        image(folder, "gap", "error over linear regression's"),
         "## Cost",
         cost_table(summary),
-        *(landscape_parts(folder) if landscape else []),
+        *further,
         "## The rule",
         RULE,
         "## Configuration and command",
@@ -199,7 +216,7 @@ def pair_table(study: Study) -> str:
 
 def run_table(study: Study) -> str:
     """Every run that ended, under each sampler."""
-    metrics = shown_metrics(study.metrics)
+    metrics = first_metrics(defined(study.metrics, study.rows))
     return tabulate(
         [
             [row["strategy"], row["seed"], row["sampler"], row["status"], f"{row['train_steps']:,}"]
@@ -212,22 +229,64 @@ def run_table(study: Study) -> str:
     )
 
 
-def landscape_parts(folder: Path) -> list[str]:
+def gap_parts(folder: Path, references: list[dict]) -> list[str]:
+    """The section on linear regression, where the task has one."""
+    if not has_regression(references):
+        return []
     return [
+        "## The gap to linear regression",
+        "Error over that of a linear regression, against the compute of the training: points of a learning curve whose "
+        "learning rate still falls, so not shorter runs.",
+        image(folder, "gap", "error over linear regression's"),
+    ]
+
+
+def diagnosis_parts(folder: Path, diagnoses: dict, task) -> list[str]:
+    """The sections of what the diagnoses measured; those of an energy where the model has one."""
+    if not diagnoses:
+        return []
+    return [
+        *(example_parts(folder) if has_part(diagnoses, "example") else []),
         "## Causes",
         "Whether an energy prefers the true solution to wrong answers that are the same for all strategies, such as "
         "another problem's; whether to its own mined negatives; what more descents at evaluation do; how often a "
         "gradient was clipped.",
         image(folder, "causes", "causes"),
+        *(energy_parts(folder) if has_part(diagnoses, "levels") else []),
+        *effort_parts(folder, diagnoses, task),
+    ]
+
+
+def example_parts(folder: Path) -> list[str]:
+    return [
+        "## One problem, solved",
+        "The same problem of the fixed set, as a run of each strategy solves it, and the energy along the sampler: of "
+        "its sample and of the true solution. A level has an energy function of its own, and each model its own unit.",
+        image(folder, "example", "one problem, solved"),
+    ]
+
+
+def energy_parts(folder: Path) -> list[str]:
+    return [
         "## Energy landscape",
         "By noise level, on the fixed set ([levels.csv](levels.csv)): whether the energy ranks the true solution "
         "first, by how much, how far the mined negatives lie from it, whether the gradient points away from it.",
         image(folder, "landscape", "energy landscape by level"),
         "The energy around one solution (star) towards its mined negative (cross):",
         image(folder, "slice", "slice"),
+    ]
+
+
+def effort_parts(folder: Path, diagnoses: dict, task) -> list[str]:
+    words = {
+        "inner_steps": "inner steps at each level",
+        "diffusion_steps": "levels visited",
+        "conditioning": task.difficulty_name,
+    }
+    known = [f"{words[part]} ([{part}.csv]({part}.csv))" for part in words if rows_with_runs(diagnoses, part)]
+    return [
         "## Effort at evaluation and difficulty",
-        "Inner steps at each level ([inner_steps.csv](inner_steps.csv)), levels visited "
-        "([diffusion_steps.csv](diffusion_steps.csv)), condition number ([conditioning.csv](conditioning.csv)).",
+        f"By {', '.join(known)}.",
         image(folder, "effort", "effort"),
     ]
 

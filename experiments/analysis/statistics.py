@@ -1,7 +1,8 @@
 """Statistics of runs that share their seeds: each strategy is trained on the same seeds and compared seed by seed.
 
 Pure functions on float arrays of shape (seeds,). Errors span decades, so they are compared as ratios, on the log
-scale; rates (shares in [0, 1], where a ratio of errors may be 0) as differences in percentage points. A run that
+scale; scores that are higher where they are better as differences in percentage points: rates, which are shares in
+[0, 1], and others, which may lie outside (a gain over chance is negative where chance is better). A run that
 diverged or is absent is a non-finite entry: it is left out, a pair is used only where both of its runs are finite, and
 `n` counts what was used. What so few values cannot tell is nan, never a guess.
 """
@@ -21,7 +22,7 @@ FLIPS = 2**16  # sign flips of an exact test: all of them up to 16 pairs, drawn 
 
 
 class Mean(NamedTuple):
-    """Mean of `n` runs, geometric for errors and arithmetic for rates, and its t-interval."""
+    """Mean of `n` runs, geometric for errors and arithmetic for scores, and its t-interval."""
 
     n: int
     mean: float
@@ -72,7 +73,7 @@ class Ratio(Paired):
 
 @dataclass(frozen=True, kw_only=True)
 class Difference(Paired):
-    """Mean of treatment minus that of baseline, of rates in [0, 1]; effects and intervals in percentage points."""
+    """Mean of treatment minus that of baseline, of scores; effects and intervals in percentage points."""
 
     difference: float
 
@@ -92,8 +93,13 @@ def mean_rate(values, confidence: float = 0.95) -> Mean:
 
     Raises ValueError for values outside [0, 1], another shape, or a confidence outside (0, 1).
     """
-    n, mean, low, high = _t_interval(_rates("values", _finite("values", values)), confidence)
+    n, mean, low, high = mean_score(_rates("values", _finite("values", values)), confidence)
     return Mean(n, mean, *np.clip((low, high), 0, 1).tolist())
+
+
+def mean_score(values, confidence: float = 0.95) -> Mean:
+    """Mean of the finite entries of `values` (seeds,) and its t-interval; they may lie outside [0, 1]."""
+    return _t_interval(_finite("values", values), confidence)
 
 
 def interquartile_mean(values, generator, confidence: float = 0.95, resamples: int = 10_000) -> PointInterval:
@@ -144,12 +150,18 @@ def difference(treatment, baseline, confidence: float = 0.95) -> Difference:
 
     Intervals are cut at -100 and 100. Raises ValueError as `ratio`, and for values outside [0, 1].
     """
-    points = [100 * _rates(name, row) for name, row in _pairs(treatment, baseline).items()]
-    found = _compare(*points, confidence)
-    for name in ("low", "high", "welch_low", "welch_high"):
-        found[name] = float(np.clip(found[name], -100, 100))
-    if found["smallest_detectable"] > 100:
-        found["smallest_detectable"] = nan  # so few seeds would not show any difference
+    for name, row in _pairs(treatment, baseline).items():
+        _rates(name, row)
+    found = score_difference(treatment, baseline, confidence)
+    cut = {name: float(np.clip(getattr(found, name), -100, 100)) for name in ("low", "high", "welch_low", "welch_high")}
+    if found.smallest_detectable > 100:
+        cut["smallest_detectable"] = nan  # so few seeds would not show any difference
+    return replace(found, **cut)
+
+
+def score_difference(treatment, baseline, confidence: float = 0.95) -> Difference:
+    """`difference` of scores that may lie outside [0, 1], with nothing cut."""
+    found = _compare(*(100 * row for row in _pairs(treatment, baseline).values()), confidence)
     return Difference(difference=found.pop("effect"), **found)
 
 

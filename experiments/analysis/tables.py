@@ -18,12 +18,17 @@ EXTRA = ("energy_auc_random", "energy_auc_adversarial")
 COSTS = ("train_seconds", "steps_per_second", "train_flops", "peak_memory_bytes", "parameters")
 HEADLINE_SAMPLER = "plain"
 BOOTSTRAP_SEED = 161803
+SCREEN = 150  # columns of the printed table, at most
 
 
 def run_rows(study: Path) -> list[dict]:
-    """A row per strategy, seed and sampler of the runs that ended; a failed run's metrics are nan."""
+    """A row per strategy, seed and sampler of the runs that ended; a failed run's metrics are nan.
+
+    A sampler that no run has, since the model has no energy, has no rows.
+    """
     folders = sorted(run_folders(study), key=lambda f: (f.parent.name, int(f.name[5:])))
     results = {folder: result for folder in folders if (result := read_result(folder))}
+    samplers = [name for name in SAMPLERS if any(name in _samplers(result) for result in results.values())]
     measured = {name: math.nan for result in results.values() for part in _samplers(result).values() for name in part}
     return [
         {
@@ -38,7 +43,7 @@ def run_rows(study: Path) -> list[dict]:
             "run": str(folder.relative_to(study)),
         }
         for folder, result in results.items()
-        for sampler in SAMPLERS
+        for sampler in samplers or SAMPLERS
     ]
 
 
@@ -54,6 +59,7 @@ class Study:
         self.rows, self.metrics = rows, metrics
         self.strategies = [name for name in strategies if name in present] + sorted(present - set(strategies))
         self.seeds = sorted({row["seed"] for row in rows})
+        self.samplers = [name for name in SAMPLERS if name in {row["sampler"] for row in rows}]
 
     def values(self, column: str, sampler: str) -> dict[str, np.ndarray]:
         """By strategy, a column under one sampler (seeds,)."""
@@ -114,7 +120,7 @@ def tidy_rows(study: Study, name: str, task: str, config: ExperimentConfig) -> l
 def summary_rows(study: Study, references: list[dict]) -> list[dict]:
     """A row per strategy and sampler, with each metric's means and comparison with the baseline; then references."""
     rows = []
-    for sampler in SAMPLERS:
+    for sampler in study.samplers:
         values = {name: study.values(name, sampler) for name in (*_columns(study.metrics), *EXTRA, *COSTS)}
         comparisons = {metric: study.comparisons(metric, sampler) for metric in study.metrics}
         for strategy in study.strategies:
@@ -164,24 +170,44 @@ def _finite_mean(values: np.ndarray) -> float:
 
 
 def format_table(summary: list[dict], metrics: tuple[Metric, ...], style: str = "simple") -> str:
-    """The printed table; `style` is one of tabulate's ('github', 'latex_booktabs', …)."""
-    first, *others = shown_metrics(metrics)
+    """All metrics that any row has, as a table; `style` is one of tabulate's ('github', 'latex_booktabs', …)."""
+    first, *others = defined(metrics, summary, "_mean")
     headers = [
         *("strategy", "sampler", "n", f"{first.column} [95% interval]", f"{first.effect} to {BASELINE}", "Holm p"),
         *_columns(others),
         "train s",
     ]
-    return tabulate(table_cells(summary, metrics), headers, tablefmt=style, disable_numparse=True)
+    return tabulate(table_cells(summary, [first, *others]), headers, tablefmt=style, disable_numparse=True)
 
 
-def shown_metrics(metrics: tuple[Metric, ...]) -> list[Metric]:
-    """Of the metric that decides both difficulties, of the others the usual one: a table has to fit a screen."""
-    return [*metrics[:2], *metrics[2::2]]
+def printed_table(summary: list[dict], metrics: tuple[Metric, ...], style: str = "simple") -> str:
+    """The table of the first metrics that a screen is wide enough for: see `first_metrics`."""
+    shown = first_metrics(defined(metrics, summary, "_mean"))
+    while True:
+        table = format_table(summary, shown, style)
+        if len(shown) == 1 or max(map(len, table.splitlines())) <= SCREEN:
+            return table
+        shown = shown[:-1]
 
 
-def table_cells(summary: list[dict], metrics: tuple[Metric, ...]) -> list[list[str]]:
-    """The summary as the cells of the printed table."""
-    first, *others = shown_metrics(metrics)
+def defined(metrics: tuple[Metric, ...], rows: list[dict], ending: str = "") -> list[Metric]:
+    """The metrics that any row has in the column with that ending: some sets have no problem of some kinds."""
+    found = [m for m in metrics[1:] if any(math.isfinite(row.get(m.column + ending, math.nan)) for row in rows)]
+    return [metrics[0], *found]
+
+
+def first_metrics(metrics: list[Metric]) -> list[Metric]:
+    """The first three of each difficulty at most, those that a table keeps longest first.
+
+    That is the one that decides, on both difficulties; then the others on the usual one, then on the harder one.
+    """
+    usual, harder = ([m for m in metrics if m.column.startswith("ood_") is ood][:3] for ood in (False, True))
+    return [*usual[:1], *harder[:1], *usual[1:], *harder[1:]]
+
+
+def table_cells(summary: list[dict], metrics: list[Metric]) -> list[list[str]]:
+    """The summary as the cells of a table."""
+    first, *others = metrics
     return [
         [
             row["strategy"],
