@@ -1,11 +1,12 @@
-"""The README's two tables, recomputed from the runs in results/published.
+"""The tables of README.md and docs/results.md, recomputed from the runs in results/published.
 
     python experiments/published.py
 
-The first has matrix inversion at every budget that was run, the second one row for each of IRED's other tasks.
-A test holds the README to what this prints.
+Matrix inversion at every budget that was run, IRED's other tasks, and two earlier studies at equal steps.
+A test holds the pages to what this prints.
 """
 
+import csv
 import math
 from pathlib import Path
 
@@ -24,8 +25,7 @@ from experiments.budget import Run, ratio_rows, read_runs
 
 PUBLISHED = ROOT / "results" / "published"
 INNERLOOP = "innerloop"
-# Of IRED's paper, tables 4 to 7: the same task at its own size and budget, usual and harder, in percent.
-PAPER = {"connectivity-2": "99.1 / 93.8", "shortest-path-10-1d": "92.6 / 91.9", "sudoku": "99.4 / 62.1"}
+EQUAL_STEPS, EARLY_STRATEGIES = ("mlp-cpu-5k", "matrix-cpu-1k"), (BASELINE, "random", ADVERSARIAL)
 TASK_STRATEGIES = (BASELINE, ADVERSARIAL, "corrupt", COMPUTE)
 
 
@@ -93,6 +93,33 @@ def tasks_table(root: Path = PUBLISHED) -> str:
     return table(rows, ("task", "metric, %", "examples", *TASK_STRATEGIES, "adversarial over baseline-compute [95%]"))
 
 
+def equal_steps_table(root: Path = PUBLISHED) -> str:
+    """The two earlier studies, which have their runs as CSV alone: geometric means and ratios to the baseline."""
+    rows = []
+    for study in EQUAL_STEPS:
+        with open(root / f"{study}.runs.csv", newline="") as file:
+            runs = [run for run in csv.DictReader(file) if run["status"] == "finished"]
+        for sampler in ("plain", INNERLOOP):
+            val, ood = ({s: values_of(runs, s, sampler, m) for s in EARLY_STRATEGIES} for m in ("val_mse", "ood_mse"))
+            for strategy in EARLY_STRATEGIES:
+                mean, harder = (Metric("").mean(values[strategy]) for values in (val, ood))
+                other = "" if strategy == BASELINE else ratio_words(val[strategy], val[BASELINE])
+                errors = f"{mean.mean:.3g} [{mean.low:.3g}, {mean.high:.3g}]"
+                rows.append([study, strategy, sampler, mean.n, errors, other, f"{harder.mean:.3g}"])
+    return table(rows, ("study", "strategy", "sampler", "seeds", "val_mse [95%]", "ratio to baseline", "ood_mse"))
+
+
+def values_of(runs: list[dict], strategy: str, sampler: str, name: str) -> list[float]:
+    """By seed."""
+    chosen = [run for run in runs if (run["strategy"], run["sampler"]) == (strategy, sampler)]
+    return [float(run[name]) for run in sorted(chosen, key=lambda run: int(run["seed"]))]
+
+
+def ratio_words(values: list[float], baseline: list[float]) -> str:
+    metric = Metric("")
+    return metric.words(metric.compare(values, baseline))
+
+
 def dataset(study: Path) -> str:
     return ExperimentConfig.from_dict(read_config(study)).dataset
 
@@ -120,7 +147,7 @@ def main(arguments=None):
     Parser(__doc__).parse_args(arguments)
     if not list(PUBLISHED.glob("ladder-*")):
         raise ConfigError(f"no ladder-* in {PUBLISHED}")
-    print("\n\n".join([ladder_table(), ladder_ratios(), tasks_table()]))
+    print("\n\n".join([ladder_table(), ladder_ratios(), tasks_table(), equal_steps_table()]))
 
 
 if __name__ == "__main__":
