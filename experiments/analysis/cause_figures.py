@@ -75,9 +75,8 @@ def gap_figure(study_folder: Path, study: Study, references: list[dict], path: P
                     axis.plot(*zip(*points, strict=True), "-", lw=1, alpha=0.8, color=color, label=strategy)
             axis.axhline(1, color="black", ls="--", lw=0.8, label=REGRESSION)
             axis.set(xlabel="training FLOPs", title=f"{metric} over linear regression's, plain sampler")
-            choose_scale(
-                axis, "x", np.concatenate([line.get_xdata() for line in axis.lines[:-1]])
-            )  # not the last, at 1
+            curves = axis.lines[:-1]  # without the line at 1
+            choose_scale(axis, "x", [flops for curve in curves for flops in curve.get_xdata()])
             choose_scale(axis, "y", plotted(axis))
         axes[0, 0].set_ylabel("ratio of errors")
         legend_below(axes)
