@@ -174,6 +174,7 @@ def long_descents(diagnosed: dict) -> dict[str, dict]:
     return {
         f"innerloop{steps}": {key: value for key, value in rows[steps].items() if key != "inner_steps"}
         for steps in LONG_DESCENTS
+        if steps in rows  # without an energy there are no descents
     }
 
 
