@@ -13,10 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import train
-from diffusion_lib.negatives import MODES
 from diffusion_lib.system.errors import NonFiniteLossError
 from diffusion_lib.training.step import EAGER_STEPS
 from experiments import matrix_inversion_mining_comparison as comparison
+from experiments.speed.gpu_correctness import modes_of
 from experiments.study import run
 
 STEPS = EAGER_STEPS + 5
@@ -119,7 +119,7 @@ def eager(folder, **options):
 
 
 @pytest.mark.usefixtures("streams")
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", modes_of("mlp"))
 def test_replayed_steps_are_those_without_a_graph(tmp_path, mode):
     expected, plain = eager(tmp_path, mode=mode)
     trainer = trainer_with_graph(tmp_path, mode=mode)
