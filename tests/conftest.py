@@ -31,8 +31,13 @@ def torchs_own_products():
 
 @pytest.fixture(autouse=True)
 def signal_handlers():
-    """A command that a signal stops inside a test leaves further ones ignored: undone after it."""
+    """A command that a signal stops inside a test leaves further ones ignored: undone after it.
+
+    nohup, and a shell that runs the tests in its background, leave some ignored too: the tests start from the usual ones.
+    """
     before = {number: signal.getsignal(number) for number in SIGNALS}
+    for number in SIGNALS:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
