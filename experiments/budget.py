@@ -7,6 +7,12 @@ in everything but train_steps and mining. Runs without negatives are the baselin
 Writes <results>/<name>/: budget.png, budget.md, and runs.csv and ratios.csv, which results/README.md explains.
 """
 
+if __name__ == "__main__":
+    from diffusion_lib.system import startup
+
+    startup.begin()
+
+
 import argparse
 import math
 from pathlib import Path

@@ -7,6 +7,12 @@ then on the default of the comparison on this card. `--device cpu --quick` does 
 try the check itself. Exit status: 0 all right, 2 no CUDA device, or a check failed (the report says which).
 """
 
+if __name__ == "__main__":
+    from diffusion_lib.system import startup
+
+    startup.begin()
+
+
 import sys
 import time
 from pathlib import Path

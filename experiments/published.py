@@ -6,6 +6,12 @@ Matrix inversion at every budget that was run, IRED's other tasks, and two earli
 A test holds the pages to what this prints.
 """
 
+if __name__ == "__main__":
+    from diffusion_lib.system import startup
+
+    startup.begin()
+
+
 import csv
 import math
 from pathlib import Path

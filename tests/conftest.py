@@ -33,7 +33,7 @@ def torchs_own_products():
 def signal_handlers():
     """A command that a signal stops inside a test leaves further ones ignored: undone after it.
 
-    nohup, and a shell that runs the tests in its background, leave some ignored too: the tests start from the usual ones.
+    nohup, and a shell that runs the tests in its background, leave some ignored too: tests start from the usual ones.
     """
     before = {number: signal.getsignal(number) for number in SIGNALS}
     for number in SIGNALS:
