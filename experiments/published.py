@@ -60,7 +60,12 @@ def ladder_table(root: Path = PUBLISHED) -> str:
 
 def cell(metric: Metric, runs: list[Run], sampler: str) -> str:
     found = metric.mean([run.errors[sampler] for run in runs])
-    return f"{found.mean:.5f} [{found.low:.5f}, {found.high:.5f}]"
+    return with_interval(f"{found.mean:.5f}", found.low, found.high, "{:.5f}")
+
+
+def with_interval(words: str, low: float, high: float, write: str) -> str:
+    """The words and the interval, which one seed alone has not."""
+    return words if math.isnan(low) else f"{words} [{write.format(low)}, {write.format(high)}]"
 
 
 def ladder_ratios(root: Path = PUBLISHED) -> str:
@@ -72,7 +77,7 @@ def ladder_ratios(root: Path = PUBLISHED) -> str:
             row["matched"],
             "inner loop" if row["sampler"] == INNERLOOP else row["sampler"],
             row["n"],
-            f"{row['ratio']:.3f} [{row['ratio_low']:.3f}, {row['ratio_high']:.3f}]",
+            with_interval(f"{row['ratio']:.3f}", row["ratio_low"], row["ratio_high"], "{:.3f}"),
         ]
         for row in rows
     ]
