@@ -40,7 +40,6 @@ from diffusion_lib.training.run_folder import (
     require_same,
     require_study,
 )
-from experiments.analysis.report import write_report
 from experiments.analysis.verdict import ADVERSARIAL, BASELINE
 from experiments.speed.gpu_sharing import recorded_best
 from experiments.study.run import run_experiment
@@ -286,6 +285,7 @@ def shares(options, runs: int) -> tuple[int, int]:
 def report(study: Path, asked: list[Path], order: list[str]):
     """Report all runs that ended, and say if those asked for are not among them. Raises ConfigError if none ended."""
     # here, since it imports matplotlib and SciPy, which take seconds, and a task of an array reports nothing
+    from experiments.analysis.report import write_report
 
     config, reported, ended = (
         ExperimentConfig.from_dict(read_config(study)),

@@ -353,6 +353,7 @@ def test_mining_configs_of_the_strategies():
         "scale_factor": 0.5,
         "noise_scale": 3.0,
         "weight": 0.5,
+        "corruption": "repaired",
     }
     assert get_mining_config("baseline")["mode"] == "none"
     with pytest.raises(ConfigError, match="unknown strategy 'x'"):

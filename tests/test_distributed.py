@@ -183,7 +183,7 @@ def test_defaults_and_spellings_are_the_released_ones():
     options = train.parse_arguments(["--batch_size", "8", "--diffusion_steps", "5", "--dataset", "lowrank"])
     assert (options.batch_size, options.diffusion_steps) == (8, 5)
     config, _ = train.resolve(options)
-    assert train.default_folder(options, config) == Path("results/ds_lowrank/model_mlp_diffsteps_5")
+    assert train.default_folder(config) == Path("results/ds_lowrank/model_mlp_diffsteps_5")
 
 
 def main(folder, *arguments):

@@ -14,7 +14,7 @@ from diffusion_lib.denoising_diffusion_pytorch_1d import Trainer1D
 from diffusion_lib.evaluation import EvaluationSet
 from diffusion_lib.negatives import MiningConfig
 from diffusion_lib.training.flops import equal_compute_steps, example_flops, step_flops, train_flops
-from experiments.analysis.landscape import fixed_answers, level_rows
+from experiments.analysis.landscape import level_rows, wrong_answers
 from experiments.matrix_inversion_mining_comparison import STRATEGIES, main
 from experiments.study import step_times
 from models import MODELS
@@ -125,9 +125,9 @@ def test_a_report_needs_no_weights(study, capsys):
         assert {row["strategy"] for row in csv.DictReader(file)} == set(STRATEGIES) - {"random"}
 
 
-def test_fixed_answers_are_the_same_for_every_model_and_wrong():
+def test_wrong_answers_are_the_same_for_every_model_and_wrong():
     chosen = EvaluationSet(Inverse("val", 3), 40, "cpu")
-    answers = fixed_answers(chosen)
+    answers = wrong_answers(chosen)
     rows = [level_rows(make_diffusion(seed=seed), chosen, answers) for seed in (0, 1)]
     for name in ("regression", "other"):
         distances = [[row[f"distance_{name}"] for row in levels] for levels in rows]

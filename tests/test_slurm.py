@@ -237,7 +237,7 @@ def test_submit_says_what_is_missing(tools):
     several = {"SBATCH_PARTITION": "long,gpu", **path}
     assert "no partition 'gpu' here" in refusal("pilot", **several)
     assert "/proc/none" in refusal("pilot", "--results=/proc/none", **path)
-    assert "task is 29; allowed: 0 to 5" in refusal("array", "--seeds", "0-1", **path)
+    assert "task is 39; allowed: 0 to 7" in refusal("array", "--seeds", "0-1", **path)
     assert "opt_steps is 0" in refusal("ablations", "opt_steps", "--values", "0", **path)
     assert "sbatch refused the job" in refusal("pilot", "--results", tools / "results", **path)
 
