@@ -70,4 +70,4 @@ def test_bad_input(tmp_path, arguments, message):
 def test_what_is_no_metric_is_refused(tmp_path, capsys, name):
     with pytest.raises(SystemExit, match="2"):
         main(["one", "one", "--metric", name, "--results", str(tmp_path)])
-    assert f"metric is {name!r}; allowed: val_mse, ood_mse" in capsys.readouterr().err
+    assert f"invalid choice: {name!r} (choose from 'val_mse'" in capsys.readouterr().err
