@@ -28,7 +28,7 @@ def without_dropout(method):
 
     @wraps(method)
     def wrapped(self, *arguments, **options):
-        if not self.training:
+        if not (self.training and self.has_dropout):
             return method(self, *arguments, **options)
         self.eval()
         try:
@@ -91,6 +91,7 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
         self.model, self.seq_length = model, seq_length
         self.inp_dim, self.out_dim = model.inp_dim, model.out_dim
         self.num_timesteps = timesteps
+        self.has_dropout = any(isinstance(module, nn.Dropout) for module in model.modules())
         model.ebm.set_timesteps(timesteps)
         mining = MiningConfig.from_dict(mining_config)
         self.mining = mining if supervise_energy_landscape else MiningConfig(mode="none")
@@ -135,9 +136,9 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
 
     def noised(self, x_start, t, noise, values, mask):
         """x_t (B, *out_shape) as of `q_sample`, with the entries of `values` that a mask keeps, without noise."""
-        return restored(self.q_sample(x_start, t, noise), self._given(values, t, mask))
+        return restored(self.q_sample(x_start, t, noise), self.given(values, t, mask))
 
-    def _given(self, values, t, mask) -> Given | None:
+    def given(self, values, t, mask) -> Given | None:
         """What a mask keeps at level t: the entries of `values` (B, *out_shape), without noise."""
         return None if mask is None else Given(mask.bool(), self._at(self.sqrt_alphas_cumprod, t, values) * values)
 
@@ -188,7 +189,7 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
     def candidates(self, cond, x_start, t, noise, mining=None, mask=None):
         """The wrong answers of a mining mode (B, *out_shape): see negatives.py. mining: None for the model's own."""
         mining = mining or self.mining
-        given = self._given(x_start, t, mask)
+        given = self.given(x_start, t, mask)
         bound = self.bound if self.rules.candidate_bound is None else self.rules.candidate_bound
         return MODES[mining.mode](self, cond, x_start, t, noise, mining, given).clamp(-bound, bound)
 
@@ -274,7 +275,7 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
             list(zip(levels, [*levels[1:], None], strict=True)), desc="sampling", disable=not self.show_inference_tqdm
         ):
             cond = self.model.ebm.retime(cond, t)
-            given = self._given(inp, t, mask)
+            given = self.given(inp, t, mask)
             x = restored(self._p_sample(cond, restored(x, given), t, bound, generator), given)
             if inner_steps:
                 x, _ = self.descend(cond, x, t, inner_steps, 1.0, bound, given)

@@ -104,17 +104,17 @@ def sampler_metrics(
         parts.append(scores | {"finite": prediction.isfinite().flatten(1).all(1).double()})
     scores = {name: share.gather(torch.cat([part[name] for part in parts])) for name in parts[0]}
     finite = scores.pop("finite").bool().all()
-    return _summary(chosen.task, scores) if finite else dict.fromkeys(chosen.task.metrics, math.nan)
+    return summary(chosen.task, scores) if finite else dict.fromkeys(chosen.task.metrics, math.nan)
 
 
 def prediction_metrics(chosen: EvaluationSet, prediction) -> dict:
     """The task's metrics, by name, of a prediction for the whole set."""
-    return _summary(chosen.task, chosen.task.score(chosen.inp, chosen.target, prediction))
+    return summary(chosen.task, chosen.task.score(chosen.inp, chosen.target, prediction))
 
 
-def _summary(task, scores) -> dict:
-    measured = task.summary({name: values.mean().item() for name, values in scores.items()})
-    return {name: measured[name] for name in task.metrics}
+def summary(task, scores: dict[str, torch.Tensor]) -> dict[str, float]:
+    """The task's metrics, by name, of its scores of some examples, (B,) each."""
+    return task.summary({name: values.mean().item() for name, values in scores.items()})
 
 
 def _bound(diffusion, chosen):

@@ -15,6 +15,12 @@ def _noisier(diffusion, x_start, t, noise, mining, given):
     return restored(z, given)
 
 
+def mined(diffusion, cond, x_start, t, noise, mining, given):
+    """The noisier sample after `opt_steps` descents, z (B, *out_shape) at level t, and the share of descents kept."""
+    z = _noisier(diffusion, x_start, t, noise, mining, given)
+    return diffusion.descend(cond, z, t, mining.opt_steps, mining.scale_factor, diffusion.bound, given)
+
+
 def noisier_sample(diffusion, _cond, x_start, t, noise, mining, given):
     """The solution with `noise_scale` times the noise: candidates (B, *out_shape)."""
     return diffusion.predict_start(_noisier(diffusion, x_start, t, noise, mining, given), t)
@@ -22,9 +28,7 @@ def noisier_sample(diffusion, _cond, x_start, t, noise, mining, given):
 
 def descended_sample(diffusion, cond, x_start, t, noise, mining, given):
     """The noisier sample after `opt_steps` descents of the energy, IRED's own choice: candidates (B, *out_shape)."""
-    z = _noisier(diffusion, x_start, t, noise, mining, given)
-    z, _ = diffusion.descend(cond, z, t, mining.opt_steps, mining.scale_factor, diffusion.bound, given)
-    return diffusion.predict_start(z, t)
+    return diffusion.predict_start(mined(diffusion, cond, x_start, t, noise, mining, given)[0], t)
 
 
 def corrupted_sample(diffusion, _cond, x_start, _t, _noise, mining, given):
@@ -32,8 +36,7 @@ def corrupted_sample(diffusion, _cond, x_start, _t, _noise, mining, given):
 
     Training draws these with its batches instead, so that they are a function of (seed, step).
     """
-    mask = None if given is None else given.mask
-    return diffusion.rules.corruption(x_start, released=mining.corruption == "released", mask=mask)
+    return mining.corrupt(diffusion.rules, x_start, mask=None if given is None else given.mask)
 
 
 # By mode, the function that makes the candidates, called as f(diffusion, cond, x_start, t, noise, mining, given)
@@ -100,6 +103,10 @@ class MiningConfig:
         if unknown:
             raise ConfigError(f"unknown mining key {', '.join(unknown)}; allowed: {', '.join(allowed)}")
         return cls(**(config or {}))
+
+    def corrupt(self, rules, target, generator=None, mask=None):
+        """Solutions (B, *out_shape) spoiled in the way of a task's `rules`, mended or as released."""
+        return rules.corruption(target, generator, released=self.corruption == "released", mask=mask)
 
     def to_dict(self) -> dict:
         return asdict(self)

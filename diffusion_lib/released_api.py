@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from tabulate import tabulate
 
+from diffusion_lib.evaluation import summary
 from diffusion_lib.masks import Given
 from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.tasks import TASKS
@@ -166,7 +167,7 @@ class ReleasedTrainerCalls:
             mask = None if mask is None else mask.to(self.device)
             task = as_task(self.dataset)
             scores = task.score(inp, label.double(), self.ema.ema_model.sample(inp, mask=mask))
-            metrics |= task.summary({name: values.mean().item() for name, values in scores.items()})
+            metrics |= summary(task, scores)
         if self.accelerator.is_main_process:
             print(tabulate(metrics.items(), headers=("metric", f"step {self.step}"), floatfmt=".6g"))
         return metrics

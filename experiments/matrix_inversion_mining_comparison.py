@@ -30,7 +30,7 @@ from diffusion_lib.system.environment import ROOT, granted_cores
 from diffusion_lib.system.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, ConfigError, exit_status, say
 from diffusion_lib.system.files import require_writable
 from diffusion_lib.tasks import TASKS
-from diffusion_lib.training.device import chosen_device, processes
+from diffusion_lib.training.device import check_device_name, chosen_device, processes
 from diffusion_lib.training.flops import equal_compute_steps
 from diffusion_lib.training.run_folder import (
     REMEDY,
@@ -263,8 +263,7 @@ def check_command(options, config: ExperimentConfig, study: Path):
     """Raises ConfigError for what is wrong on every machine, whatever its device and memory; writes nothing."""
     if options.at_once is not None and options.at_once < 1:
         raise ConfigError(f"at_once is {options.at_once}; allowed: a whole number from 1")
-    if options.device not in (None, "cpu", "cuda"):
-        raise ConfigError(f"device is {options.device!r}; allowed: cpu, cuda")
+    check_device_name(options.device)
     if options.fresh and options.task is not None:
         raise ConfigError("--fresh would delete the runs of the other tasks; choose another --name")
     if (study / "config.json").exists() and not options.fresh:
@@ -287,11 +286,7 @@ def report(study: Path, asked: list[Path], order: list[str]):
     # here, since it imports matplotlib and SciPy, which take seconds, and a task of an array reports nothing
     from experiments.analysis.report import write_report
 
-    config, reported, ended = (
-        ExperimentConfig.from_dict(read_config(study)),
-        None,
-        ended_runs(study),
-    )
+    config, reported, ended = ExperimentConfig.from_dict(read_config(study)), None, ended_runs(study)
     while ended != reported:  # again if a run ended meanwhile: of two reports made at a time the last must have all
         write_report(study, config, order)
         reported, ended = ended, ended_runs(study)

@@ -136,7 +136,7 @@ def test_descents(golden):
     levels["t4"] = torch.full_like(golden.t, 4)
 
     def descents(x, t, step, sf=1.0):
-        given = diffusion._given(golden.inp, t, golden.mask)
+        given = diffusion.given(golden.inp, t, golden.mask)
         return diffusion.opt_step(
             golden.inp, x, t, golden.mask, None if given is None else given.values, step=step, sf=sf
         )
@@ -159,7 +159,7 @@ def test_descents(golden):
     for level in (2, 4, 8):
         t = torch.full_like(golden.t, level)
         inside = golden["opt/inside/start"] * diffusion.sqrt_alphas_cumprod[level]
-        inside = restored(inside, diffusion._given(golden.inp, t, golden.mask))
+        inside = restored(inside, diffusion.given(golden.inp, t, golden.mask))
         for step in (1, 5):
             assert_close(descents(inside, t, step), golden[f"opt/inside/t{level}/step{step}"])
         assert torch.equal(moved(inside, t), golden[f"opt/inside/t{level}/accepted"].bool())

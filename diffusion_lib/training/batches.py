@@ -109,9 +109,8 @@ class BatchStream:
 
 def stream_of(diffusion, task: Task, batch_size: int, seed: int, device: torch.device, **options) -> BatchStream:
     """The batches that training a GaussianDiffusion1D needs, by its mode of mining; options: as of BatchStream."""
-    mining, corrupt = diffusion.mining, None
-    if mining.mode == "corrupt":
-        corrupt = partial(diffusion.rules.corruption, released=mining.corruption == "released")
+    mining = diffusion.mining
+    corrupt = partial(mining.corrupt, diffusion.rules) if mining.mode == "corrupt" else None
     contrastive = mining.mode != "none"
     return BatchStream(task, batch_size, diffusion.num_timesteps, seed, device, contrastive, corrupt, **options)
 

@@ -23,8 +23,7 @@ def chosen_device(device: str | None) -> torch.device:
 
     Raises ConfigError for one that is not there, and for None where a GPU was granted that torch cannot use.
     """
-    if device not in (None, "cpu", "cuda"):
-        raise ConfigError(f"device is {device!r}; allowed: cpu, cuda")
+    check_device_name(device)
     if device == "cpu" or torch.cuda.is_available():
         return torch.device(device or "cuda")
     if device == "cuda":
@@ -36,6 +35,12 @@ def chosen_device(device: str | None) -> torch.device:
                 "--device cpu trains without"
             )
     return torch.device("cpu")
+
+
+def check_device_name(device: str | None):
+    """Raises ConfigError for the name of no device that is supported, whatever this machine has."""
+    if device not in (None, "cpu", "cuda"):
+        raise ConfigError(f"device is {device!r}; allowed: cpu, cuda")
 
 
 def processes() -> int:

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 from ema_pytorch import EMA
-from torch import nn
 from torch.optim import Adam
 
 from diffusion_lib.checkpoint import load_checkpoint, other_model_error, require_own, save_checkpoint
@@ -119,7 +118,7 @@ class Trainer1D(ReleasedTrainerCalls):
         self.loss_sums = torch.zeros(6, device=accelerator.device, dtype=torch.float64)
 
         self.share = share = Share(accelerator.process_index, accelerator.num_processes)
-        self.has_dropout = any(isinstance(module, nn.Dropout) for module in diffusion_model.modules())
+        self.has_dropout = diffusion_model.has_dropout
         options = {"masked": masked, "workers": data_workers or 0, **share._asdict()}
         self.stream = stream_of(diffusion_model, dataset, train_batch_size, seed, accelerator.device, **options)
         tasks = {"val": validation_dataset, **(extra_validation_datasets or {})}

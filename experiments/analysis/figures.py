@@ -130,8 +130,13 @@ def choose_scale(axis, which: str, values):
         side.set_major_locator(MaxNLocator(5))
         return
     axis.set(**{f"{which}scale": "log"})
-    if np.nanmax(values) < 100 * np.nanmin(values):  # too few powers of ten for an axis to read
-        side.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    label_log(side, np.nanmin(values), np.nanmax(values))
+
+
+def label_log(side, low: float, high: float):
+    """Tick labels of a log axis (axis.xaxis or axis.yaxis) that shows low to high."""
+    if high < 100 * low:  # too few powers of ten for an axis to read
+        side.set_major_locator(MaxNLocator(5) if high < 4 * low else LogLocator(subs=(1, 2, 5)))
         side.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     side.set_minor_formatter(NullFormatter())
 
@@ -249,11 +254,7 @@ def metric_scale(axis, metric: Metric, values):
     axis.set_yscale("log")
     low, high = axis.get_ylim()
     axis.set_ylim(max(low, finite.min() / 10), min(high, finite.max() * 10))
-    low, high = axis.get_ylim()
-    if high < 100 * low:  # too few powers of ten for an axis to read
-        axis.yaxis.set_major_locator(MaxNLocator(5) if high < 4 * low else LogLocator(subs=(1, 2, 5)))
-        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.yaxis.set_minor_formatter(NullFormatter())
+    label_log(axis.yaxis, *axis.get_ylim())
 
 
 def join_pairs(axis, values: np.ndarray):

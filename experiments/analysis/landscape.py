@@ -11,8 +11,7 @@ from itertools import pairwise
 import torch
 
 from diffusion_lib.evaluation import DIFFICULTIES, EvaluationSet, column, sampler_metrics
-from diffusion_lib.masks import restored
-from diffusion_lib.negatives import MiningConfig
+from diffusion_lib.negatives import MiningConfig, mined
 from diffusion_lib.seeds import seeded_generator
 
 INNER_STEPS = (0, 1, 5, 20, 40)  # opt_steps at each level of the sampler
@@ -62,9 +61,9 @@ def level_rows(diffusion, chosen: EvaluationSet, answers: dict[str, torch.Tensor
         away = real - diffusion.sqrt_alphas_cumprod[t] * target
         alignment = torch.cosine_similarity(gradient.flatten(1), away.flatten(1), dim=1)
         row = {"t": t, "alignment": alignment.mean().item()}
-        mined = {mode: diffusion.negatives(cond, target, t, noise, MiningConfig(mode), mask) for mode in MINED}
+        own = {mode: diffusion.negatives(cond, target, t, noise, MiningConfig(mode), mask) for mode in MINED}
         fixed = {name: diffusion.noised(answer, t, noise, target, mask) for name, answer in answers.items()}
-        for name, fake in (mined | fixed).items():
+        for name, fake in (own | fixed).items():
             gap = ebm.energy(cond, fake) - energy_real
             distance = (fake - real) / diffusion.sqrt_alphas_cumprod[t]
             row[f"auc_{name}"] = ((gap > 0).double() + 0.5 * (gap == 0).double()).mean().item()
@@ -76,9 +75,7 @@ def level_rows(diffusion, chosen: EvaluationSet, answers: dict[str, torch.Tensor
 
 def _mined(diffusion, cond, target, t, noise, mask):
     """The point of IRED's own mining (B, *out_shape), at level t, and the share of its descents kept."""
-    mining, given = MiningConfig("adversarial"), diffusion._given(target, t, mask)
-    start = restored(diffusion.q_sample(target, t, mining.noise_scale * noise), given)
-    return diffusion.descend(cond, start, t, mining.opt_steps, mining.scale_factor, diffusion.bound, given)
+    return mined(diffusion, cond, target, t, noise, MiningConfig("adversarial"), diffusion.given(target, t, mask))
 
 
 def inner_step_rows(diffusion, val, ood) -> list[dict]:

@@ -3,7 +3,7 @@
 import torch
 
 from diffusion_lib.config import ExperimentConfig
-from diffusion_lib.evaluation import DIFFICULTIES, EvaluationSet, column
+from diffusion_lib.evaluation import DIFFICULTIES, EvaluationSet, column, summary
 from diffusion_lib.seeds import seeded_generator
 from experiments.analysis.metrics import Metric
 
@@ -47,7 +47,7 @@ def predictor_metrics(chosen: EvaluationSet) -> dict[str, dict[str, float]]:
         for name, prediction in chosen.task.reference_predictions(inp.double(), generator).items():
             parts.setdefault(name, []).append(chosen.task.score(inp, target, prediction))
     return {
-        name: chosen.task.summary({key: torch.cat([one[key] for one in scores]).mean().item() for key in scores[0]})
+        name: summary(chosen.task, {key: torch.cat([one[key] for one in scores]) for key in scores[0]})
         for name, scores in parts.items()
     }
 
