@@ -26,7 +26,7 @@ from diffusion_lib.system.arguments import Parser
 from diffusion_lib.system.environment import ROOT, environment
 from diffusion_lib.system.errors import EXIT_BAD_INPUT, ConfigError, exit_status, say
 from diffusion_lib.system.files import write_atomic
-from diffusion_lib.training.device import chosen_device
+from diffusion_lib.training.device import check_device_name, chosen_device
 from experiments.matrix_inversion_mining_comparison import PRESETS
 from experiments.speed import timing
 from experiments.speed.gpu_correctness import check_everything
@@ -44,12 +44,16 @@ def parse_arguments(arguments=None):
     parser = Parser(__doc__)
     parser.add_argument("--device", default="cuda", metavar="{cpu,cuda}", help="default: cuda")
     parser.add_argument("--quick", action="store_true", help="few models and small sizes, whose times say nothing")
+    parser.add_argument("--check", action="store_true", help="measure nothing; check the command, as slurm/submit does")
     parser.add_argument("--results", type=Path, default=ROOT / "results", help="default: results/ of this project")
     return parser.parse_args(arguments)
 
 
 def main(arguments=None) -> int:
     options, started = parse_arguments(arguments), time.monotonic()
+    if options.check:
+        check_device_name(options.device)  # the login node that submits need not have one
+        return 0
     device = chosen_device(options.device)
     if device.type == "cpu" and not options.quick:
         raise ConfigError("device is 'cpu', whose speed experiments/benchmark.py measures; here --quick goes with it")

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from diffusion_lib.system.environment import ROOT
+from diffusion_lib.system.errors import ConfigError
 from experiments import check_gpu
 from experiments import matrix_inversion_mining_comparison as comparison
 from experiments.speed import gpu_correctness, gpu_sharing
@@ -185,3 +186,11 @@ def test_mps_is_started_and_ended_in_a_folder_of_its_own(tmp_path, monkeypatch):
     with gpu_sharing.mps(False):
         assert not gpu_sharing.mps_is_on()
     assert gpu_sharing.mps_is_on()
+
+
+def test_a_login_node_without_a_card_can_check_the_command(tmp_path):
+    """slurm/submit asks each script so before it submits."""
+    assert check_gpu.main(["--check", "--results", str(tmp_path / "new")]) == 0
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(ConfigError, match="device is 'tpu'"):
+        check_gpu.main(["--check", "--device", "tpu"])
