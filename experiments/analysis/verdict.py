@@ -7,7 +7,7 @@ from diffusion_lib.evaluation import SAMPLERS
 from experiments.analysis.metrics import Metric
 from experiments.analysis.statistics import Paired, with_holm
 
-BASELINE, RANDOM, ADVERSARIAL, COMPUTE = "baseline", "random", "adversarial", "baseline-compute"
+BASELINE, ADVERSARIAL, COMPUTE = "baseline", "adversarial", "baseline-compute"
 
 MIN_PAIRED_SEEDS = 3
 SMALL = 5.0  # percent of an error, or percentage points of a rate
