@@ -218,7 +218,7 @@ def print_errors(trainer: Trainer1D, config: ExperimentConfig):
     for difficulty, task in {"same": same, "harder": harder, **same.extra_sets()}.items():
         chosen = EvaluationSet(task, config.evaluation_size, trainer.device, trainer.stream.masked)
         for sampler in samplers_of(trainer.diffusion):
-            measured = sampler_metrics(trainer.ema.ema_model, chosen, sampler, share=trainer.share)
+            measured = sampler_metrics(trainer.ema.ema_model, chosen, sampler, share=trainer.share, execute=True)
             defined = {name: value for name, value in measured.items() if not math.isnan(value)}
             rows.append({"difficulty": difficulty, "sampler": sampler, **defined})
     if trainer.accelerator.is_main_process:

@@ -83,23 +83,32 @@ class EvaluationSet:
 
 
 def sampler_metrics(
-    diffusion, chosen: EvaluationSet, sampler: str | int | None, batch_size=2048, share=Share(), levels=None
+    diffusion,
+    chosen: EvaluationSet,
+    sampler: str | int | None,
+    batch_size=2048,
+    share=Share(),
+    levels=None,
+    execute=False,
 ) -> dict:
     """The task's metrics, by name, of one of SAMPLERS on an evaluation set; all nan where a sample is not finite.
 
     sampler: its name, or a number of opt_steps at each level, or None for the model's own. levels: as of sample_loop.
+    execute: the metrics of Task.execute too, which take further samples.
     """
     parts, inner_steps = [], SAMPLERS[sampler](diffusion.rules) if isinstance(sampler, str) else sampler
+    bound = _bound(diffusion, chosen)
     for rows in chosen.batches(batch_size, share):
-        prediction = diffusion.sample_loop(
-            chosen.inp[rows],
-            mask=chosen.mask_of(rows),
-            start=chosen.start[rows],
-            inner_steps=inner_steps,
-            bound=_bound(diffusion, chosen),
-            levels=levels,
-        )
-        scores = chosen.task.score(chosen.inp[rows], chosen.target[rows], prediction)
+        inp, target, start, mask = chosen.inp[rows], chosen.target[rows], chosen.start[rows], chosen.mask_of(rows)
+        options = {"inner_steps": inner_steps, "bound": bound, "levels": levels}
+        prediction = diffusion.sample_loop(inp, mask=mask, start=start, **options)
+        scores = chosen.task.score(inp, target, prediction)
+        if execute:
+
+            def plan(changed, which, start=start, options=options):
+                return diffusion.sample_loop(changed, start=start[which], **options)
+
+            scores |= chosen.task.execute(inp, target, prediction, plan)
         # a score may hide a nan, which is a sign or an argmax like another
         parts.append(scores | {"finite": prediction.isfinite().flatten(1).all(1).double()})
     scores = {name: share.gather(torch.cat([part[name] for part in parts])) for name in parts[0]}
@@ -109,7 +118,8 @@ def sampler_metrics(
 
 def prediction_metrics(chosen: EvaluationSet, prediction) -> dict:
     """The task's metrics, by name, of a prediction for the whole set."""
-    return summary(chosen.task, chosen.task.score(chosen.inp, chosen.target, prediction))
+    example = chosen.inp, chosen.target, prediction
+    return summary(chosen.task, chosen.task.score(*example) | chosen.task.execute(*example))
 
 
 def summary(task, scores: dict[str, torch.Tensor]) -> dict[str, float]:

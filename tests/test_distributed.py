@@ -233,7 +233,7 @@ def test_the_recorded_settings_are_those_of_the_run(tmp_path):
 def test_the_errors_are_taken_with_the_clamp_that_is_recorded(tmp_path, monkeypatch, model, bounds):
     seen = []
 
-    def noted(_model, chosen, _steps, share):
+    def noted(_model, chosen, _steps, share, **_options):
         seen.append(chosen.task.bound)
         return {"mse": float(share.rank)}
 

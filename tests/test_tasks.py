@@ -57,7 +57,8 @@ def test_the_truth_is_perfect_and_references_are_not(name):
     inp, target = drawn(task, 200)
     guesses = task.reference_predictions(inp, seeded_generator("test", 33))
     for each, prediction in {"truth": target, **guesses}.items():
-        scores = task.score(inp, target.double(), prediction)
+        example = inp, target.double(), prediction
+        scores = task.score(*example) | task.execute(*example)
         assert all(values.shape == (200,) and values.dtype == torch.float64 for values in scores.values())
         metrics = task.summary({key: values.mean().item() for key, values in scores.items()})
         assert tuple(metrics) == task.metrics

@@ -5,6 +5,7 @@ import torch
 
 from dataset import Connectivity, Connectivity2, Parents, ShortestPath, ShortestPath1D, ShortestPath1DOf10, Uncle
 from diffusion_lib.seeds import seeded_generator
+from diffusion_lib.tasks.graph_algorithms import distances
 from diffusion_lib.tasks.metrics import reaches_goal
 from diffusion_lib.tasks.paths import PathTask, path_lengths, start_node
 
@@ -107,6 +108,37 @@ def test_a_plan_succeeds_only_along_edges():
     assert reaches_goal(graphs, zero, zero + 3, plans).tolist() == [True, False, False, False, False]
     later = torch.tensor([[1, 2, 0]])  # what comes after the goal is not judged
     assert reaches_goal(graphs[:1], zero[:1], zero[:1] + 2, later).item()
+
+
+@pytest.mark.parametrize("kind", [ShortestPath1D, ShortestPath])
+def test_a_closed_loop_plans_anew_after_each_step(kind):
+    """A planner that knows the way repairs all but a bad first step; one that walks in circles never arrives."""
+    task = kind("val", 12)
+    inp, target = drawn(task, 40)
+    adjacency, start, goal = inp[..., 0] > 0, start_node(inp), task.goal(target)
+    apart = distances(adjacency)
+
+    def plans(place, then):
+        after = then[:, None].expand(-1, task.plan_steps)
+        return task.encode_plan(torch.cat([place[:, None], after[:, 1:]], 1), after, inp[: len(place)])
+
+    def towards_the_goal(changed, which):
+        place = start_node(changed)
+        left = apart[which, :, goal[which]]
+        left[~adjacency[which, place]] = task.size  # only along edges
+        assert torch.equal(changed[..., 0], inp[which][..., 0])
+        return plans(place, left.argmin(1))
+
+    def success(prediction, plan=None):
+        return task.execute(inp, target, prediction, plan)["closed_loop_success"].mean().item()
+
+    assert success(target) == success(target, towards_the_goal) == 1
+    greedy = towards_the_goal(inp, torch.arange(40))
+    assert success(greedy) < 0.1  # two steps at least, so the first one repeated hardly ever leads there
+    assert success(greedy, towards_the_goal) == 1
+    no_edge = plans(start, (~adjacency[torch.arange(40), start]).int().argmax(1))
+    assert success(no_edge, towards_the_goal) == 0
+    assert success(greedy, lambda changed, which: plans(start_node(changed), start[which])) == 0
 
 
 @pytest.mark.parametrize(

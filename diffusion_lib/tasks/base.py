@@ -110,8 +110,18 @@ class Task(Dataset):
         """What `summary` needs of each example, by name, (B,) float64; the target is float64."""
         return mean_squared_error(target, prediction)
 
+    def execute(self, inp, target, prediction, plan=None) -> dict[str, torch.Tensor]:
+        """More scores, by name, (B,) float64: of acting on a prediction and predicting anew; {}: nothing to act on.
+
+        plan: from inputs (b, *inp_shape) and which of the B they are, (b,), to new predictions; None: there is none.
+        """
+        return {}
+
     def summary(self, means: dict[str, float]) -> dict[str, float]:
-        """The metrics, by the names in `metrics`, from the means of `score` over all examples."""
+        """The metrics, by the names in `metrics`, from the means of `score` and `execute` over all examples.
+
+        Those of `execute` are left out where it was not asked for.
+        """
         return {name: means[name] for name in self.metrics}
 
     def reference_predictions(self, inp, generator) -> dict[str, torch.Tensor]:
@@ -180,7 +190,7 @@ class ItemTask:
 
     bound = None
     metrics, higher_is_better = Task.metrics, Task.higher_is_better
-    mask, score, summary = Task.mask, Task.score, Task.summary
+    mask, score, execute, summary = Task.mask, Task.score, Task.execute, Task.summary
 
     def __init__(self, dataset):
         for name in ("__len__", "__getitem__", "inp_dim", "out_dim"):

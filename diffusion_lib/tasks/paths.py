@@ -29,8 +29,8 @@ class PathTask(Task):
     code means. Graphs that have such a path are rare, so a batch of them takes no fixed time: a pool of `pool_size`
     examples is drawn at first use, the same for every run, and a batch is a draw from it.
 
-    Scores: see metrics.path_scores. `success_over_chance` is what `first_step_shortens` is above a random successor,
-    as a share of what is possible. Executing the first step and planning anew needs a sampler, so it is not here.
+    Scores: see metrics.path_scores and `execute`. `success_over_chance` is what `first_step_shortens` is above a random
+    successor, as a share of what is possible.
     """
 
     least_rank, default_rank = 8, 20
@@ -40,6 +40,7 @@ class PathTask(Task):
         "first_step_shortens",
         "success_over_chance",
         "plan_success",
+        "closed_loop_success",
         "first_action_accuracy",
         "first_action_feasibility",
         "argmax_accuracy",
@@ -73,9 +74,32 @@ class PathTask(Task):
         """The last node of the label, (B,)."""
         raise NotImplementedError
 
+    def execute(self, inp, target, prediction, plan=None):
+        """`closed_loop_success`: taking a plan's first step and planning anew leads to the goal in `plan_steps` steps.
+
+        A step that is no edge ends it. Without `plan` the first plan is carried on.
+        """
+        adjacency, place, goal = inp[..., 0] > 0, start_node(inp), self.goal(target)
+        steps = self.nodes(prediction)
+        if plan is None:
+            return {"closed_loop_success": reaches_goal(adjacency, place, goal, steps).double()}
+        going = (place != goal).nonzero()[:, 0]
+        step = steps[going, 0]
+        for left in reversed(range(self.plan_steps)):
+            follows = adjacency[going, place[going], step]
+            place[going[follows]] = step[follows]
+            going = going[follows & (step != goal[going])]
+            if not left or not len(going):
+                break
+            moved = inp[going].clone()
+            moved[..., 1] = signs(rows_of(place[going], self.size), inp.dtype)
+            step = self.nodes(plan(moved, going))[:, 0]
+        return {"closed_loop_success": (place == goal).double()}
+
     def summary(self, means):
         over = ratio(means["first_step_shortens"] - means["chance"], 1 - means["chance"])
-        return {name: {**means, "success_over_chance": over}[name] for name in self.metrics}
+        known = {**means, "success_over_chance": over}
+        return {name: known[name] for name in self.metrics if name in known}
 
     def reference_predictions(self, inp, generator):
         """A random walk: its first step, a random successor of the start, is the floor of the published metric."""

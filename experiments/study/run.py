@@ -195,6 +195,6 @@ def evaluate_run(diffusion, config: ExperimentConfig, share) -> dict[str, dict]:
         samplers[name] = {
             column(difficulty, metric): value
             for difficulty, chosen in zip(DIFFICULTIES, (val, ood), strict=True)
-            for metric, value in sampler_metrics(diffusion, chosen, name, share=share).items()
+            for metric, value in sampler_metrics(diffusion, chosen, name, share=share, execute=True).items()
         } | auc
     return samplers
