@@ -70,6 +70,21 @@ def make_accelerator(device: str | None = None, log_with: str | None = None, fol
         )
 
 
+def prepare(accelerator: Accelerator, model, optimizer):
+    """What `accelerator.prepare` makes of both: where several processes train one model, held until they end.
+
+    DistributedDataParallel's reducer, when Python drops it, waits for gloo's threads while it holds Python's lock; a
+    thread that just then drops the tensors of its last exchange waits for that lock: some processes never ended.
+    """
+    model, optimizer = accelerator.prepare(model, optimizer)
+    if accelerator.num_processes > 1:
+        _HELD.append(model)
+    return model, optimizer
+
+
+_HELD = []
+
+
 @contextmanager
 def _environment_for_accelerate():
     """Hides what accelerate must not read."""

@@ -18,7 +18,7 @@ from diffusion_lib.system.progress import Progress
 from diffusion_lib.system.signals import stop_requests
 from diffusion_lib.tasks.base import has_mask
 from diffusion_lib.training.batches import DROPOUT, stream_of
-from diffusion_lib.training.device import make_accelerator
+from diffusion_lib.training.device import make_accelerator, prepare
 from diffusion_lib.training.step import TrainStep
 
 MAX_GRADIENT_NORM = 1.0
@@ -111,7 +111,7 @@ class Trainer1D(ReleasedTrainerCalls):
         optimizer = Adam(diffusion_model.parameters(), lr=train_lr, betas=adam_betas, fused=True)
         self.fixed_groups = {"fused": True, "capturable": on_gpu, "foreach": None}
         self._fix_optimizer(optimizer)
-        self.model, self.opt = accelerator.prepare(diffusion_model, optimizer)
+        self.model, self.opt = prepare(accelerator, diffusion_model, optimizer)
         self.train_step = TrainStep(accelerator, self.model, self.opt, MAX_GRADIENT_NORM, cuda_graph)
         self.check_every = GPU_CHECK_EVERY if on_gpu else 1
         # since the last row of metrics.csv: the loss, its three parts, clipped gradients, and the number of steps
