@@ -16,7 +16,7 @@ import argparse
 import math
 import os
 import sys
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 from tabulate import tabulate
@@ -234,8 +234,9 @@ def leave(status: int):
     process (pytorch/pytorch#179291). DistributedDataParallel keeps these threads beyond destroy_process_group.
     """
     if os.environ.get("WORLD_SIZE", "1") != "1":  # as both launchers set it
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError, AttributeError):
+                stream.flush()
         os._exit(status)
     sys.exit(status)
 

@@ -14,7 +14,6 @@ if __name__ == "__main__":
 
 import argparse
 import io
-import sys
 import warnings
 from pathlib import Path
 
@@ -23,7 +22,7 @@ import numpy as np
 from diffusion_lib.evaluation import SAMPLERS
 from diffusion_lib.inference import load_model, solve
 from diffusion_lib.system.arguments import Parser, header, whole
-from diffusion_lib.system.errors import ConfigError, exit_status
+from diffusion_lib.system.errors import ConfigError, exit_status, say
 from diffusion_lib.system.files import write_atomic
 from diffusion_lib.system.memory import one_line_for_full_memory
 
@@ -65,7 +64,7 @@ def main(arguments=None):
     matrices = read_array(options.matrix)
     header(run=options.run, matrices=options.matrix, sampler=options.sampler, device="cpu", output=output)
     with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+        warnings.showwarning = lambda message, *_: say(f"warning: {message}")
         inverses = solve(model, matrices, innerloop=options.sampler == "innerloop", seed=options.seed)
     errors, content = residuals(matrices, inverses), io.BytesIO()
     np.save(content, inverses)

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 from conftest import make_trainer
 
+import train
 from diffusion_lib.system.errors import Interrupted, exit_status
 from diffusion_lib.system.signals import SIGNALS, stop_requests
+from experiments import matrix_inversion_mining_comparison as comparison
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -149,9 +151,14 @@ class FullDisk:
 
 
 @pytest.mark.parametrize("stderr", [FullDisk(), None], ids=["full", "absent"])
-def test_a_line_that_cannot_be_written_harms_nobody(tmp_path, monkeypatch, stderr):
-    trainer = make_trainer(tmp_path)
+@pytest.mark.parametrize("command", [train.main, comparison.main], ids=["train", "comparison"])
+def test_a_line_that_cannot_be_written_harms_nobody(tmp_path, monkeypatch, command, stderr):
+    small = ["--rank", "2", "--train-steps", "3", "--batch-size", "2", "--evaluation-size", "4", "--device", "cpu"]
+    if command is train.main:
+        own = ["--results-folder"]
+    else:
+        own = ["--strategies", "baseline", "--seeds", "0", "--name", "k", "--results"]
     monkeypatch.setattr(sys, "stderr", stderr)
-    trainer.train()
+    assert command([*small, *own, str(tmp_path)]) == 0
     monkeypatch.undo()
-    assert trainer.step == 12
+    assert len(list(tmp_path.rglob("last.pt"))) == 1

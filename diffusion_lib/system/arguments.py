@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from diffusion_lib.system.errors import EXIT_BAD_INPUT
+from diffusion_lib.system.errors import EXIT_BAD_INPUT, say
 
 
 class Parser(argparse.ArgumentParser):
@@ -22,7 +22,7 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def error(self, message):
-        print(f"error: {message}; --help lists what is allowed", file=sys.stderr)
+        say(f"error: {message}; --help lists what is allowed")
         sys.exit(EXIT_BAD_INPUT)
 
 
@@ -46,4 +46,4 @@ def directory(text: str) -> Path:
 
 def header(**what):
     """The first line of a command: what it does, where, on which device."""
-    print(" | ".join(f"{key} {value}" for key, value in what.items()), file=sys.stderr, flush=True)
+    say(" | ".join(f"{key} {value}" for key, value in what.items()))

@@ -17,9 +17,8 @@ class Progress:
     def __init__(self, label: str, start: int, total: int, shown: bool = True):
         self.label, self.total, self.shown = label, total, shown
         self.started, self.first, self.last_line = time.monotonic(), start, time.monotonic()
-        terminal = (
-            sys.stderr is not None and sys.stderr.isatty() and parent_process() is None
-        )  # bars of several processes would overlap
+        # bars of several processes would overlap
+        terminal = sys.stderr is not None and sys.stderr.isatty() and parent_process() is None
         self.bar = tqdm(desc=label, initial=start, total=total, unit="step") if terminal and shown else None
 
     def update(self, step: int, loss: float):

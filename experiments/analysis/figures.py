@@ -17,6 +17,7 @@ from threading import RLock
 import numpy as np
 from scipy.stats import gmean
 
+from diffusion_lib.system.errors import say
 from diffusion_lib.system.files import write_atomic
 from diffusion_lib.training.run_folder import run_folders
 from experiments.analysis.metrics import Metric
@@ -83,7 +84,7 @@ def guarded(draw):
             draw(*arguments, path=path)
         except Exception as error:
             reason = (str(error).splitlines() or [""])[0][:200]
-            print(f"warning: {path} is not drawn ({type(error).__name__}: {reason})", file=sys.stderr)
+            say(f"warning: {path} is not drawn ({type(error).__name__}: {reason})")
             for file in (path, path.with_suffix(".pdf")):
                 with suppress(OSError):
                     file.unlink(missing_ok=True)
