@@ -24,7 +24,7 @@ from tabulate import tabulate
 from diffusion_lib.config import ExperimentConfig, check_name
 from diffusion_lib.evaluation import SAMPLERS
 from diffusion_lib.negatives import MiningConfig
-from diffusion_lib.system.arguments import Parser
+from diffusion_lib.system.arguments import Parser, header
 from diffusion_lib.system.environment import ROOT
 from diffusion_lib.system.errors import ConfigError, exit_status, say
 from diffusion_lib.system.files import write_atomic, write_csv
@@ -266,6 +266,7 @@ def main(arguments=None):
         raise ConfigError(f"{folder} is a study; choose another --name")
     for study in studies:
         require_study(study)
+    header(studies=" ".join(options.studies), metric=options.metric, folder=folder)
     runs = read_runs(studies, options.metric)
     rows = ratio_rows(runs, options.metric)
     budget_figure(runs, options.metric, path=folder / "budget.png")

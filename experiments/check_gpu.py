@@ -22,7 +22,7 @@ from tabulate import tabulate
 
 from diffusion_lib.config import parse_seeds
 from diffusion_lib.energies import MODELS
-from diffusion_lib.system.arguments import Parser
+from diffusion_lib.system.arguments import Parser, header
 from diffusion_lib.system.environment import ROOT, environment
 from diffusion_lib.system.errors import EXIT_BAD_INPUT, ConfigError, exit_status, say
 from diffusion_lib.system.files import write_atomic
@@ -60,6 +60,7 @@ def main(arguments=None) -> int:
     sizes = QUICK if options.quick else FULL
     if options.quick:
         timing.WARM_UP = timing.SETTLE = 0.0
+    header(models=" ".join(sizes.models), device=device.type, results=options.results)
     say("checking the numbers")
     checks = check_everything(device, sizes.models, sizes.checked_rank, sizes.examples)
     say("timing the steps")

@@ -20,7 +20,7 @@ from tabulate import tabulate
 
 from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.evaluation import DIFFICULTIES, column
-from diffusion_lib.system.arguments import Parser
+from diffusion_lib.system.arguments import Parser, header
 from diffusion_lib.system.environment import ROOT
 from diffusion_lib.system.errors import ConfigError, exit_status
 from diffusion_lib.tasks import TASKS
@@ -158,6 +158,7 @@ def main(arguments=None):
     Parser(__doc__).parse_args(arguments)
     if not list(PUBLISHED.glob("ladder-*")):
         raise ConfigError(f"no ladder-* in {PUBLISHED}")
+    header(results=PUBLISHED)
     print("\n\n".join([ladder_table(), ladder_ratios(), tasks_table(), equal_steps_table()]))
 
 
