@@ -6,7 +6,8 @@ import pytest
 import torch
 from conftest import make_diffusion
 
-from dataset import Inverse
+from dataset import Inverse, Sudoku
+from diffusion_lib.build import build_diffusion
 from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.evaluation import EvaluationSet
 from diffusion_lib.system.errors import ConfigError
@@ -92,6 +93,21 @@ def test_slice_of_a_bowl_has_its_minimum_at_the_solution(bowl):
     assert energy.shape == (31, 31)
     assert energy.argmin() == 31 * 15 + 15
     assert torch.allclose(energy, energy.flip(0), rtol=1e-3)
+
+
+def test_a_slice_moves_no_given_entry(monkeypatch):
+    task = Sudoku("val", 2)
+    diffusion = build_diffusion(
+        ExperimentConfig(dataset="sudoku", model="sudoku-small", rank=2), {"mode": "none"}, 0, task
+    )
+    chosen, seen = EvaluationSet(task, 1, "cpu"), []
+    energy = diffusion.model.ebm.energy
+    monkeypatch.setattr(diffusion.model.ebm, "energy", lambda cond, x: seen.append(x) or energy(cond, x))
+    energy_slice(diffusion, chosen)
+    points, given = torch.cat(seen[-31:]), chosen.mask[0] > 0
+    assert 0 < given.sum() < given.numel()
+    assert points[:, given].unique(dim=0).shape[0] == 1
+    assert points[:, ~given].unique(dim=0).shape[0] == len(points)
 
 
 def test_each_strategy_changes_its_key_alone():

@@ -122,7 +122,12 @@ class Task(Dataset):
 
         Those of `execute` are left out where it was not asked for.
         """
-        return {name: means[name] for name in self.metrics}
+        known = means | self.derived(means)
+        return {name: known[name] for name in self.metrics if name in known}
+
+    def derived(self, means: dict[str, float]) -> dict[str, float]:
+        """The metrics that are no means of scores, by name, from those means: rates of a class, for one."""
+        return {}
 
     def reference_predictions(self, inp, generator) -> dict[str, torch.Tensor]:
         """By name, predictions (B, *out_shape) of what needs no training, for the tables."""
@@ -190,7 +195,8 @@ class ItemTask:
 
     bound = None
     metrics, higher_is_better = Task.metrics, Task.higher_is_better
-    mask, score, execute, summary = Task.mask, Task.score, Task.execute, Task.summary
+    mask, score, execute = Task.mask, Task.score, Task.execute
+    summary, derived = Task.summary, Task.derived
 
     def __init__(self, dataset):
         for name in ("__len__", "__getitem__", "inp_dim", "out_dim"):

@@ -44,9 +44,8 @@ class PairTask(Task):
         without = confusion(off_diagonal(target), off_diagonal(prediction), "_off_diagonal")
         return confusion(target, prediction) | without
 
-    def summary(self, means):
-        rates = classification_rates(means) | classification_rates(means, "_off_diagonal")
-        return {name: rates[name] for name in self.metrics}
+    def derived(self, means):
+        return classification_rates(means) | classification_rates(means, "_off_diagonal")
 
     def draw(self, axes, inp, target, prediction):
         """The solution's matrix, positive pairs dark, with a cross at each wrong pair."""

@@ -49,7 +49,7 @@ class Parity(Task):
     def score(self, inp, target, prediction):
         return confusion(target, prediction)
 
-    def summary(self, means):
+    def derived(self, means):
         return classification_rates(means)
 
     def reference_predictions(self, inp, generator):

@@ -92,12 +92,12 @@ class Sudoku(Task):
             scores |= {f"of_{low}": inside, f"solved_of_{low}": inside * scores["solved"]}
         return scores
 
-    def summary(self, means):
-        values = {name: means[name] for name in ("solved", "consistency", "board_accuracy")}
-        values["accuracy"] = ratio(means["right"], means["blank"])
-        for low, high in BANDS:
-            values[f"solved_{low}_to_{high}_givens"] = ratio(means[f"solved_of_{low}"], means[f"of_{low}"])
-        return {name: values[name] for name in self.metrics}
+    def derived(self, means):
+        by_givens = {
+            f"solved_{low}_to_{high}_givens": ratio(means[f"solved_of_{low}"], means[f"of_{low}"])
+            for low, high in BANDS
+        }
+        return by_givens | {"accuracy": ratio(means["right"], means["blank"])}
 
     def reference_predictions(self, inp, generator):
         """What follows from the givens without guessing: see `propagate`."""

@@ -132,14 +132,15 @@ def _scores(diffusion, chosen):
 
 def energy_slice(diffusion, chosen: EvaluationSet) -> dict:
     """Energies of one problem on the plane through the solution (0, 0), the mined negative (1, 0) and a random
-    direction of the same length (0, 1), at level SLICE_LEVEL: `axis` (k,), `energy` (k, k) with the random
-    direction as the row."""
+    direction of the same length (0, 1), at level SLICE_LEVEL, none of which moves a given entry: `axis` (k,),
+    `energy` (k, k) with the random direction as the row."""
     ebm, t = diffusion.model.ebm, min(SLICE_LEVEL, diffusion.num_timesteps - 1)
     inp, target, noise = chosen.inp[:1], chosen.target[:1].float(), chosen.noise[:1]
     mask = chosen.mask_of(slice(1))
     home = diffusion.sqrt_alphas_cumprod[t] * target
     first = _mined(diffusion, ebm.condition(inp, t), target, t, noise, mask)[0] - home
-    second = chosen.start[:1] - (chosen.start[:1] * first).sum() / first.square().sum() * first
+    free = chosen.start[:1] if mask is None else torch.where(mask.bool(), 0.0, chosen.start[:1])
+    second = free - (free * first).sum() / first.square().sum() * first
     second = second * first.norm() / second.norm()
     axis = torch.linspace(-1.5, 1.5, SLICE_POINTS, device=home.device)
     energies = []
