@@ -27,7 +27,7 @@ from diffusion_lib.denoising_diffusion_pytorch_1d import Trainer1D
 from diffusion_lib.evaluation import EvaluationSet, sampler_metrics, samplers_of
 from diffusion_lib.negatives import MiningConfig
 from diffusion_lib.system.arguments import Parser, directory, header, whole
-from diffusion_lib.system.errors import ConfigError, exit_status
+from diffusion_lib.system.errors import ConfigError, exit_status, say
 from diffusion_lib.system.files import write_csv
 from diffusion_lib.system.lock import RunHeld, RunLock
 from diffusion_lib.system.memory import one_line_for_full_memory
@@ -218,6 +218,8 @@ def print_errors(trainer: Trainer1D, config: ExperimentConfig):
     for difficulty, task in {"same": same, "harder": harder, **same.extra_sets()}.items():
         chosen = EvaluationSet(task, config.evaluation_size, trainer.device, trainer.stream.masked)
         for sampler in samplers_of(trainer.diffusion):
+            if trainer.accelerator.is_main_process:
+                say(f"{config.dataset}: the {sampler} sampler on {config.evaluation_size} examples, {difficulty}")
             measured = sampler_metrics(trainer.ema.ema_model, chosen, sampler, share=trainer.share, execute=True)
             defined = {name: value for name, value in measured.items() if not math.isnan(value)}
             rows.append({"difficulty": difficulty, "sampler": sampler, **defined})
