@@ -15,6 +15,7 @@ if __name__ == "__main__":
 import csv
 import math
 from pathlib import Path
+from typing import NamedTuple
 
 from tabulate import tabulate
 
@@ -84,24 +85,75 @@ def ladder_ratios(root: Path = PUBLISHED) -> str:
     return table(cells, ("adversarial against baseline, steps", "equal", "sampler", "pairs", "ratio of val_mse [95%]"))
 
 
+def ladder_words(root: Path = PUBLISHED) -> list[str]:
+    """What the README's text says of adversarial over baseline at equal FLOPs, beside the tables, as it says it."""
+    words = []
+    for metric in ("val_mse", "ood_mse", "recon_error"):
+        for row in ratio_rows(ladder_runs(metric, root), metric):
+            if (row["strategy"], row["matched"]) != (ADVERSARIAL, "FLOPs"):
+                continue
+            if metric == "val_mse":
+                percent = 100 * (row["ratio"] - 1)
+                words += [f"{percent:.1f}% larger" if percent > 0 else f"{-percent:.1f}% smaller"]
+                words += [f"{row['p']:.2f} ({row['p_holm']:.2f} by Holm's method)"]
+            elif row["sampler"] == INNERLOOP:
+                words.append(f"{metric} {row['ratio']:.3f} [{row['ratio_low']:.3f}, {row['ratio_high']:.3f}]")
+    return words
+
+
 def tasks_table(root: Path = PUBLISHED) -> str:
-    """A row per task and difficulty: the first metric in percent, under the inner loop."""
+    """A row per task: the first metric in percent under the inner loop, on the usual and the harder examples."""
     rows = []
-    for study in sorted(root.glob("task-*"), key=lambda path: list(TASKS).index(dataset(path))):
-        task = TASKS[dataset(study)]
+    for study in task_studies(root):
+        usual, harder = (task_comparison(study, difficulty, INNERLOOP) for difficulty in DIFFICULTIES)
+        means = [f"{usual.means[s]} / {harder.means[s]}" for s in TASK_STRATEGIES]
+        rows.append([dataset(study), usual.metric.replace("_", " "), usual.seeds, *means, usual.words, harder.words])
+    against = f"{ADVERSARIAL} over {COMPUTE} [95%]"
+    return table(rows, ("task", "metric, %", "seeds", *TASK_STRATEGIES, against, "the same, harder"))
+
+
+def tasks_details(root: Path = PUBLISHED) -> str:
+    """A row per task, difficulty and sampler."""
+    rows = []
+    for study in task_studies(root):
         for difficulty in DIFFICULTIES:
-            name = column(difficulty, task.metrics[0])
-            metric = next(each for each in task_metrics(task) if each.column == name)
-            values = values_by_strategy(study, name)
-            against = "-"
-            if {ADVERSARIAL, COMPUTE} <= values.keys():
-                seeds = sorted(values[ADVERSARIAL].keys() & values[COMPUTE].keys())
-                pair = [[values[strategy][seed] for seed in seeds] for strategy in (ADVERSARIAL, COMPUTE)]
-                against = metric.words(metric.compare(*pair))
-            means = [mean_percent(values.get(strategy, {})) for strategy in TASK_STRATEGIES]
-            where = "usual" if difficulty == "val" else "harder"
-            rows.append([dataset(study), task.metrics[0].replace("_", " "), where, *means, against])
-    return table(rows, ("task", "metric, %", "examples", *TASK_STRATEGIES, "adversarial over baseline-compute [95%]"))
+            for sampler in ("plain", INNERLOOP):
+                found = task_comparison(study, difficulty, sampler)
+                where = "usual" if difficulty == "val" else "harder"
+                rows.append([dataset(study), where, sampler, *found.means.values(), found.words, found.corrupt_words])
+    headers = (*TASK_STRATEGIES, f"{ADVERSARIAL} over {COMPUTE} [95%]", f"corrupt over {BASELINE}, equal steps [95%]")
+    return table(rows, ("task", "examples", "sampler", *headers))
+
+
+def task_studies(root: Path) -> list[Path]:
+    return sorted(root.glob("task-*"), key=lambda path: list(TASKS).index(dataset(path)))
+
+
+class TaskComparison(NamedTuple):
+    """metric: a task's first. seeds: of adversarial. means: by strategy, in percent. words: differences in points."""
+
+    metric: str
+    seeds: int
+    means: dict[str, str]
+    words: str
+    corrupt_words: str
+
+
+def task_comparison(study: Path, difficulty: str, sampler: str) -> TaskComparison:
+    task = TASKS[dataset(study)]
+    name = column(difficulty, task.metrics[0])
+    metric = next(each for each in task_metrics(task) if each.column == name)
+    values = values_by_strategy(study, name, sampler)
+
+    def difference(one: str, other: str) -> str:
+        seeds = sorted(values.get(one, {}).keys() & values.get(other, {}).keys())
+        return (
+            metric.words(metric.compare(*([values[s][seed] for seed in seeds] for s in (one, other)))) if seeds else "-"
+        )
+
+    means = {strategy: mean_percent(values.get(strategy, {})) for strategy in TASK_STRATEGIES}
+    differences = difference(ADVERSARIAL, COMPUTE), difference("corrupt", BASELINE)
+    return TaskComparison(task.metrics[0], len(values.get(ADVERSARIAL, {})), means, *differences)
 
 
 def equal_steps_table(root: Path = PUBLISHED) -> str:
@@ -135,19 +187,19 @@ def dataset(study: Path) -> str:
     return ExperimentConfig.from_dict(read_config(study)).dataset
 
 
-def values_by_strategy(study: Path, name: str) -> dict[str, dict[int, float]]:
-    """Strategy -> seed -> a metric under the inner loop, of the runs that finished."""
+def values_by_strategy(study: Path, name: str, sampler: str) -> dict[str, dict[int, float]]:
+    """Strategy -> seed -> a metric under a sampler, of the runs that finished."""
     values = {}
     for folder in run_folders(study):
         result = read_result(folder)
         if result and result["status"] == "finished":
-            value = result["samplers"][INNERLOOP].get(name, math.nan)
+            value = result["samplers"][sampler].get(name, math.nan)
             values.setdefault(result["strategy"], {})[result["seed"]] = value
     return values
 
 
 def mean_percent(values: dict[int, float]) -> str:
-    return f"{100 * sum(values.values()) / len(values):.1f} ({len(values)})" if values else "-"
+    return f"{100 * sum(values.values()) / len(values):.1f}" if values else "-"
 
 
 def table(rows, headers) -> str:
@@ -159,7 +211,8 @@ def main(arguments=None):
     if not list(PUBLISHED.glob("ladder-*")):
         raise ConfigError(f"no ladder-* in {PUBLISHED}")
     header(results=PUBLISHED)
-    print("\n\n".join([ladder_table(), ladder_ratios(), tasks_table(), equal_steps_table()]))
+    words = "\n".join(ladder_words())
+    print("\n\n".join([ladder_table(), ladder_ratios(), words, tasks_table(), tasks_details(), equal_steps_table()]))
 
 
 if __name__ == "__main__":

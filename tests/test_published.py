@@ -23,6 +23,11 @@ def test_a_page_holds_the_table_of_the_published_runs(page, make):
     assert not missing, f"{page} lacks these lines; python experiments/published.py prints them"
 
 
+def test_the_answer_in_words_is_that_of_the_published_runs():
+    text = " ".join((ROOT / "README.md").read_text().split())
+    assert not [words for words in published.ladder_words() if words not in text]
+
+
 def test_a_table_follows_its_runs(tmp_path):
     """Another number in a run's file is another line."""
     copied = tmp_path / "mlp-cpu-5k.runs.csv"
