@@ -12,9 +12,10 @@ ROOT = Path(__file__).resolve().parent.parent
 @pytest.mark.parametrize(
     ("page", "make"),
     [
-        ("README.md", published.ladder_table),
         ("README.md", published.ladder_ratios),
         ("README.md", published.tasks_table),
+        ("docs/results.md", published.ladder_table),
+        ("docs/results.md", published.tasks_details),
         ("docs/results.md", published.equal_steps_table),
     ],
 )
