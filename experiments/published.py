@@ -105,7 +105,24 @@ def ladder_words(root: Path = PUBLISHED) -> list[str]:
                 words += [f"{row['p']:.2f} ({row['p_holm']:.2f} by Holm's method)"]
             elif row["sampler"] == INNERLOOP:
                 words.append(f"{metric} {row['ratio']:.3f} [{row['ratio_low']:.3f}, {row['ratio_high']:.3f}]")
-    return words
+    return [*words, *reference_words(root)]
+
+
+def reference_words(root: Path) -> list[str]:
+    """What the README says of single runs and of what needs no training, in these words."""
+    with open(root / "ladder-5000.summary.csv", newline="") as file:
+        references = {row["strategy"]: row for row in csv.DictReader(file) if row["sampler"] == "reference"}
+    regression, zero = (
+        float(references[name][f"{metric}_mean"])
+        for name, metric in (("linear regression", "val_mse"), ("zero matrix", "recon_error"))
+    )
+    worst = max(run.errors[INNERLOOP] for run in ladder_runs(root=root) if run.strategy == BASELINE)
+    mlps = [error / zero for run in ladder_runs("recon_error", root) for error in run.errors.values()]
+    return [
+        f"({worst:.4f})",
+        f"a linear regression reaches {regression:.4f}",
+        f"{min(mlps):.1f} to {max(mlps):.1f} times that of answering zero ({zero:.2f})",
+    ]
 
 
 def tasks_table(root: Path = PUBLISHED) -> str:
@@ -127,9 +144,17 @@ def tasks_details(root: Path = PUBLISHED) -> str:
             for sampler in ("plain", INNERLOOP):
                 found = task_comparison(study, difficulty, sampler)
                 where = "usual" if difficulty == "val" else "harder"
-                rows.append([dataset(study), where, sampler, *found.means.values(), found.words, found.corrupt_words])
-    headers = (*TASK_STRATEGIES, f"{ADVERSARIAL} over {COMPUTE} [95%]", f"corrupt over {BASELINE}, equal steps [95%]")
+                rows.append([dataset(study), where, sampler, *found.means.values(), found.words, found.equal_steps])
+    headers = (*TASK_STRATEGIES, f"{ADVERSARIAL} over {COMPUTE} [95%]", f"{ADVERSARIAL} over {BASELINE} [95%]")
     return table(rows, ("task", "examples", "sampler", *headers))
+
+
+def task_words(root: Path = PUBLISHED) -> list[str]:
+    """What speaks for mining at equal steps, in the README's words: tasks whose interval lies above 0."""
+    found = {
+        dataset(study): task_comparison(study, DIFFICULTIES[0], INNERLOOP).equal_steps for study in task_studies(root)
+    }
+    return [f"{name} {words}" for name, words in found.items() if "[+" in words]
 
 
 def task_studies(root: Path) -> list[Path]:
@@ -137,13 +162,16 @@ def task_studies(root: Path) -> list[Path]:
 
 
 class TaskComparison(NamedTuple):
-    """metric: a task's first. seeds: of adversarial. means: by strategy, in percent. words: differences in points."""
+    """metric: a task's first. seeds: of adversarial. means: by strategy, in percent.
+
+    words, equal_steps: adversarial's difference to baseline-compute and to baseline, in points.
+    """
 
     metric: str
     seeds: int
     means: dict[str, str]
     words: str
-    corrupt_words: str
+    equal_steps: str
 
 
 def task_comparison(study: Path, difficulty: str, sampler: str) -> TaskComparison:
@@ -159,7 +187,7 @@ def task_comparison(study: Path, difficulty: str, sampler: str) -> TaskCompariso
         )
 
     means = {strategy: mean_percent(values.get(strategy, {})) for strategy in TASK_STRATEGIES}
-    differences = difference(ADVERSARIAL, COMPUTE), difference("corrupt", BASELINE)
+    differences = difference(ADVERSARIAL, COMPUTE), difference(ADVERSARIAL, BASELINE)
     return TaskComparison(task.metrics[0], len(values.get(ADVERSARIAL, {})), means, *differences)
 
 
@@ -218,7 +246,7 @@ def main(arguments=None):
     if not list(PUBLISHED.glob("ladder-*/")):
         raise ConfigError(f"no ladder-* in {PUBLISHED}")
     header(results=PUBLISHED)
-    words = "\n".join(ladder_words())
+    words = "\n".join(ladder_words() + task_words())
     print("\n\n".join([ladder_table(), ladder_ratios(), words, tasks_table(), tasks_details(), equal_steps_table()]))
 
 
