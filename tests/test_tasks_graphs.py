@@ -112,33 +112,39 @@ def test_a_plan_succeeds_only_along_edges():
 
 @pytest.mark.parametrize("kind", [ShortestPath1D, ShortestPath])
 def test_a_closed_loop_plans_anew_after_each_step(kind):
-    """A planner that knows the way repairs all but a bad first step; one that walks in circles never arrives."""
+    """As long as a problem of the task is left, so a planner that knows the way mends what comes after a first step."""
     task = kind("val", 12)
     inp, target = drawn(task, 40)
     adjacency, start, goal = inp[..., 0] > 0, start_node(inp), task.goal(target)
-    apart = distances(adjacency)
+    apart, rows = distances(adjacency), torch.arange(40)
+    asked = []
 
-    def plans(place, then):
-        after = then[:, None].expand(-1, task.plan_steps)
-        return task.encode_plan(torch.cat([place[:, None], after[:, 1:]], 1), after, inp[: len(place)])
+    def encoded(place, nodes):
+        return task.encode_plan(torch.cat([place[:, None], nodes[:, :-1]], 1), nodes, inp[: len(nodes)])
 
-    def towards_the_goal(changed, which):
-        place = start_node(changed)
-        left = apart[which, :, goal[which]]
-        left[~adjacency[which, place]] = task.size  # only along edges
+    def shortest_plans(changed, which):
         assert torch.equal(changed[..., 0], inp[which][..., 0])
-        return plans(place, left.argmin(1))
+        place, nodes = start_node(changed), []
+        asked.append((which, place))
+        for _ in range(task.plan_steps):
+            left = apart[which, :, goal[which]].clone()
+            left[~adjacency[which, place if not nodes else nodes[-1]]] = task.size  # only along edges
+            arrived = (place if not nodes else nodes[-1]) == goal[which]
+            nodes.append(torch.where(arrived, goal[which], left.argmin(1)))
+        return encoded(place, torch.stack(nodes, 1))
 
     def success(prediction, plan=None):
         return task.execute(inp, target, prediction, plan)["closed_loop_success"].mean().item()
 
-    assert success(target) == success(target, towards_the_goal) == 1
-    greedy = towards_the_goal(inp, torch.arange(40))
-    assert success(greedy) < 0.1  # two steps at least, so the first one repeated hardly ever leads there
-    assert success(greedy, towards_the_goal) == 1
-    no_edge = plans(start, (~adjacency[torch.arange(40), start]).int().argmax(1))
-    assert success(no_edge, towards_the_goal) == 0
-    assert success(greedy, lambda changed, which: plans(start_node(changed), start[which])) == 0
+    assert success(target) == success(target, shortest_plans) == 1
+    assert all((apart[which, place, goal[which]] >= 2).all() for which, place in asked)
+    first = task.nodes(target)[:, :1].expand(-1, task.plan_steps)  # the first step, and then on the spot
+    far = (apart[rows, start, goal] > 2).double().mean().item()
+    assert 0 < far < 1
+    assert success(encoded(start, first)) < 0.1
+    assert success(encoded(start, first), shortest_plans) == pytest.approx(far, abs=0.1)
+    no_edge = (~adjacency[rows, start]).int().argmax(1)[:, None].expand(-1, task.plan_steps)
+    assert success(encoded(start, no_edge), shortest_plans) == 0
 
 
 @pytest.mark.parametrize(

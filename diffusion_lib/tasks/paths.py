@@ -77,23 +77,26 @@ class PathTask(Task):
     def execute(self, inp, target, prediction, plan=None):
         """`closed_loop_success`: taking a plan's first step and planning anew leads to the goal in `plan_steps` steps.
 
-        A step that is no edge ends it. Without `plan` the first plan is carried on.
+        A step that is no edge ends it. Nearer to the goal than any problem of the task the last plan is carried on: no
+        training has its first step lead to the goal. Without `plan` the first one is carried on throughout.
         """
         adjacency, place, goal = inp[..., 0] > 0, start_node(inp), self.goal(target)
-        steps = self.nodes(prediction)
-        if plan is None:
-            return {"closed_loop_success": reaches_goal(adjacency, place, goal, steps).double()}
+        to_goal = distances(adjacency)[torch.arange(len(inp), device=inp.device), :, goal]
+        shortest, _ = path_lengths(self.size)
+        steps, following = self.nodes(prediction), torch.zeros_like(place)  # each plan, and which of its steps is next
         going = (place != goal).nonzero()[:, 0]
-        step = steps[going, 0]
         for left in reversed(range(self.plan_steps)):
+            step = steps[going, following[going]]
             follows = adjacency[going, place[going], step]
             place[going[follows]] = step[follows]
+            following += 1
             going = going[follows & (step != goal[going])]
-            if not left or not len(going):
-                break
-            moved = inp[going].clone()
-            moved[..., 1] = signs(rows_of(place[going], self.size), inp.dtype)
-            step = self.nodes(plan(moved, going))[:, 0]
+            anew = going[to_goal[going, place[going]] >= shortest]
+            if plan is None or not left or not len(anew):
+                continue
+            moved = inp[anew].clone()
+            moved[..., 1] = signs(rows_of(place[anew], self.size), inp.dtype)
+            steps[anew], following[anew] = self.nodes(plan(moved, anew)), 0
         return {"closed_loop_success": (place == goal).double()}
 
     def derived(self, means):
