@@ -203,7 +203,8 @@ def budget_figure(runs: list[Run], metric: str, path: Path):
                 chosen = [run for run in runs if run.strategy == strategy and np.isfinite(run.errors[sampler])]
                 axis.plot(*points(chosen, sampler), "o", ms=3.5, alpha=0.6, color=color, label=f"{strategy}, a run")
                 axis.plot(*means(chosen, sampler), "-", lw=1.2, color=color, label="geometric mean")
-            axis.set(xlabel="training FLOPs", title=f"{metric}, {sampler} sampler", xscale="log")
+            axis.set(xlabel="training FLOPs", title=f"{metric}, {sampler} sampler")
+            choose_scale(axis, "x", [run.flops for run in runs])
             choose_scale(axis, "y", [value for run in runs for value in run.errors.values()])
         axes[0, 0].set_ylabel(ERROR_LABEL if metric.endswith("mse") else metric)
         legend_below(axes)
