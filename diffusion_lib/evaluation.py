@@ -97,15 +97,14 @@ def sampler_metrics(
     execute: the metrics of Task.execute too, which take further samples.
     """
     parts, inner_steps = [], SAMPLERS[sampler](diffusion.rules) if isinstance(sampler, str) else sampler
-    bound = _bound(diffusion, chosen)
+    options = {"inner_steps": inner_steps, "bound": _bound(diffusion, chosen), "levels": levels}
     for rows in chosen.batches(batch_size, share):
         inp, target, start, mask = chosen.inp[rows], chosen.target[rows], chosen.start[rows], chosen.mask_of(rows)
-        options = {"inner_steps": inner_steps, "bound": bound, "levels": levels}
         prediction = diffusion.sample_loop(inp, mask=mask, start=start, **options)
         scores = chosen.task.score(inp, target, prediction)
         if execute:
 
-            def plan(changed, which, start=start, options=options):
+            def plan(changed, which, start=start):
                 return diffusion.sample_loop(changed, start=start[which], **options)
 
             scores |= chosen.task.execute(inp, target, prediction, plan)

@@ -27,6 +27,7 @@ from diffusion_lib.system.errors import ConfigError, exit_status
 from diffusion_lib.tasks import TASKS
 from diffusion_lib.training.run_folder import read_config, read_result, run_folders
 from experiments.analysis.metrics import Metric, task_metrics
+from experiments.analysis.statistics import Paired
 from experiments.analysis.verdict import ADVERSARIAL, BASELINE, COMPUTE
 from experiments.budget import Run, ratio_rows, read_runs
 
@@ -132,9 +133,10 @@ def tasks_table(root: Path = PUBLISHED) -> str:
     for study in task_studies(root):
         usual, harder = (task_comparison(study, difficulty, INNERLOOP) for difficulty in DIFFICULTIES)
         means = [f"{usual.means[s]} / {harder.means[s]}" for s in TASK_STRATEGIES]
-        rows.append([dataset(study), usual.metric.replace("_", " "), usual.seeds, *means, usual.words, harder.words])
-    against = f"{ADVERSARIAL} over {COMPUTE} [95%]"
-    return table(rows, ("task", "metric, %", "seeds", *TASK_STRATEGIES, against, "the same, harder"))
+        against = [each.metric.words(each.equal_flops) for each in (usual, harder)]
+        rows.append([dataset(study), TASKS[dataset(study)].metrics[0].replace("_", " "), usual.seeds, *means, *against])
+    over = f"{ADVERSARIAL} over {COMPUTE} [95%]"
+    return table(rows, ("task", "metric, %", "seeds", *TASK_STRATEGIES, over, "the same, harder"))
 
 
 def tasks_details(root: Path = PUBLISHED) -> str:
@@ -145,17 +147,20 @@ def tasks_details(root: Path = PUBLISHED) -> str:
             for sampler in ("plain", INNERLOOP):
                 found = task_comparison(study, difficulty, sampler)
                 where = "usual" if difficulty == "val" else "harder"
-                rows.append([dataset(study), where, sampler, *found.means.values(), found.words, found.equal_steps])
+                against = [found.metric.words(each) for each in (found.equal_flops, found.equal_steps)]
+                rows.append([dataset(study), where, sampler, *found.means.values(), *against])
     headers = (*TASK_STRATEGIES, f"{ADVERSARIAL} over {COMPUTE} [95%]", f"{ADVERSARIAL} over {BASELINE} [95%]")
     return table(rows, ("task", "examples", "sampler", *headers))
 
 
 def task_words(root: Path = PUBLISHED) -> list[str]:
     """What speaks for mining at equal steps, in the README's words: tasks whose interval lies above 0."""
-    found = {
-        dataset(study): task_comparison(study, DIFFICULTIES[0], INNERLOOP).equal_steps for study in task_studies(root)
-    }
-    return [f"{name} {words}" for name, words in found.items() if "[+" in words]
+    found = {dataset(study): task_comparison(study, DIFFICULTIES[0], INNERLOOP) for study in task_studies(root)}
+    return [
+        f"{name} {each.metric.words(each.equal_steps)}"
+        for name, each in found.items()
+        if each.equal_steps and each.equal_steps.low > 0
+    ]
 
 
 def task_studies(root: Path) -> list[Path]:
@@ -163,16 +168,16 @@ def task_studies(root: Path) -> list[Path]:
 
 
 class TaskComparison(NamedTuple):
-    """metric: a task's first. seeds: of adversarial. means: by strategy, in percent.
+    """Of a task's first metric. seeds: of adversarial. means: by strategy, in percent.
 
-    words, equal_steps: adversarial's difference to baseline-compute and to baseline, in points.
+    equal_flops, equal_steps: adversarial against baseline-compute and against baseline, None without a pair.
     """
 
-    metric: str
+    metric: Metric
     seeds: int
     means: dict[str, str]
-    words: str
-    equal_steps: str
+    equal_flops: Paired | None
+    equal_steps: Paired | None
 
 
 def task_comparison(study: Path, difficulty: str, sampler: str) -> TaskComparison:
@@ -180,16 +185,15 @@ def task_comparison(study: Path, difficulty: str, sampler: str) -> TaskCompariso
     name = column(difficulty, task.metrics[0])
     metric = next(each for each in task_metrics(task) if each.column == name)
     values = values_by_strategy(study, name, sampler)
+    mined = values.get(ADVERSARIAL, {})
 
-    def difference(one: str, other: str) -> str:
-        seeds = sorted(values.get(one, {}).keys() & values.get(other, {}).keys())
-        return (
-            metric.words(metric.compare(*([values[s][seed] for seed in seeds] for s in (one, other)))) if seeds else "-"
-        )
+    def against(strategy: str) -> Paired | None:
+        other = values.get(strategy, {})
+        seeds = sorted(mined.keys() & other.keys())
+        return metric.compare([mined[seed] for seed in seeds], [other[seed] for seed in seeds]) if seeds else None
 
     means = {strategy: mean_percent(values.get(strategy, {})) for strategy in TASK_STRATEGIES}
-    differences = difference(ADVERSARIAL, COMPUTE), difference(ADVERSARIAL, BASELINE)
-    return TaskComparison(task.metrics[0], len(values.get(ADVERSARIAL, {})), means, *differences)
+    return TaskComparison(metric, len(mined), means, against(COMPUTE), against(BASELINE))
 
 
 def equal_steps_table(root: Path = PUBLISHED) -> str:

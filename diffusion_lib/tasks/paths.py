@@ -80,24 +80,23 @@ class PathTask(Task):
         A step that is no edge ends it. Nearer to the goal than any problem of the task the last plan is carried on: no
         training has its first step lead to the goal. Without `plan` the first one is carried on throughout.
         """
-        adjacency, place, goal = inp[..., 0] > 0, start_node(inp), self.goal(target)
-        to_goal = distances(adjacency)[torch.arange(len(inp), device=inp.device), :, goal]
+        adjacency, start, goal = inp[..., 0] > 0, start_node(inp), self.goal(target)
+        rows = torch.arange(len(inp), device=inp.device)
+        to_goal = distances(adjacency)[rows, :, goal]
         shortest, _ = path_lengths(self.size)
-        steps, following = self.nodes(prediction), torch.zeros_like(place)  # each plan, and which of its steps is next
-        going = (place != goal).nonzero()[:, 0]
+        steps, following = self.nodes(prediction), torch.zeros_like(start)  # each plan, and which of its steps is next
+        place, walk, lost = start, [], torch.zeros_like(start, dtype=torch.bool)
         for left in reversed(range(self.plan_steps)):
-            step = steps[going, following[going]]
-            follows = adjacency[going, place[going], step]
-            place[going[follows]] = step[follows]
-            following += 1
-            going = going[follows & (step != goal[going])]
-            anew = going[to_goal[going, place[going]] >= shortest]
+            walk.append(steps[rows, following])
+            lost = lost | ~adjacency[rows, place, walk[-1]]
+            place, following = walk[-1], following + 1
+            anew = (~lost & (to_goal[rows, place] >= shortest)).nonzero()[:, 0]
             if plan is None or not left or not len(anew):
                 continue
             moved = inp[anew].clone()
             moved[..., 1] = signs(rows_of(place[anew], self.size), inp.dtype)
             steps[anew], following[anew] = self.nodes(plan(moved, anew)), 0
-        return {"closed_loop_success": (place == goal).double()}
+        return {"closed_loop_success": reaches_goal(adjacency, start, goal, torch.stack(walk, 1)).double()}
 
     def derived(self, means):
         return {"success_over_chance": ratio(means["first_step_shortens"] - means["chance"], 1 - means["chance"])}
