@@ -4,7 +4,8 @@
 
 Reads the averaged weights of the finished runs in results/STUDY and writes there: sizes.csv (errors at other n, for a
 model whose weights do not depend on n), ridge.csv and ridge.png (error as the ridge of A = 2 R R^T + ridge I falls,
-beside linear regression and Newton-Schulz), and timing.csv. Exit status: 0 done, 2 bad input.
+beside linear regression and Newton-Schulz), scale.csv (error without the one factor that fits the solutions best to
+the targets), and timing.csv. Exit status: 0 done, 2 bad input.
 """
 
 if __name__ == "__main__":
@@ -20,7 +21,7 @@ import torch
 
 from diffusion_lib.build import build_diffusion, check_fits
 from diffusion_lib.config import ExperimentConfig, add_flags, check_name, given
-from diffusion_lib.evaluation import SAMPLERS, EvaluationSet, prediction_metrics, sampler_metrics
+from diffusion_lib.evaluation import SAMPLERS, EvaluationSet, Share, prediction_metrics, sampler_metrics
 from diffusion_lib.inference import load_model
 from diffusion_lib.system.arguments import Parser, directory, header, whole
 from diffusion_lib.system.environment import ROOT
@@ -144,13 +145,39 @@ def ridge_figure(rows: list[dict], path: Path):
         legend_below(axes)
 
 
+def solutions(diffusion, chosen: EvaluationSet, sampler: str, batch_size: int = BATCH) -> torch.Tensor:
+    """What a sampler makes of the whole set, (size, n * n)."""
+    options = {"inner_steps": SAMPLERS[sampler](diffusion.rules), "bound": chosen.task.bound}
+    parts = [
+        diffusion.sample_loop(chosen.inp[rows], start=chosen.start[rows], **options)
+        for rows in chosen.batches(batch_size, Share())
+    ]
+    return torch.cat(parts)
+
+
+def scale_rows(models: dict, config: ExperimentConfig, count: int) -> list[dict]:
+    """A row per run and sampler at the training ridge: the factor that brings its solutions nearest to the targets
+    (least squares), and the mean squared error before and after it.
+
+    An energy with the residual A x - c I built in learns c, so its error is mostly (factor - 1)^2 mean(target^2): what
+    is left after the factor is what its products contribute.
+    """
+    chosen, rows = EvaluationSet(inverse_task(config, config.rank), count, "cpu"), []
+    for (strategy, seed), diffusion in models.items():
+        for sampler in SAMPLERS:
+            found = solutions(diffusion, chosen, sampler).double()
+            scale = (found * chosen.target).sum() / found.square().sum()
+            errors = ((factor * found - chosen.target).square().mean().item() for factor in (1.0, scale))
+            named = dict(zip(("mse", "mse_rescaled"), errors, strict=True))
+            rows.append({"strategy": strategy, "seed": seed, "sampler": sampler, "scale": scale.item(), **named})
+    return rows
+
+
 def timing_rows(diffusion, config: ExperimentConfig, repeats: int) -> list[dict]:
     """Milliseconds per 1000 float32 matrices of the model's samplers and of two solvers, measured in turn."""
     chosen = EvaluationSet(inverse_task(config, config.rank), TIMED, "cpu")
     functions = {
-        f"{config.model}, {sampler}": lambda sampler=sampler: diffusion.sample_loop(
-            chosen.inp, start=chosen.start, inner_steps=SAMPLERS[sampler](diffusion.rules), bound=chosen.task.bound
-        )
+        f"{config.model}, {sampler}": lambda sampler=sampler: solutions(diffusion, chosen, sampler, TIMED)
         for sampler in SAMPLERS
     }
     functions["Newton-Schulz 12"] = lambda: newton_schulz(chosen.inp, config.rank, 12)
@@ -181,8 +208,10 @@ def main(arguments=None):
     ridges = ridge_rows(models, config, count)
     write_csv(study / "ridge.csv", ridges)
     ridge_figure(ridges, path=study / "ridge.png")
+    write_csv(study / "scale.csv", scale_rows(models, config, count))
     write_csv(study / "timing.csv", timing_rows(next(iter(models.values())), config, options.repeats))
-    print(f"{len(models)} runs; written to {study}: {'sizes.csv, ' if sizes else ''}ridge.csv, ridge.png, timing.csv")
+    written = ["sizes.csv"] * bool(sizes) + ["ridge.csv", "ridge.png", "scale.csv", "timing.csv"]
+    print(f"{len(models)} runs; written to {study}: {', '.join(written)}")
 
 
 if __name__ == "__main__":

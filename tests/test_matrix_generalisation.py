@@ -1,0 +1,49 @@
+"""How far a study's trained weights carry: the files of experiments/matrix_generalisation.py."""
+
+import csv
+
+import pytest
+
+from diffusion_lib.evaluation import SAMPLERS, EvaluationSet
+from diffusion_lib.tasks import Inverse
+from experiments import matrix_generalisation
+from experiments import matrix_inversion_mining_comparison as comparison
+from tests.conftest import small_study
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch, request):
+    request.getfixturevalue("cheap_report")
+    monkeypatch.setattr("experiments.speed.timing.WARM_UP", 0.0)
+    comparison.main(small_study(tmp_path, "--model", "matrix", "--seeds", "0", "--strategies", "baseline", "random"))
+    matrix_generalisation.main(
+        ["--study", "shared", "--results", str(tmp_path), "--evaluation-size", "40", "--repeats", "1"]
+    )
+    return tmp_path / "shared"
+
+
+def rows(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_run_and_sampler_is_judged_at_every_size_and_ridge(study):
+    each = {(strategy, sampler) for strategy in ("baseline", "random") for sampler in SAMPLERS}
+    sizes, ridges, scales = (rows(study / f"{name}.csv") for name in ("sizes", "ridge", "scale"))
+    assert {int(row["n"]) for row in sizes} == set(matrix_generalisation.SIZES)
+    assert {float(row["ridge"]) for row in ridges} == set(matrix_generalisation.RIDGES)
+    for table in (sizes, ridges, scales):
+        assert {(row["strategy"], row["sampler"]) for row in table if row["sampler"] != "reference"} == each
+    trained = [row for row in ridges if float(row["ridge"]) == 0.5 and row["sampler"] != "reference"]
+    assert [float(row["mse"]) for row in scales] == pytest.approx([float(row["mse"]) for row in trained])
+    assert len(rows(study / "timing.csv")) == len(SAMPLERS) + 2
+
+
+def test_an_answer_that_is_right_but_for_a_factor_has_no_error_without_it(monkeypatch):
+    chosen = EvaluationSet(Inverse("val", 3), 40, "cpu")
+    monkeypatch.setattr(matrix_generalisation, "solutions", lambda *_: 0.8 * chosen.target)
+    config = comparison.ExperimentConfig(rank=3)
+    for row in matrix_generalisation.scale_rows({("baseline", 0): None}, config, 40):
+        assert row["scale"] == pytest.approx(1.25)
+        assert row["mse"] == pytest.approx(0.04 * chosen.target.square().mean().item())
+        assert row["mse_rescaled"] == pytest.approx(0, abs=1e-30)
