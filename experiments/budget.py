@@ -15,6 +15,7 @@ if __name__ == "__main__":
 
 import argparse
 import math
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -223,8 +224,8 @@ def means(runs: list[Run], sampler: str) -> tuple[list, list]:
     return order, [geometric_mean(by_flops[flops]).mean for flops in order]
 
 
-def run_table(runs: list[Run], metric: str) -> list[dict]:
-    """A row per run and sampler."""
+def run_table(runs: list[Run], metric: str, folder: Path) -> list[dict]:
+    """A row per run and sampler; the runs' folders seen from `folder`, so that results may be moved as a whole."""
     return [
         {
             "strategy": run.strategy,
@@ -234,7 +235,7 @@ def run_table(runs: list[Run], metric: str) -> list[dict]:
             "train_steps": run.steps,
             "train_flops": run.flops,
             metric: error,
-            "run": str(run.folder),
+            "run": os.path.relpath(run.folder, folder),
         }
         for run in runs
         for sampler, error in run.errors.items()
@@ -271,7 +272,7 @@ def main(arguments=None):
     runs = read_runs(studies, options.metric)
     rows = ratio_rows(runs, options.metric)
     budget_figure(runs, options.metric, path=folder / "budget.png")
-    write_csv(folder / "runs.csv", run_table(runs, options.metric))
+    write_csv(folder / "runs.csv", run_table(runs, options.metric, folder))
     write_csv(folder / "ratios.csv", rows)
     sentences = "\n".join(endings(rows))
     text = f"{options.metric}: ratios of geometric means to the baseline's, paired by seed\n\n{ratio_table(rows)}\n\n"

@@ -29,11 +29,10 @@ from diffusion_lib.training.run_folder import read_config, read_result, run_fold
 from experiments.analysis.metrics import Metric, task_metrics
 from experiments.analysis.statistics import Paired
 from experiments.analysis.verdict import ADVERSARIAL, BASELINE, COMPUTE
-from experiments.budget import Run, ratio_rows, read_runs
+from experiments.budget import PRIMARY_STEPS, Run, ratio_rows, read_runs
 
 PUBLISHED = ROOT / "results" / "published"
 INNERLOOP = "innerloop"
-PRIMARY_STEPS = 5_000  # of adversarial, in the protocol's primary comparison
 EQUAL_STEPS, EARLY_STRATEGIES = ("mlp-cpu-5k", "matrix-cpu-1k"), (BASELINE, "random", ADVERSARIAL)
 TASK_STRATEGIES = (BASELINE, ADVERSARIAL, "corrupt", COMPUTE)
 
@@ -98,7 +97,7 @@ def ladder_words(root: Path = PUBLISHED) -> list[str]:
     words = []
     for metric in ("val_mse", "ood_mse", "recon_error"):
         for row in ratio_rows(ladder_runs(metric, root), metric):
-            if (row["strategy"], row["matched"], row["train_steps"]) != (ADVERSARIAL, "FLOPs", PRIMARY_STEPS):
+            if (row["strategy"], row["matched"]) != (ADVERSARIAL, "FLOPs") or row["train_steps"] not in PRIMARY_STEPS:
                 continue
             if metric == "val_mse":
                 percent = 100 * (row["ratio"] - 1)
@@ -117,7 +116,7 @@ def reference_words(root: Path) -> list[str]:
         float(references[name][f"{metric}_mean"])
         for name, metric in (("linear regression", "val_mse"), ("zero matrix", "recon_error"))
     )
-    runs = [run for run in ladder_runs(root=root) if (run.strategy, run.steps) == (BASELINE, PRIMARY_STEPS)]
+    runs = [run for run in ladder_runs(root=root) if (run.strategy, run.steps) == (BASELINE, PRIMARY_STEPS[0])]
     worst = max(run.errors[INNERLOOP] for run in runs)
     best = min(error for run in ladder_runs("recon_error", root) for error in run.errors.values())
     return [

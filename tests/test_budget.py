@@ -78,6 +78,7 @@ def test_budgets_are_matched_by_steps_and_by_flops(studies):
     at_1000 = [r for r in tables["ratios"] if r["train_steps"] == "1000" and r["matched"] == "FLOPs"]
     assert not at_1000  # no baseline of 2,800 steps
     assert {r["strategy"] for r in tables["runs"]} == {"baseline", "adversarial", "random, noise_scale 1.2"}
+    assert all((studies / "out" / r["run"] / "result.json").exists() for r in tables["runs"])
 
 
 def test_runs_of_an_earlier_version_cost_what_they_cost_today(studies):
