@@ -132,7 +132,8 @@ def flops(group: dict[int, Run]) -> int:
 
 
 def comparison(matched: str, sampler: str, treated: dict[int, Run], baseline: dict[int, Run], seeds: list[int]) -> dict:
-    found = ratio(*([group[seed].errors[sampler] for seed in seeds] for group in (treated, baseline)))
+    errors, others = ([group[seed].errors[sampler] for seed in seeds] for group in (treated, baseline))
+    found = ratio(errors, others)
     one, other = treated[seeds[0]], baseline[seeds[0]]
     return {
         "strategy": one.strategy,
@@ -146,7 +147,10 @@ def comparison(matched: str, sampler: str, treated: dict[int, Run], baseline: di
         "ratio": found.ratio,
         "ratio_low": found.low,
         "ratio_high": found.high,
+        "ahead": sum(error < another for error, another in zip(errors, others, strict=True)),
         "p": found.p,
+        "p_signflip": found.p_signflip,
+        "p_wilcoxon": found.p_wilcoxon,
     }
 
 
@@ -244,7 +248,20 @@ def run_table(runs: list[Run], metric: str, folder: Path) -> list[dict]:
 
 def ratio_table(rows: list[dict]) -> str:
     """The comparisons as a markdown table."""
-    headers = ("strategy", "equal", "sampler", "steps", "baseline's", "FLOPs", "n", "ratio [95%]", "p", "p (Holm)")
+    headers = (
+        "strategy",
+        "equal",
+        "sampler",
+        "steps",
+        "baseline's",
+        "FLOPs",
+        "n",
+        "ratio [95%]",
+        "ahead",
+        "p",
+        "p (Holm)",
+        "p (sign flip)",
+    )
     cells = [
         [
             *(row[key] for key in ("strategy", "matched", "sampler")),
@@ -252,8 +269,10 @@ def ratio_table(rows: list[dict]) -> str:
             f"{row['train_flops']:.3g}",
             row["n"],
             shown(row),
+            row["ahead"],
             f"{row['p']:.3g}",
             f"{row['p_holm']:.3g}" if row["p_holm"] != "" else "",
+            f"{row['p_signflip']:.3g}",
         ]
         for row in rows
     ]

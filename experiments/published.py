@@ -70,6 +70,26 @@ def with_interval(words: str, low: float, high: float, write: str) -> str:
     return words if math.isnan(low) else f"{words} [{write.format(low)}, {write.format(high)}]"
 
 
+def rises_table(root: Path = PUBLISHED) -> str:
+    """A row per strategy and budget: how far the runs' denoising loss rose again, least and most over seeds."""
+    groups = {}
+    for run in ladder_runs(root=root):
+        groups.setdefault((run.strategy, run.steps), []).append(loss_rise(run.folder))
+    rows = [
+        [strategy, f"{steps:,}", len(rises), f"{min(rises):.2f}", f"{max(rises):.2f}"]
+        for (strategy, steps), rises in sorted(groups.items())
+    ]
+    return table(rows, ("strategy", "steps", "seeds", "least rise", "largest rise"))
+
+
+def loss_rise(folder: Path) -> float:
+    """The largest ratio of a row's denoising loss in metrics.csv to the least before it, past a fifth of the rows."""
+    with open(folder / "metrics.csv", newline="") as file:
+        losses = [float(row["loss_denoise"]) for row in csv.DictReader(file)]
+    first = len(losses) // 5 + 1
+    return max(losses[i] / min(losses[:i]) for i in range(first, len(losses)))
+
+
 def ladder_ratios(root: Path = PUBLISHED) -> str:
     """Adversarial over baseline at each budget, at equal FLOPs and at equal steps, paired by seed."""
     found = {}
@@ -77,19 +97,16 @@ def ladder_ratios(root: Path = PUBLISHED) -> str:
         if row["strategy"] == ADVERSARIAL:
             found.setdefault((row["matched"], row["train_steps"], row["baseline_steps"]), {})[row["sampler"]] = row
     cells = [
-        [
-            f"{steps:,} against {baseline:,}",
-            matched,
-            row["plain"]["n"],
-            *(ratio_cell(row[s]) for s in ("plain", INNERLOOP)),
-        ]
+        [f"{steps:,} against {baseline:,}", matched, *(ratio_cell(row[s]) for s in ("plain", INNERLOOP))]
         for (matched, steps, baseline), row in sorted(found.items())
     ]
-    return table(cells, ("adversarial against baseline, steps", "equal", "pairs", "plain sampler", "IRED's inner loop"))
+    samplers = ("plain sampler; seeds ahead", "IRED's inner loop; seeds ahead")
+    return table(cells, ("adversarial against baseline, steps", "equal", *samplers))
 
 
 def ratio_cell(row: dict) -> str:
-    return with_interval(f"{row['ratio']:.3f}", row["ratio_low"], row["ratio_high"], "{:.3f}")
+    found = with_interval(f"{row['ratio']:.3f}", row["ratio_low"], row["ratio_high"], "{:.3f}")
+    return f"{found}; {row['ahead']} of {row['n']}"
 
 
 def ladder_words(root: Path = PUBLISHED) -> list[str]:
@@ -251,7 +268,16 @@ def main(arguments=None):
         raise ConfigError(f"no ladder-* in {PUBLISHED}")
     header(results=PUBLISHED)
     words = "\n".join(ladder_words() + task_words())
-    print("\n\n".join([ladder_table(), ladder_ratios(), words, tasks_table(), tasks_details(), equal_steps_table()]))
+    tables = [
+        ladder_table(),
+        rises_table(),
+        ladder_ratios(),
+        words,
+        tasks_table(),
+        tasks_details(),
+        equal_steps_table(),
+    ]
+    print("\n\n".join(tables))
 
 
 if __name__ == "__main__":

@@ -72,9 +72,10 @@ def test_budgets_are_matched_by_steps_and_by_flops(studies):
     early = row(tables, strategy="adversarial", matched="steps", sampler="plain", train_steps=1000)
     assert float(early["ratio"]) == pytest.approx(0.5 * (1.01 * 1.02) ** (1 / 3))
     equal = row(tables, strategy="adversarial", matched="FLOPs", sampler="innerloop", train_steps=5000)
-    assert (equal["baseline_steps"], equal["n"]) == ("14000", "3")
+    assert (equal["baseline_steps"], equal["n"], equal["ahead"]) == ("14000", "3", "2")
     assert float(equal["ratio"]) == pytest.approx((0.98 * 1.00 * 1.02 / (1.001 * 1.002)) ** (1 / 3))
     assert float(equal["train_flops"]) == pytest.approx(float(equal["baseline_flops"]), rel=0.02)
+    assert (early["ahead"], early["p_signflip"]) == ("3", "0.25")  # the least that three pairs can give
     at_1000 = [r for r in tables["ratios"] if r["train_steps"] == "1000" and r["matched"] == "FLOPs"]
     assert not at_1000  # no baseline of 2,800 steps
     assert {r["strategy"] for r in tables["runs"]} == {"baseline", "adversarial", "random, noise_scale 1.2"}
