@@ -33,6 +33,7 @@ from experiments.budget import PRIMARY_STEPS, Run, ratio_rows, read_runs
 
 PUBLISHED = ROOT / "results" / "published"
 INNERLOOP = "innerloop"
+LADDER_METRICS = ("val_mse", "ood_mse", "recon_error")
 EQUAL_STEPS, EARLY_STRATEGIES = ("mlp-cpu-5k", "matrix-cpu-1k"), (BASELINE, "random", ADVERSARIAL)
 TASK_STRATEGIES = (BASELINE, ADVERSARIAL, "corrupt", COMPUTE)
 
@@ -90,10 +91,10 @@ def loss_rise(folder: Path) -> float:
     return max(losses[i] / min(losses[:i]) for i in range(first, len(losses)))
 
 
-def ladder_ratios(root: Path = PUBLISHED) -> str:
+def ladder_ratios(metric: str = "val_mse", root: Path = PUBLISHED) -> str:
     """Adversarial over baseline at each budget, at equal FLOPs and at equal steps, paired by seed."""
     found = {}
-    for row in ratio_rows(ladder_runs(root=root), "val_mse"):
+    for row in ratio_rows(ladder_runs(metric, root), metric):
         if row["strategy"] == ADVERSARIAL:
             found.setdefault((row["matched"], row["train_steps"], row["baseline_steps"]), {})[row["sampler"]] = row
     cells = [
@@ -101,7 +102,7 @@ def ladder_ratios(root: Path = PUBLISHED) -> str:
         for (matched, steps, baseline), row in sorted(found.items())
     ]
     samplers = ("plain sampler; seeds ahead", "IRED's inner loop; seeds ahead")
-    return table(cells, ("adversarial against baseline, steps", "equal", *samplers))
+    return table(cells, (f"{metric}, adversarial against baseline, steps", "equal", *samplers))
 
 
 def ratio_cell(row: dict) -> str:
@@ -112,17 +113,23 @@ def ratio_cell(row: dict) -> str:
 def ladder_words(root: Path = PUBLISHED) -> list[str]:
     """What the README's text says of the primary comparison beside its table, in these words."""
     words = []
-    for metric in ("val_mse", "ood_mse", "recon_error"):
+    for metric in LADDER_METRICS:
         for row in ratio_rows(ladder_runs(metric, root), metric):
             if (row["strategy"], row["matched"]) != (ADVERSARIAL, "FLOPs") or row["train_steps"] not in PRIMARY_STEPS:
                 continue
             if metric == "val_mse":
-                percent = 100 * (row["ratio"] - 1)
-                words += [f"{percent:.1f}% larger" if percent > 0 else f"{-percent:.1f}% smaller"]
+                words += [change_words(row["ratio"])]
                 words += [f"{row['p']:.2f} ({row['p_holm']:.2f} by Holm's method)"]
-            elif row["sampler"] == INNERLOOP:
+            elif (row["sampler"], row["train_steps"]) == (INNERLOOP, PRIMARY_STEPS[0]):
                 words.append(f"{metric} {row['ratio']:.3f} [{row['ratio_low']:.3f}, {row['ratio_high']:.3f}]")
     return [*words, *reference_words(root)]
+
+
+def change_words(ratio: float) -> str:
+    """A ratio of errors in words: percents where it is near 1."""
+    if 0.9 < ratio < 1.1:
+        return f"{100 * abs(ratio - 1):.1f}% {'larger' if ratio > 1 else 'smaller'}"
+    return f"{ratio:.2g} times"
 
 
 def reference_words(root: Path) -> list[str]:
@@ -133,11 +140,16 @@ def reference_words(root: Path) -> list[str]:
         float(references[name][f"{metric}_mean"])
         for name, metric in (("linear regression", "val_mse"), ("zero matrix", "recon_error"))
     )
-    runs = [run for run in ladder_runs(root=root) if (run.strategy, run.steps) == (BASELINE, PRIMARY_STEPS[0])]
-    worst = max(run.errors[INNERLOOP] for run in runs)
+    all_runs = ladder_runs(root=root)
+    baselines = [run for run in all_runs if (run.strategy, run.steps) == (BASELINE, PRIMARY_STEPS[0])]
+    worst = max(run.errors[INNERLOOP] for run in baselines)
     best = min(error for run in ladder_runs("recon_error", root) for error in run.errors.values())
+    mined = [loss_rise(run.folder) for run in all_runs if (run.strategy, run.steps) == (ADVERSARIAL, PRIMARY_STEPS[-1])]
+    others = max(loss_rise(run.folder) for run in all_runs if run.strategy != ADVERSARIAL)
     return [
         f"({worst:.4f})",
+        f"{min(mined):.1f} to {max(mined):.1f} times its least value",
+        f"never by more than {math.ceil(100 * (others - 1))}%",
         f"a linear regression reaches {regression:.4f}",
         f"{best / zero:.1f} times that of answering zero ({zero:.2f})",
     ]
@@ -271,7 +283,7 @@ def main(arguments=None):
     tables = [
         ladder_table(),
         rises_table(),
-        ladder_ratios(),
+        *(ladder_ratios(metric) for metric in LADDER_METRICS),
         words,
         tasks_table(),
         tasks_details(),

@@ -1,5 +1,6 @@
 """The pages' tables are those of the published runs."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ ROOT = Path(__file__).resolve().parent.parent
         ("README.md", published.ladder_ratios),
         ("README.md", published.tasks_table),
         ("docs/results.md", published.ladder_table),
+        ("docs/results.md", published.rises_table),
+        *(("docs/results.md", partial(published.ladder_ratios, metric)) for metric in published.LADDER_METRICS[1:]),
         ("docs/results.md", published.tasks_details),
         ("docs/results.md", published.equal_steps_table),
     ],
