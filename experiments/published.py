@@ -2,7 +2,7 @@
 
     python experiments/published.py
 
-Matrix inversion at every budget that was run, IRED's other tasks, and two earlier studies at equal steps.
+Matrix inversion at every budget that was run, IRED's other tasks, and two studies beside the ladder.
 A test holds the pages to what this prints.
 """
 
@@ -34,7 +34,8 @@ from experiments.budget import PRIMARY_STEPS, Run, ratio_rows, read_runs
 PUBLISHED = ROOT / "results" / "published"
 INNERLOOP = "innerloop"
 LADDER_METRICS = ("val_mse", "ood_mse", "recon_error")
-EQUAL_STEPS, EARLY_STRATEGIES = ("mlp-cpu-5k", "matrix-cpu-1k"), (BASELINE, "random", ADVERSARIAL)
+MATRIX_STUDY = "matrix-cpu-1k"
+OTHER_STUDIES, STRATEGIES = ("mlp-cpu-5k", MATRIX_STUDY), (BASELINE, "random", ADVERSARIAL, COMPUTE)
 TASK_STRATEGIES = (BASELINE, ADVERSARIAL, "corrupt", COMPUTE)
 
 
@@ -224,20 +225,39 @@ def task_comparison(study: Path, difficulty: str, sampler: str) -> TaskCompariso
     return TaskComparison(metric, len(mined), means, against(COMPUTE), against(BASELINE))
 
 
-def equal_steps_table(root: Path = PUBLISHED) -> str:
-    """The two earlier studies, which have their runs as CSV alone: geometric means and ratios to the baseline."""
+def other_studies_table(root: Path = PUBLISHED) -> str:
+    """The studies beside the ladder, from their runs' CSV: geometric means and ratios to the baseline."""
     rows = []
-    for study in EQUAL_STEPS:
+    for study in OTHER_STUDIES:
         with open(root / f"{study}.runs.csv", newline="") as file:
             runs = [run for run in csv.DictReader(file) if run["status"] == "finished"]
         for sampler in ("plain", INNERLOOP):
-            val, ood = ({s: values_of(runs, s, sampler, m) for s in EARLY_STRATEGIES} for m in ("val_mse", "ood_mse"))
-            for strategy in EARLY_STRATEGIES:
+            val, ood = ({s: values_of(runs, s, sampler, m) for s in STRATEGIES} for m in ("val_mse", "ood_mse"))
+            for strategy in STRATEGIES:
+                if not val[strategy]:
+                    continue
                 mean, harder = (Metric("").mean(values[strategy]) for values in (val, ood))
                 other = "" if strategy == BASELINE else ratio_words(val[strategy], val[BASELINE])
                 errors = f"{mean.mean:.3g} [{mean.low:.3g}, {mean.high:.3g}]"
                 rows.append([study, strategy, sampler, mean.n, errors, other, f"{harder.mean:.3g}"])
     return table(rows, ("study", "strategy", "sampler", "seeds", "val_mse [95%]", "ratio to baseline", "ood_mse"))
+
+
+def scale_table(root: Path = PUBLISHED) -> str:
+    """A row per strategy of the matrix energy: its error by sampler before and after the one factor it learned."""
+    with open(root / MATRIX_STUDY / "scale.csv", newline="") as file:
+        found = list(csv.DictReader(file))
+    rows = [
+        [strategy]
+        + [
+            f"{Metric('').mean(values_of(found, strategy, sampler, name)).mean:.2g}"
+            for sampler in ("plain", INNERLOOP)
+            for name in ("mse", "mse_rescaled")
+        ]
+        for strategy in STRATEGIES
+    ]
+    rescaled = "without the factor"
+    return table(rows, ("strategy", "val_mse, plain", rescaled, "val_mse, inner loop", rescaled))
 
 
 def values_of(runs: list[dict], strategy: str, sampler: str, name: str) -> list[float]:
@@ -287,7 +307,8 @@ def main(arguments=None):
         words,
         tasks_table(),
         tasks_details(),
-        equal_steps_table(),
+        other_studies_table(),
+        scale_table(),
     ]
     print("\n\n".join(tables))
 

@@ -19,7 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent
         ("docs/results.md", published.rises_table),
         *(("docs/results.md", partial(published.ladder_ratios, metric)) for metric in published.LADDER_METRICS[1:]),
         ("docs/results.md", published.tasks_details),
-        ("docs/results.md", published.equal_steps_table),
+        ("docs/results.md", published.other_studies_table),
+        ("docs/results.md", published.scale_table),
     ],
 )
 def test_a_page_holds_the_table_of_the_published_runs(page, make):
@@ -36,13 +37,13 @@ def test_the_answer_in_words_is_that_of_the_published_runs():
 def test_a_table_follows_its_runs(tmp_path):
     """Another number in a run's file is another line."""
     copied = tmp_path / "mlp-cpu-5k.runs.csv"
-    for study in published.EQUAL_STEPS:
+    for study in published.OTHER_STUDIES:
         text = (published.PUBLISHED / f"{study}.runs.csv").read_text()
         (tmp_path / f"{study}.runs.csv").write_text(text)
-    assert published.equal_steps_table(tmp_path) == published.equal_steps_table()
+    assert published.other_studies_table(tmp_path) == published.other_studies_table()
     lines = copied.read_text().splitlines()
     column = lines[0].split(",").index("val_mse")
     row = lines[1].split(",")
     row[column] = "0.5"
     copied.write_text("\n".join([lines[0], ",".join(row), *lines[2:]]) + "\n")
-    assert published.equal_steps_table(tmp_path) != published.equal_steps_table()
+    assert published.other_studies_table(tmp_path) != published.other_studies_table()
