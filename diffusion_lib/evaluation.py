@@ -75,7 +75,7 @@ class EvaluationSet:
     def mask_of(self, rows: slice) -> torch.Tensor | None:
         return None if self.mask is None else self.mask[rows]
 
-    def batches(self, batch_size: int, share: Share):
+    def batches(self, batch_size: int, share: Share = Share()):
         """Slices of this process's rows."""
         rows = share.of(self.size)
         for first in range(rows.start, rows.stop, batch_size):

@@ -21,7 +21,7 @@ import torch
 
 from diffusion_lib.build import build_diffusion, check_fits
 from diffusion_lib.config import ExperimentConfig, add_flags, check_name, given
-from diffusion_lib.evaluation import SAMPLERS, EvaluationSet, Share, prediction_metrics, sampler_metrics
+from diffusion_lib.evaluation import SAMPLERS, EvaluationSet, prediction_metrics, sampler_metrics
 from diffusion_lib.inference import load_model
 from diffusion_lib.system.arguments import Parser, directory, header, whole
 from diffusion_lib.system.environment import ROOT
@@ -150,7 +150,7 @@ def solutions(diffusion, chosen: EvaluationSet, sampler: str, batch_size: int = 
     options = {"inner_steps": SAMPLERS[sampler](diffusion.rules), "bound": chosen.task.bound}
     parts = [
         diffusion.sample_loop(chosen.inp[rows], start=chosen.start[rows], **options)
-        for rows in chosen.batches(batch_size, Share())
+        for rows in chosen.batches(batch_size)
     ]
     return torch.cat(parts)
 
@@ -167,9 +167,9 @@ def scale_rows(models: dict, config: ExperimentConfig, count: int) -> list[dict]
         for sampler in SAMPLERS:
             found = solutions(diffusion, chosen, sampler).double()
             scale = (found * chosen.target).sum() / found.square().sum()
-            errors = ((factor * found - chosen.target).square().mean().item() for factor in (1.0, scale))
-            named = dict(zip(("mse", "mse_rescaled"), errors, strict=True))
-            rows.append({"strategy": strategy, "seed": seed, "sampler": sampler, "scale": scale.item(), **named})
+            mse, rescaled = ((each - chosen.target).square().mean().item() for each in (found, scale * found))
+            errors = {"scale": scale.item(), "mse": mse, "mse_rescaled": rescaled}
+            rows.append({"strategy": strategy, "seed": seed, "sampler": sampler, **errors})
     return rows
 
 
