@@ -32,7 +32,7 @@ from diffusion_lib.system.files import write_atomic, write_csv
 from diffusion_lib.tasks import TASKS
 from diffusion_lib.training.run_folder import ended_runs
 from experiments import matrix_inversion_mining_comparison as comparison
-from experiments.analysis.figures import choose_scale, drawing, guarded, legend_below, metric_scale, strategy_colors
+from experiments.analysis.figures import drawing, guarded, label_log, legend_below, metric_scale, strategy_colors
 from experiments.analysis.metrics import Metric, task_metrics
 from experiments.analysis.tables import Study, printed_table, run_rows, summary_rows
 from experiments.analysis.verdict import ADVERSARIAL, BASELINE, COMPUTE, verdict_lines
@@ -42,7 +42,7 @@ CHOSEN_UNDER = "innerloop"  # IRED's own sampler
 
 
 class Setting(NamedTuple):
-    """A strategy's learning rate, and the weight of its contrast: None without one. `name`: its strategy in a search."""
+    """A strategy's learning rate, and its contrast's weight, None without one. `name`: its strategy in a search."""
 
     strategy: str
     learning_rate: float
@@ -180,13 +180,16 @@ def search_figure(rows: list[dict], metric: Metric, path: Path):
         for axis, sampler in zip(axes.flat, ("plain", CHOSEN_UNDER), strict=True):
             for strategy, color in strategy_colors(STRATEGIES).items():
                 mine = [row for row in rows if row["strategy"] == strategy]
-                for style, weight in zip("- -- : -.".split() * len(mine), dict.fromkeys(row["weight"] for row in mine)):
+                for place, weight in enumerate(dict.fromkeys(row["weight"] for row in mine)):
                     line = sorted((row["learning_rate"], row[sampler]) for row in mine if row["weight"] == weight)
+                    style = ("-", "--", ":", "-.")[place % 4]
                     label = strategy if weight is None else f"{strategy}, weight {weight:g}"
                     axis.plot(*zip(*line, strict=True), "o", ls=style, color=color, mfc="none", label=label)
                 best = next(row for row in mine if row["chosen"])
                 axis.plot(best["learning_rate"], best[sampler], "o", color=color)
-            choose_scale(axis, "x", [row["learning_rate"] for row in rows])
+            rates = [row["learning_rate"] for row in rows]
+            axis.set_xscale("log")
+            label_log(axis.xaxis, min(rates), max(rates))
             metric_scale(axis, metric, [row[sampler] for row in rows])
             axis.set(xlabel="learning rate", title=f"{metric.column} in the search, {sampler} sampler")
         legend_below(axes)

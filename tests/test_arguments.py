@@ -4,10 +4,10 @@ import pytest
 
 import train
 from diffusion_lib.system.arguments import Parser, directory, whole
-from experiments import ablations, benchmark, matrix_generalisation, paired_studies, solve
+from experiments import ablations, benchmark, matrix_generalisation, paired_studies, solve, tuned_comparison
 from experiments import matrix_inversion_mining_comparison as comparison
 
-COMMANDS = (train, comparison, ablations, benchmark, matrix_generalisation, paired_studies, solve)
+COMMANDS = (train, comparison, ablations, benchmark, matrix_generalisation, paired_studies, solve, tuned_comparison)
 NEEDED = {
     ablations: ["opt_steps"],
     matrix_generalisation: ["--study", "a"],

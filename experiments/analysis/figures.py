@@ -103,6 +103,7 @@ def drawing(path: Path, size: tuple[float, float], rows: int = 1, columns: int =
             buffer = io.BytesIO()
             # without its date the same figure is the same file
             figure.savefig(buffer, format=form, metadata={"CreationDate": None} if form == "pdf" else None)
+            figure.set_layout_engine("none")  # laid out once for both
             write_atomic(file, buffer.getvalue())
 
 
