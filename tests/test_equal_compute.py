@@ -14,6 +14,8 @@ from diffusion_lib.denoising_diffusion_pytorch_1d import Trainer1D
 from diffusion_lib.evaluation import EvaluationSet
 from diffusion_lib.negatives import MiningConfig
 from diffusion_lib.training.flops import equal_compute_steps, example_flops, step_flops, train_flops
+from diffusion_lib.training.run_folder import ended_runs
+from experiments import matrix_inversion_mining_comparison as comparison
 from experiments.analysis.landscape import level_rows, wrong_answers
 from experiments.matrix_inversion_mining_comparison import STRATEGIES, main
 from experiments.study import step_times
@@ -97,6 +99,20 @@ def test_the_steps_are_timed_once_at_the_study_s_batch_size(study):
     before = path.stat().st_mtime_ns
     assert again(study) == 0
     assert path.stat().st_mtime_ns == before
+
+
+def test_steps_are_timed_before_the_runs_or_by_an_array_s_last_job(tmp_path, monkeypatch):
+    ended_when_timed = []
+    monkeypatch.setattr(
+        comparison, "write_step_times", lambda study, *_: ended_when_timed.append(len(ended_runs(study)))
+    )
+    monkeypatch.setattr(comparison, "report", lambda *_: None)
+    command = [*SMALL, "--strategies", "baseline", "adversarial", f"--results={tmp_path}"]
+    assert main([*command, "--name=whole"]) == 0
+    assert ended_when_timed == [0]
+    for number in ("0", "1"):
+        assert main([*command, "--name=array", "--task", number]) == 0
+    assert ended_when_timed == [0, 2]
 
 
 def test_a_run_says_how_it_was_trained_and_what_long_descents_do(study):
