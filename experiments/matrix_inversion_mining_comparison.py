@@ -68,7 +68,7 @@ PRESETS = {
         "train_steps": 650,
         "batch_size": 128,
         "seeds": "0-2",
-        "evaluation_size": 512,
+        "evaluation_size": 256,
         "learning_rate": 4e-3,
         "schedule": "cosine",
         "ema_update_every": 1,
