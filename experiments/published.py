@@ -17,6 +17,7 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from tabulate import tabulate
 
 from diffusion_lib.config import ExperimentConfig
@@ -26,8 +27,10 @@ from diffusion_lib.system.environment import ROOT
 from diffusion_lib.system.errors import ConfigError, exit_status
 from diffusion_lib.tasks import TASKS
 from diffusion_lib.training.run_folder import read_config, read_result, run_folders
+from experiments import tuned_comparison
 from experiments.analysis.metrics import Metric, task_metrics
 from experiments.analysis.statistics import Paired
+from experiments.analysis.tables import Study
 from experiments.analysis.verdict import ADVERSARIAL, BASELINE, COMPUTE
 from experiments.budget import PRIMARY_STEPS, Run, ratio_rows, read_runs
 
@@ -92,18 +95,30 @@ def loss_rise(folder: Path) -> float:
     return max(losses[i] / min(losses[:i]) for i in range(first, len(losses)))
 
 
-def ladder_ratios(metric: str = "val_mse", root: Path = PUBLISHED) -> str:
+def answer_table(root: Path = PUBLISHED) -> str:
+    """The README's: adversarial over baseline by val_mse, at one learning rate and each at its own best settings."""
+    return ratios_table("val_mse", ladder_ratios("val_mse", root) + tuned_ratios(root))
+
+
+def secondary_table(metric: str, root: Path = PUBLISHED) -> str:
+    return ratios_table(metric, ladder_ratios(metric, root))
+
+
+def ratios_table(metric: str, cells: list[list[str]]) -> str:
+    samplers = ("plain sampler; seeds ahead", "IRED's inner loop; seeds ahead")
+    return table(cells, (f"{metric}, adversarial against baseline, steps", "equal", *samplers))
+
+
+def ladder_ratios(metric: str, root: Path) -> list[list[str]]:
     """Adversarial over baseline at each budget, at equal FLOPs and at equal steps, paired by seed."""
     found = {}
     for row in ratio_rows(ladder_runs(metric, root), metric):
         if row["strategy"] == ADVERSARIAL:
             found.setdefault((row["matched"], row["train_steps"], row["baseline_steps"]), {})[row["sampler"]] = row
-    cells = [
+    return [
         [f"{steps:,} against {baseline:,}", matched, *(ratio_cell(row[s]) for s in ("plain", INNERLOOP))]
         for (matched, steps, baseline), row in sorted(found.items())
     ]
-    samplers = ("plain sampler; seeds ahead", "IRED's inner loop; seeds ahead")
-    return table(cells, (f"{metric}, adversarial against baseline, steps", "equal", *samplers))
 
 
 def ratio_cell(row: dict) -> str:
@@ -154,6 +169,58 @@ def reference_words(root: Path) -> list[str]:
         f"a linear regression reaches {regression:.4f}",
         f"{best / zero:.1f} times that of answering zero ({zero:.2f})",
     ]
+
+
+def tuned_ratios(root: Path) -> list[list[str]]:
+    """The same of each strategy at its own best settings."""
+    cells = []
+    for folder in tuned_folders(root):
+        study, metric = tuned_study(folder), Metric("val_mse")
+        for matched, baseline in (("FLOPs", COMPUTE), ("steps", BASELINE)):
+            (steps,), (others,) = study.train_steps(ADVERSARIAL), study.train_steps(baseline)
+            row = [f"{steps:,} against {others:,}, each at its own best settings", matched]
+            for sampler in ("plain", INNERLOOP):
+                values = study.values(metric.column, sampler)
+                found = study.comparison(ADVERSARIAL, baseline, metric, sampler)
+                ahead = int(np.sum(values[ADVERSARIAL] < values[baseline]))
+                row.append(
+                    f"{with_interval(f'{found.ratio:.3f}', found.low, found.high, '{:.3f}')}; {ahead} of {found.n}"
+                )
+            cells.append(row)
+    return cells
+
+
+def tuned_table(root: Path = PUBLISHED) -> str:
+    """A row per budget and strategy at its own best settings: what the search chose, and the geometric means."""
+    rows, metric = [], Metric("val_mse")
+    for folder in tuned_folders(root):
+        study, settings = tuned_study(folder), tuned_settings(folder)
+        for strategy in study.strategies:
+            means = [metric.mean(study.values(metric.column, s)[strategy]) for s in ("plain", INNERLOOP)]
+            errors = [with_interval(f"{mean.mean:.5f}", mean.low, mean.high, "{:.5f}") for mean in means]
+            chosen = settings[strategy]
+            steps = f"{study.train_steps(strategy)[0]:,}"
+            rows.append([strategy, steps, chosen["learning_rate"], chosen["weight"] or "-", means[0].n, *errors])
+    headers = ("strategy", "steps", "learning rate", "weight", "seeds", "val_mse, plain", "val_mse, inner loop")
+    return table(rows, headers)
+
+
+def tuned_folders(root: Path) -> list[Path]:
+    """Of the reports of tuned_comparison.py, by budget; the studies behind a report stand beside it."""
+    return sorted(
+        (path.parent for path in root.glob("tuned/*/search.csv")), key=lambda path: (len(path.name), path.name)
+    )
+
+
+def tuned_study(folder: Path) -> Study:
+    studies = [folder.with_name(f"{folder.name}-{strategy}") for strategy in tuned_comparison.STRATEGIES]
+    return tuned_comparison.final_study(studies, (Metric("val_mse"),))
+
+
+def tuned_settings(folder: Path) -> dict[str, dict]:
+    """By strategy, the chosen row of search.csv."""
+    with open(folder / "search.csv", newline="") as file:
+        return {row["strategy"]: row for row in csv.DictReader(file) if row["chosen"] == "1"}
 
 
 def trial_words(root: Path = PUBLISHED) -> list[str]:
@@ -310,7 +377,9 @@ def main(arguments=None):
     tables = [
         ladder_table(),
         rises_table(),
-        *(ladder_ratios(metric) for metric in LADDER_METRICS),
+        answer_table(),
+        tuned_table(),
+        *(secondary_table(metric) for metric in LADDER_METRICS[1:]),
         words,
         tasks_table(),
         tasks_details(),
