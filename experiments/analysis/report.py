@@ -261,7 +261,8 @@ def example_parts(folder: Path) -> list[str]:
     return [
         "## One problem, solved",
         "The same problem of the fixed set, as a run of each strategy solves it, and the energy along the sampler: of "
-        "its sample and of the true solution. A level has an energy function of its own, and each model its own unit.",
+        "its sample and of the true solution. A level has an energy function of its own, and each model its own unit. "
+        "Red in a picture is wrong.",
         image(folder, "example", "one problem, solved"),
     ]
 
