@@ -98,6 +98,13 @@ def test_a_rates_interval_stays_in_0_to_1(values):
     assert got.low == pytest.approx(max(low, 0), abs=1e-9) and got.high == pytest.approx(min(high, 1), abs=1e-9)
 
 
+def test_a_rate_that_passes_1_by_its_rounding_is_1():
+    above = [1 + 2.3e-16, 1.0, 1.0]
+    assert above[0] > 1
+    assert mean_rate(above) == mean_rate([1.0, 1.0, 1.0])
+    assert difference(above, [0.5, 0.6, 0.7]) == difference([1.0, 1.0, 1.0], [0.5, 0.6, 0.7])
+
+
 def test_a_rate_outside_0_to_1_is_refused():
     for function in (mean_rate, lambda values: difference(values, values)):
         with pytest.raises(ValueError, match=r"must lie in \[0, 1\], got 0.5 to 1.1"):

@@ -6,7 +6,7 @@ import torch
 from dataset import Connectivity, Connectivity2, Parents, ShortestPath, ShortestPath1D, ShortestPath1DOf10, Uncle
 from diffusion_lib.seeds import seeded_generator
 from diffusion_lib.tasks.graph_algorithms import distances
-from diffusion_lib.tasks.metrics import reaches_goal
+from diffusion_lib.tasks.metrics import classification_rates, confusion, reaches_goal
 from diffusion_lib.tasks.paths import PathTask, path_lengths, start_node
 
 
@@ -182,3 +182,10 @@ def test_a_missing_class_has_no_balanced_accuracy():
     ours = metrics(task, inp, torch.ones_like(target), torch.ones_like(target))
     assert ours["accuracy"] == 1
     assert ours["balanced_accuracy"] != ours["balanced_accuracy"]
+
+
+def test_an_accuracy_is_at_most_1_whatever_its_sum_rounds_to():
+    signs = torch.where(torch.arange(144) < torch.tensor([[75], [29], [122]]), 1.0, -1.0)
+    means = {name: values.mean().item() for name, values in confusion(signs, signs).items()}
+    assert means["true_positive"] + means["true_negative"] > 1
+    assert classification_rates(means)["accuracy"] == 1

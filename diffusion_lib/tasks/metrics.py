@@ -48,7 +48,8 @@ def classification_rates(means: dict[str, float], suffix: str = "") -> dict[str,
         means[name + suffix] for name in ("true_positive", "false_negative", "false_positive", "true_negative")
     )
     balanced = (ratio(right, right + missed) + ratio(rejected, rejected + alarms)) / 2
-    return {f"balanced_accuracy{suffix}": balanced, f"accuracy{suffix}": right + rejected}
+    accuracy = min(1.0, right + rejected)  # the sum's rounding may pass 1
+    return {f"balanced_accuracy{suffix}": balanced, f"accuracy{suffix}": accuracy}
 
 
 # Sudoku

@@ -150,9 +150,8 @@ def difference(treatment, baseline, confidence: float = 0.95) -> Difference:
 
     Intervals are cut at -100 and 100. Raises ValueError as `ratio`, and for values outside [0, 1].
     """
-    for name, row in _pairs(treatment, baseline).items():
-        _rates(name, row)
-    found = score_difference(treatment, baseline, confidence)
+    rates = [_rates(name, row) for name, row in _pairs(treatment, baseline).items()]
+    found = score_difference(*rates, confidence)
     cut = {name: float(np.clip(getattr(found, name), -100, 100)) for name in ("low", "high", "welch_low", "welch_high")}
     if found.smallest_detectable > 100:
         cut["smallest_detectable"] = nan  # so few seeds would not show any difference
@@ -291,9 +290,10 @@ def _exp(value) -> float:
 
 
 def _rates(name, values):
-    if np.any((values < 0) | (values > 1)):
+    """The values as shares: a sum of shares may pass 1 by its rounding."""
+    if np.any((values < -ROUNDING) | (values > 1 + ROUNDING)):
         raise ValueError(f"{name} must lie in [0, 1], got {values.min():g} to {values.max():g}")
-    return values
+    return np.clip(values, 0, 1)
 
 
 def holm(p_values):
