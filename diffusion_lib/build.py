@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 
 from diffusion_lib.config import ExperimentConfig
-from diffusion_lib.denoising_diffusion_pytorch_1d import GaussianDiffusion1D
+from diffusion_lib.denoising_diffusion_pytorch_1d import GaussianDiffusion1D, require_possible
 from diffusion_lib.energies import MODELS
 from diffusion_lib.seeds import derive_seed
 from diffusion_lib.system.errors import ConfigError
@@ -57,6 +57,13 @@ def evaluation_tasks(config: ExperimentConfig, trained_on: Task) -> tuple[Task, 
     if config.clamp == "training":
         harder.rules = replace(harder.rules, bound=trained_on.bound)
     return val, harder
+
+
+def check_modes(config: ExperimentConfig, modes):
+    """Raises ConfigError where a mining mode needs what the configuration's model or task lacks."""
+    rules = rules_of(training_task(config), config.match_release)
+    for mode in modes:
+        require_possible(MODELS[config.model], rules, mode)
 
 
 def check_fits(config: ExperimentConfig, device: torch.device, at_once: int = 1):

@@ -39,6 +39,17 @@ def without_dropout(method):
     return wrapped
 
 
+def require_possible(energy, rules, mode: str, use_innerloop_opt: bool = False):
+    """Raises ConfigError where the energy's class or the task lacks what the mining mode or the sampler needs."""
+    if not getattr(energy, "has_energy", True) and (use_innerloop_opt or mode != "none"):
+        raise ConfigError(
+            f"{energy.__name__} predicts noise and has no energy; allowed with it: mining mode 'none' and "
+            f"use_innerloop_opt False, not {mode!r} and {use_innerloop_opt}"
+        )
+    if mode == "corrupt" and rules.corruption is None:
+        raise ConfigError("mining mode is 'corrupt', and this task has no hand-made corruption of its own")
+
+
 class GaussianDiffusion1D(ReleasedCalls, nn.Module):
     """Diffusion whose noise prediction is the gradient of an energy (IRED, ICML 2024, sections 3.1 to 3.3).
 
@@ -96,23 +107,12 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
         mining = MiningConfig.from_dict(mining_config)
         self.mining = mining if supervise_energy_landscape else MiningConfig(mode="none")
         self.match_release = match_release
-        self._require_possible(use_innerloop_opt)
+        require_possible(type(model.ebm), self.rules, self.mining.mode, use_innerloop_opt)
         self.use_innerloop_opt = use_innerloop_opt
         self.show_inference_tqdm = show_inference_tqdm
         self.baseline = baseline
         for name, value in schedule_buffers(cosine_beta_schedule(timesteps)).items():
             self.register_buffer(name, value)
-
-    def _require_possible(self, use_innerloop_opt):
-        """Raises ConfigError where the model or the task lacks what the mode or the sampler needs."""
-        mode, model = self.mining.mode, type(self.model.ebm).__name__
-        if not getattr(self.model.ebm, "has_energy", True) and (use_innerloop_opt or mode != "none"):
-            raise ConfigError(
-                f"{model} predicts noise and has no energy; allowed with it: mining mode 'none' and use_innerloop_opt "
-                f"False, not {mode!r} and {use_innerloop_opt}"
-            )
-        if mode == "corrupt" and self.rules.corruption is None:
-            raise ConfigError("mining mode is 'corrupt', and this task has no hand-made corruption of its own")
 
     @property
     def bound(self) -> float:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from diffusion_lib.build import check_fits
+from diffusion_lib.build import check_fits, check_modes
 from diffusion_lib.config import ExperimentConfig, add_flags, check_name, given, parse_seeds, recipe, settings
 from diffusion_lib.energies import MODELS
 from diffusion_lib.negatives import MiningConfig
@@ -192,7 +192,7 @@ def run_study(options, config: ExperimentConfig, study: Path, mining_configs: di
         numbered = [run_folder(study, strategy, seed) for strategy in mining_configs for seed in seeds]
         runs = {numbered[options.task]: runs[numbered[options.task]]}
     if options.check:
-        check_command(options, config, study)
+        check_command(options, config, study, mining_configs)
         require_writable(options.results)
         return 0
     if options.status or options.report_only:
@@ -221,7 +221,7 @@ def train(options, config: ExperimentConfig, study: Path, runs: dict[Path, tuple
     """Train what has not ended of `runs`, folder -> (strategy, seed). Raises ConfigError where no run could start."""
     if processes() > 1:
         raise ConfigError("a run is trained by one process; start this script once for each GPU, they share the runs")
-    check_command(options, config, study)
+    check_command(options, config, study, mining_configs)
     at_once, threads = shares(options, len(runs))
     device = chosen_device(options.device)
     check_fits(config, device, at_once)
@@ -270,11 +270,12 @@ def time_steps(options, config: ExperimentConfig, study: Path, mining_configs: d
         write_step_times(study, config, timed, options.device, threads)
 
 
-def check_command(options, config: ExperimentConfig, study: Path):
+def check_command(options, config: ExperimentConfig, study: Path, mining_configs: dict[str, dict]):
     """Raises ConfigError for what is wrong on every machine, whatever its device and memory; writes nothing."""
     if options.at_once is not None and options.at_once < 1:
         raise ConfigError(f"at_once is {options.at_once}; allowed: a whole number from 1")
     check_device_name(options.device)
+    check_modes(config, [mining["mode"] for mining in mining_configs.values()])
     if options.fresh and options.task is not None:
         raise ConfigError("--fresh would delete the runs of the other tasks; choose another --name")
     if (study / "config.json").exists() and not options.fresh:

@@ -50,7 +50,7 @@ class Setting(NamedTuple):
 
     @property
     def name(self) -> str:
-        return self.strategy if self.weight is None else f"weight={self.weight:g}"
+        return self.strategy if self.weight is None else f"weight={self.weight}"
 
     def describe(self) -> str:
         return f"learning rate {self.learning_rate:g}" + ("" if self.weight is None else f", weight {self.weight:g}")
@@ -69,6 +69,8 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     for flag in ("strategies", "task"):
         if getattr(options, flag) is not None:
             raise ConfigError(f"--{flag} is not for this comparison, which has strategies and parts of its own")
+    if options.name is None:
+        options.name = f"tuned-{comparison.resolve(options)[2]}"
     shared = set(parse_seeds(options.search_seeds)) & set(comparison.resolve(options)[1])
     if shared:
         raise ConfigError(f"seeds {' '.join(map(str, sorted(shared)))} are in the search too; allowed: other ones")
@@ -101,7 +103,7 @@ def search_parts(options, name: str) -> dict[float, tuple]:
         settings = [each for strategy in STRATEGIES for each in settings_of(strategy, options)]
         settings = list(dict.fromkeys(each for each in settings if each.learning_rate == rate))
         changed = {"seeds": options.search_seeds, "evaluation_size": options.search_size}
-        parts[rate] = part(options, settings, [each.name for each in settings], f"{name}-search-{rate:g}", **changed)
+        parts[rate] = part(options, settings, [each.name for each in settings], f"{name}-search-{rate}", **changed)
     return parts
 
 
@@ -113,7 +115,7 @@ def found(parts: dict[float, tuple], options, metric: Metric) -> list[dict]:
         for setting in dict.fromkeys(settings_of(strategy, options)):
             runs = [row for row in run_rows(parts[setting.learning_rate][2]) if row["strategy"] == setting.name]
             means = {sampler: whole_mean(metric, runs, sampler) for sampler in ("plain", CHOSEN_UNDER)}
-            mine.append({**setting._asdict(), "n": len(runs) // 2, **means})
+            mine.append({**setting._asdict(), "n": len({row["seed"] for row in runs}), **means})
         values = [row[CHOSEN_UNDER] * (-1 if metric.rate else 1) for row in mine]
         if np.isnan(values).all():
             raise ConfigError(f"no setting of {strategy} trained without divergence; allowed: other --learning-rates")

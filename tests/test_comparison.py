@@ -151,6 +151,24 @@ def test_another_configuration_is_refused_with_the_keys_named(finished):
     assert (results / "small.runs.csv").read_bytes() == before
 
 
+@pytest.mark.parametrize("check", [(), ("--check",)], ids=["train", "check"])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--strategies", "corrupt"), "this task has no hand-made corruption"),
+        (
+            ("--strategies", "baseline", "random", "--model", "mlp-reverse"),
+            "MLPReverse predicts noise and has no energy",
+        ),
+    ],
+    ids=["corrupt", "no energy"],
+)
+def test_a_strategy_that_cannot_be_trained_is_refused_before_anything_is_written(words, message, check, tmp_path):
+    with pytest.raises(ConfigError, match=message):
+        main([*words, *check, f"--results={tmp_path}", "--device=cpu"])
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.usefixtures("cheap_report")
 def test_a_published_study_that_is_run_again_says_by_what(tmp_path):
     """Its runs were not published, so they are made anew, by this version on this machine."""

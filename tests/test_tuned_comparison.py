@@ -23,7 +23,7 @@ def found(monkeypatch, errors: dict, rate=False) -> dict:
         tuned_comparison,
         "run_rows",
         lambda place: [
-            {"strategy": name, "sampler": sampler, "val_mse": value}
+            {"strategy": name, "seed": 7, "sampler": sampler, "val_mse": value}
             for (name, learning_rate), values in errors.items()
             if learning_rate == place
             for sampler, value in zip(("plain", "innerloop"), values, strict=True)
@@ -95,6 +95,7 @@ REFUSED = (
     (["--search-size", "0"], "evaluation_size is 0"),
     (["--search-seeds", "1-3"], "seeds 1 are in the search too"),
     (["--task", "0"], "--task is not for this comparison"),
+    (["--model", "mlp-reverse"], "MLPReverse predicts noise and has no energy"),
     (["--strategies", "random"], "--strategies is not for this comparison"),
 )
 
