@@ -115,15 +115,19 @@ def ladder_ratios(metric: str, root: Path) -> list[list[str]]:
     for row in ratio_rows(ladder_runs(metric, root), metric):
         if row["strategy"] == ADVERSARIAL:
             found.setdefault((row["matched"], row["train_steps"], row["baseline_steps"]), {})[row["sampler"]] = row
+    shown = ("ratio", "ratio_low", "ratio_high", "ahead", "n")
     return [
-        [f"{steps:,} against {baseline:,}", matched, *(ratio_cell(row[s]) for s in ("plain", INNERLOOP))]
+        [
+            f"{steps:,} against {baseline:,}",
+            matched,
+            *(ratio_cell(*(row[sampler][key] for key in shown)) for sampler in ("plain", INNERLOOP)),
+        ]
         for (matched, steps, baseline), row in sorted(found.items())
     ]
 
 
-def ratio_cell(row: dict) -> str:
-    found = with_interval(f"{row['ratio']:.3f}", row["ratio_low"], row["ratio_high"], "{:.3f}")
-    return f"{found}; {row['ahead']} of {row['n']}"
+def ratio_cell(ratio: float, low: float, high: float, ahead: int, n: int) -> str:
+    return f"{with_interval(f'{ratio:.3f}', low, high, '{:.3f}')}; {ahead} of {n}"
 
 
 def ladder_words(root: Path = PUBLISHED) -> list[str]:
@@ -172,7 +176,7 @@ def reference_words(root: Path) -> list[str]:
 
 
 def tuned_ratios(root: Path) -> list[list[str]]:
-    """The same of each strategy at its own best settings."""
+    """The same where each strategy has its own best settings, as tuned_comparison.py found them."""
     cells = []
     for folder in tuned_folders(root):
         study, metric = tuned_study(folder), Metric("val_mse")
@@ -183,9 +187,7 @@ def tuned_ratios(root: Path) -> list[list[str]]:
                 values = study.values(metric.column, sampler)
                 found = study.comparison(ADVERSARIAL, baseline, metric, sampler)
                 ahead = int(np.sum(values[ADVERSARIAL] < values[baseline]))
-                row.append(
-                    f"{with_interval(f'{found.ratio:.3f}', found.low, found.high, '{:.3f}')}; {ahead} of {found.n}"
-                )
+                row.append(ratio_cell(found.ratio, found.low, found.high, ahead, found.n))
             cells.append(row)
     return cells
 
