@@ -267,7 +267,7 @@ def time_steps(options, config: ExperimentConfig, study: Path, mining_configs: d
     """timing.json, where the study has both strategies of the verdict's time clause."""
     if {BASELINE, ADVERSARIAL} <= set(mining_configs):
         timed = {name: mining_configs[name] for name in (BASELINE, ADVERSARIAL)}
-        write_step_times(study, config, timed, options.device, threads)
+        write_step_times(study, config, timed, options.device, threads, not options.no_cuda_graph)
 
 
 def check_command(options, config: ExperimentConfig, study: Path, mining_configs: dict[str, dict]):

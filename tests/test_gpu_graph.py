@@ -191,6 +191,8 @@ def test_the_switch_reaches_the_step(tmp_path, monkeypatch, given):
     monkeypatch.setattr(run, "Trainer1D", trainer)
     with pytest.raises(SystemExit):
         train.main([*given, "--rank", "3", "--device", "cpu", "--results-folder", str(tmp_path / "one")])
-    with pytest.raises(SystemExit):
-        comparison.main([*given, "--rank", "3", "--at-once", "1", "--device", "cpu", "--results", str(tmp_path)])
-    assert seen == [not given] * 2
+    for number, strategies in enumerate((["baseline"], ["baseline", "adversarial"])):  # a run's steps, and those timed
+        study = ["--strategies", *strategies, "--at-once", "1", "--results", str(tmp_path), "--name", f"study-{number}"]
+        with pytest.raises(SystemExit):
+            comparison.main([*given, "--rank", "3", "--device", "cpu", *study])
+    assert seen == [not given] * 3

@@ -20,11 +20,13 @@ STEPS = 24  # measured of each strategy
 WARM_UP, LIMIT = 0.5, 5.0  # seconds
 
 
-def write_step_times(study: Path, config: ExperimentConfig, mining_configs: dict[str, dict], device, threads: int):
+def write_step_times(
+    study: Path, config: ExperimentConfig, mining_configs: dict[str, dict], device, threads: int, cuda_graph: bool
+):
     """Time steps of the strategies in turn, in this process, and write timing.json, unless the study has it.
 
-    mining_configs: name -> mining_config. timing.json has the median seconds of a step by strategy, `batch_size`,
-    `threads`, `device` and `cpu`. It takes LIMIT seconds, or one turn where that is longer.
+    mining_configs: name -> mining_config. cuda_graph: as of Trainer1D. timing.json has the median seconds of a step by
+    strategy, `batch_size`, `threads`, `device` and `cpu`. It takes LIMIT seconds, or one turn where that is longer.
     """
     path, place = study / "timing.json", chosen_device(device)
     if path.exists():
@@ -34,7 +36,9 @@ def write_step_times(study: Path, config: ExperimentConfig, mining_configs: dict
     torch.set_num_threads(threads)  # those of a run
     try:
         steps = {
-            name: build_trainer(config, build_diffusion(config, mining, 0), 0, study, device).run_one_step
+            name: build_trainer(
+                config, build_diffusion(config, mining, 0), 0, study, device, cuda_graph=cuda_graph
+            ).run_one_step
             for name, mining in mining_configs.items()
         }
         seconds = alternate(steps, STEPS, place.type, WARM_UP, LIMIT)
