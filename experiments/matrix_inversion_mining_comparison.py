@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 from diffusion_lib.build import check_fits, check_modes
-from diffusion_lib.config import ExperimentConfig, add_flags, check_name, given, parse_seeds, recipe, settings
+from diffusion_lib.config import ExperimentConfig, add_flags, check_name, given, parse_seeds, recipe
 from diffusion_lib.energies import MODELS
 from diffusion_lib.negatives import MiningConfig
 from diffusion_lib.system.arguments import Parser, directory, header
@@ -72,7 +72,7 @@ PRESETS = {
         "learning_rate": 4e-3,
         "schedule": "cosine",
         "ema_update_every": 1,
-        "weight": 0.05,
+        "mining": {"weight": 0.05},
     },
     "pilot": {"train_steps": 10_000, "seeds": "0-2"},
     "full": {"train_steps": 100_000, "seeds": "0-9"},
@@ -154,8 +154,7 @@ def resolve(options: argparse.Namespace) -> tuple[ExperimentConfig, list[int], s
     seeds = options.seeds or [preset.pop("seeds", "0")]
     preset.pop("seeds", None)
     usual, usual_mining = recipe(options.dataset, options.model)
-    preset_mining = {each.name: preset.pop(each.name) for each in settings(MiningConfig) if each.name in preset}
-    mining = MiningConfig(**usual_mining | preset_mining | given(options, MiningConfig))
+    mining = MiningConfig(**usual_mining | preset.pop("mining", {}) | given(options, MiningConfig))
     config = ExperimentConfig(**{**usual, **preset, **given(options, ExperimentConfig)}, mining=mining)
     usual_name = "-".join([options.preset or "custom", *([config.dataset] if options.dataset else []), config.model])
     name = usual_name if options.name is None else options.name

@@ -196,13 +196,15 @@ def tuned_table(root: Path = PUBLISHED) -> str:
     """A row per budget and strategy at its own best settings: what the search chose, and the geometric means."""
     rows, metric = [], Metric("val_mse")
     for folder in tuned_folders(root):
-        study, settings = tuned_study(folder), tuned_settings(folder)
+        study = tuned_study(folder)
+        with open(folder / "search.csv", newline="") as file:
+            settings = tuned_comparison.chosen_settings(csv.DictReader(file))
         for strategy in study.strategies:
             means = [metric.mean(study.values(metric.column, s)[strategy]) for s in ("plain", INNERLOOP)]
             errors = [with_interval(f"{mean.mean:.5f}", mean.low, mean.high, "{:.5f}") for mean in means]
             chosen = settings[strategy]
             steps = f"{study.train_steps(strategy)[0]:,}"
-            rows.append([strategy, steps, chosen["learning_rate"], chosen["weight"] or "-", means[0].n, *errors])
+            rows.append([strategy, steps, chosen.learning_rate, chosen.weight or "-", means[0].n, *errors])
     headers = ("strategy", "steps", "learning rate", "weight", "seeds", "val_mse, plain", "val_mse, inner loop")
     return table(rows, headers)
 
@@ -217,12 +219,6 @@ def tuned_folders(root: Path) -> list[Path]:
 def tuned_study(folder: Path) -> Study:
     studies = [folder.with_name(f"{folder.name}-{strategy}") for strategy in tuned_comparison.STRATEGIES]
     return tuned_comparison.final_study(studies, (Metric("val_mse"),))
-
-
-def tuned_settings(folder: Path) -> dict[str, dict]:
-    """By strategy, the chosen row of search.csv."""
-    with open(folder / "search.csv", newline="") as file:
-        return {row["strategy"]: row for row in csv.DictReader(file) if row["chosen"] == "1"}
 
 
 def tuned_words(root: Path = PUBLISHED) -> list[str]:

@@ -24,7 +24,8 @@ from typing import NamedTuple
 import numpy as np
 from tabulate import tabulate
 
-from diffusion_lib.config import ExperimentConfig, check_name, parse_seeds
+from diffusion_lib.config import ExperimentConfig, parse_seeds
+from diffusion_lib.evaluation import SAMPLERS
 from diffusion_lib.negatives import MiningConfig
 from diffusion_lib.system.arguments import Parser
 from diffusion_lib.system.errors import ConfigError, exit_status
@@ -77,9 +78,10 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     return options
 
 
-def settings_of(strategy: str, options) -> list[Setting]:
-    weights = options.weights if strategy == ADVERSARIAL else [None]
-    return [Setting(strategy, rate, weight) for rate in options.learning_rates for weight in weights]
+def settings_at(rate: float, weights: list[float]) -> list[Setting]:
+    """All settings of the search with one learning rate."""
+    mined = [Setting(ADVERSARIAL, rate, weight) for weight in dict.fromkeys(weights)]
+    return [Setting(BASELINE, rate, None), *mined, Setting(COMPUTE, rate, None)]
 
 
 def part(options, settings: list[Setting], names: list[str], study: str, **changed):
@@ -98,29 +100,32 @@ def mining_config(setting: Setting, config: ExperimentConfig) -> dict:
 
 def search_parts(options, name: str) -> dict[float, tuple]:
     """Learning rate -> the arguments of `run_study` of its search."""
-    parts = {}
-    for rate in dict.fromkeys(options.learning_rates):
-        settings = [each for strategy in STRATEGIES for each in settings_of(strategy, options)]
-        settings = list(dict.fromkeys(each for each in settings if each.learning_rate == rate))
-        changed = {"seeds": options.search_seeds, "evaluation_size": options.search_size}
+    changed, parts = {"seeds": options.search_seeds, "evaluation_size": options.search_size}, {}
+    for rate in options.learning_rates:
+        settings = settings_at(rate, options.weights)
         parts[rate] = part(options, settings, [each.name for each in settings], f"{name}-search-{rate}", **changed)
     return parts
 
 
 def found(parts: dict[float, tuple], options, metric: Metric) -> list[dict]:
-    """A row per setting: its runs' mean of the metric under each sampler, nan where a run diverged; and the choice."""
+    """A row per setting, by strategy: its runs' mean of the metric under each sampler, and whether it is the choice.
+
+    nan where a run diverged. Raises ConfigError where that leaves a strategy without a setting.
+    """
     rows = []
+    for rate, (_, _, study, _, _) in parts.items():
+        runs = run_rows(study)
+        for setting in settings_at(rate, options.weights):
+            own = [row for row in runs if row["strategy"] == setting.name]
+            means = {sampler: whole_mean(metric, own, sampler) for sampler in SAMPLERS}
+            rows.append({**setting._asdict(), "n": len({row["seed"] for row in own}), **means, "chosen": 0})
+    rows.sort(key=lambda row: STRATEGIES.index(row["strategy"]))
     for strategy in STRATEGIES:
-        mine = []
-        for setting in dict.fromkeys(settings_of(strategy, options)):
-            runs = [row for row in run_rows(parts[setting.learning_rate][2]) if row["strategy"] == setting.name]
-            means = {sampler: whole_mean(metric, runs, sampler) for sampler in ("plain", CHOSEN_UNDER)}
-            mine.append({**setting._asdict(), "n": len({row["seed"] for row in runs}), **means})
-        values = [row[CHOSEN_UNDER] * (-1 if metric.rate else 1) for row in mine]
-        if np.isnan(values).all():
+        whole = [row for row in rows if row["strategy"] == strategy and not math.isnan(row[CHOSEN_UNDER])]
+        if not whole:
             raise ConfigError(f"no setting of {strategy} trained without divergence; allowed: other --learning-rates")
-        best = int(np.nanargmin(values))
-        rows += [{**row, "chosen": int(place == best)} for place, row in enumerate(mine)]
+        best = (max if metric.rate else min)(whole, key=lambda row: row[CHOSEN_UNDER])
+        best["chosen"] = 1
     return rows
 
 
@@ -134,8 +139,10 @@ def chosen_settings(rows: list[dict]) -> dict[str, Setting]:
     return {row["strategy"]: Setting(*(row[key] for key in Setting._fields)) for row in rows if int(row["chosen"])}
 
 
-def at_the_edge(setting: Setting, rates: list[float]) -> bool:
-    return len(set(rates)) > 1 and setting.learning_rate in (min(rates), max(rates))
+def edge_words(setting: Setting, rates: list[float]) -> str:
+    """What to say of a choice at an end of the learning rates that were searched."""
+    at_edge = len(set(rates)) > 1 and setting.learning_rate in (min(rates), max(rates))
+    return ", an end of the grid: a better one may lie beyond it" if at_edge else ""
 
 
 def final_study(studies: list[Path], metrics: tuple[Metric, ...]) -> Study:
@@ -147,16 +154,10 @@ def report(options, folder: Path, config: ExperimentConfig, rows: list[dict], st
     """Write and print what the search chose, and how the choices compare."""
     metrics = task_metrics(TASKS[config.dataset])
     study = final_study(studies, metrics)
-    header = ("strategy", "learning_rate", "weight", "n", "plain", CHOSEN_UNDER, "chosen")
-    cells = [[f"{row[key]:.4g}" if isinstance(row[key], float) else row[key] for key in header] for row in rows]
-    search = tabulate(cells, header, tablefmt="github", disable_numparse=True)
+    cells = [[f"{cell:.4g}" if isinstance(cell, float) else cell for cell in row.values()] for row in rows]
+    search = tabulate(cells, rows[0].keys(), tablefmt="github", disable_numparse=True)
     sentences = [
-        f"- {strategy}: {setting.describe()}"
-        + (
-            ", an end of the grid: a better one may lie beyond it"
-            if at_the_edge(setting, options.learning_rates)
-            else ""
-        )
+        f"- {strategy}: {setting.describe()}{edge_words(setting, options.learning_rates)}"
         for strategy, setting in chosen_settings(rows).items()
     ]
     searched = f"{metrics[0].column} on seeds {' '.join(options.search_seeds)}, {options.search_size:,} examples"
@@ -178,8 +179,8 @@ def report(options, folder: Path, config: ExperimentConfig, rows: list[dict], st
 @guarded
 def search_figure(rows: list[dict], metric: Metric, path: Path):
     """The metric against the learning rate, a line per strategy and weight; the choices are filled points."""
-    with drawing(path, (9, 3.8), 1, 2, sharey=True) as axes:
-        for axis, sampler in zip(axes.flat, ("plain", CHOSEN_UNDER), strict=True):
+    with drawing(path, (9, 3.8), 1, len(SAMPLERS), sharey=True) as axes:
+        for axis, sampler in zip(axes.flat, SAMPLERS, strict=True):
             for strategy, color in strategy_colors(STRATEGIES).items():
                 mine = [row for row in rows if row["strategy"] == strategy]
                 for place, weight in enumerate(dict.fromkeys(row["weight"] for row in mine)):
@@ -205,7 +206,7 @@ def all_ended(arguments: tuple) -> bool:
 def main(arguments=None) -> int:
     options = parse_arguments(arguments)
     config, _, name = comparison.resolve(options)
-    folder = options.results / check_name(name)
+    folder = options.results / name
     if (folder / "config.json").exists():
         raise ConfigError(f"{folder} is a study; choose another --name")
     searches = search_parts(options, name)  # all are checked before the first is trained
@@ -218,8 +219,9 @@ def main(arguments=None) -> int:
         for strategy, setting in chosen_settings(rows).items()
     }
     statuses = [comparison.run_study(*arguments) for arguments in finals.values()]
-    if not options.status and any(ended_runs(study) for _, _, study, _, _ in finals.values()):
-        report(options, folder, config, rows, [study for _, _, study, _, _ in finals.values()])
+    studies = [study for _, _, study, _, _ in finals.values()]
+    if not options.status and any(map(ended_runs, studies)):
+        report(options, folder, config, rows, studies)
     return max(statuses)
 
 

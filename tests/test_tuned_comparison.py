@@ -30,7 +30,7 @@ def found(monkeypatch, errors: dict, rate=False) -> dict:
         ],
     )
     options = tuned_comparison.parse_arguments(["--learning-rates", "1", "2", "--weights", "0.5"])
-    parts = {rate: (None, None, rate, None, None) for rate in (1.0, 2.0)}
+    parts = {place: (None, None, place, None, None) for place in (1.0, 2.0)}
     rows = tuned_comparison.found(parts, options, Metric("val_mse", rate))
     return {name: setting.learning_rate for name, setting in tuned_comparison.chosen_settings(rows).items()}
 
