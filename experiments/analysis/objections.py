@@ -31,19 +31,18 @@ def objections(study: Study, config: ExperimentConfig, references: list[dict]) -
 
 def compute_objections(study: Study) -> list[str]:
     """That nothing, or not quite the same, was trained at equal compute."""
+    if ADVERSARIAL not in study.strategies:
+        return []
     if COMPUTE not in study.strategies:
         return [f"{COMPUTE} was not run: at equal steps mining has more compute than {BASELINE}."]
     flops = study.values("train_flops", "plain")
-    spent = np.nanmean(flops[ADVERSARIAL] / flops[COMPUTE]) if _any_pair(flops) else math.nan
-    if math.isnan(spent):
+    share = flops[ADVERSARIAL] / flops[COMPUTE]
+    if not np.isfinite(share).any():
         return [f"the training FLOPs of {ADVERSARIAL} and {COMPUTE} were not counted."]
+    spent = np.nanmean(share)
     if abs(spent - 1) > COMPUTE_TOLERANCE:
         return [f"the compute is not equal: {ADVERSARIAL} was trained with {spent:.2f}× the FLOPs of {COMPUTE}."]
     return []
-
-
-def _any_pair(values) -> bool:
-    return ADVERSARIAL in values and bool(np.isfinite(values[ADVERSARIAL] / values[COMPUTE]).any())
 
 
 def seed_objections(study: Study) -> list[str]:
@@ -82,7 +81,10 @@ def main_comparisons(study: Study) -> dict[str, tuple[str, Paired | None]]:
 
 
 def metric_objections(study: Study) -> list[str]:
-    """Where another metric or sampler says otherwise than the metric that decides, under the first sampler."""
+    """Where another metric or sampler says otherwise than the metric that decides, under the first sampler.
+
+    A sentence for each way in which they do.
+    """
     main = main_comparisons(study)
     known = [(study.metrics[0], sampler, found) for sampler, (_, found) in main.items() if found and found.n > 1]
     if not known:
@@ -94,12 +96,16 @@ def metric_objections(study: Study) -> list[str]:
         for sampler in SAMPLERS
     ]
     first, *rest = known
-    here = f"by {first[0].column} under {first[1]} it is {_side(first[0], first[2])}"
+    here = _side(first[0], first[2])
+    otherwise = {side: [] for side in ("better", "neither better nor worse", "worse") if side != here}
+    for metric, sampler, found in [*rest, *others]:
+        if found and found.n > 1 and (side := _side(metric, found)) != here:
+            otherwise[side].append(f"{metric.column} under {sampler} {metric.words(found)}, p {found.p:.2g}")
     return [
-        f"by {metric.column} under {sampler} {ADVERSARIAL} is {_side(metric, found)} than {baseline}, "
-        f"{metric.words(found)}, p {found.p:.2g} (not adjusted), while {here}."
-        for metric, sampler, found in [*rest, *others]
-        if found and found.n > 1 and _side(metric, found) != _side(first[0], first[2])
+        f"by {first[0].column} under {first[1]} {ADVERSARIAL} is {here} than {baseline}, but {side} (p not adjusted) "
+        f"by {'; '.join(numbers)}."
+        for side, numbers in otherwise.items()
+        if numbers
     ]
 
 
@@ -130,10 +136,10 @@ def outlier_objections(study: Study) -> list[str]:
 def reference_objections(study: Study, references: list[dict]) -> list[str]:
     """The predictors without training that adversarial, under its better sampler, does not beat in the first metric.
 
-    On the usual problems, the harder ones, or both.
+    On the usual problems, the harder ones, or both; in one sentence.
     """
     best = {metric: mean for metric in study.metrics[:2] if math.isfinite(mean := _best_mean(study, metric))}
-    lines = []
+    unbeaten = []
     for row in (row for row in references if row["sampler"] == REFERENCE):
         better = [
             f"{metric.column} {number(mean)} against {number(row[metric.column])}"
@@ -141,8 +147,8 @@ def reference_objections(study: Study, references: list[dict]) -> list[str]:
             if math.isfinite(row.get(metric.column, math.nan)) and not metric.better(mean, row[metric.column])
         ]
         if better:
-            lines.append(f"{ADVERSARIAL} does not beat {row['strategy']}: {', '.join(better)}.")
-    return lines
+            unbeaten.append(f"{row['strategy']} ({', '.join(better)})")
+    return [f"{ADVERSARIAL} does not beat {'; '.join(unbeaten)}."] if unbeaten else []
 
 
 def _best_mean(study: Study, metric: Metric) -> float:
