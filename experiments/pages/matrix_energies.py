@@ -1,0 +1,58 @@
+"""Matrix inversion beside the ladder: an earlier study of the MLP, and the energies made of matrix products."""
+
+import csv
+from pathlib import Path
+
+from diffusion_lib.evaluation import SAMPLERS
+from experiments.analysis.metrics import Metric
+from experiments.analysis.tables import Study
+from experiments.analysis.verdict import BASELINE, COMPUTE
+from experiments.pages.words import mean_words, table
+
+MATRIX = "matrix-cpu-1k"
+OTHERS = ("mlp-cpu-5k", MATRIX)
+STRATEGIES = (BASELINE, "random", "adversarial", COMPUTE)
+VAL, OOD = Metric("val_mse"), Metric("ood_mse")
+
+
+def read_study(path: Path) -> Study:
+    """A CSV with a row per strategy, seed and sampler."""
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    return Study([{name: _value(name, word) for name, word in row.items()} for row in rows], list(STRATEGIES), ())
+
+
+def _value(name: str, word: str):
+    return word if name in ("strategy", "sampler", "status", "run") else float(word)
+
+
+def others_table(root: Path) -> str:
+    """Geometric means and ratios to the baseline."""
+    rows = []
+    for name in OTHERS:
+        study = read_study(root / f"{name}.runs.csv")
+        for sampler in SAMPLERS:
+            val, ood = (study.values(metric.column, sampler) for metric in (VAL, OOD))
+            for strategy in study.strategies:
+                mean = VAL.mean(val[strategy])
+                found = study.comparison(strategy, BASELINE, VAL, sampler) if strategy != BASELINE else None
+                ratio = VAL.words(found) if found else ""
+                harder = f"{OOD.mean(ood[strategy]).mean:.3g}"
+                rows.append([name, strategy, sampler, mean.n, mean_words(mean, "{:.3g}"), ratio, harder])
+    return table(rows, ("study", "strategy", "sampler", "seeds", "val_mse [95%]", "ratio to baseline", "ood_mse"))
+
+
+def scale_table(root: Path) -> str:
+    """A row per strategy of the matrix energy: its error by sampler before and after the one factor it learned."""
+    study = read_study(root / MATRIX / "scale.csv")
+    rows = [
+        [strategy]
+        + [
+            f"{VAL.mean(study.values(column, sampler)[strategy]).mean:.2g}"
+            for sampler in SAMPLERS
+            for column in ("mse", "mse_rescaled")
+        ]
+        for strategy in study.strategies
+    ]
+    rescaled = "without the factor"
+    return table(rows, ("strategy", "val_mse, plain", rescaled, "val_mse, inner loop", rescaled))

@@ -1,0 +1,69 @@
+"""Each strategy at its own best settings, as tuned_comparison.py found them."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+
+from diffusion_lib.evaluation import SAMPLERS
+from experiments import tuned_comparison
+from experiments.analysis.metrics import Metric
+from experiments.analysis.tables import Study
+from experiments.analysis.verdict import ADVERSARIAL, BASELINE, COMPUTE, equal_compute
+from experiments.pages.words import change_words, mean_words, p_words, ratio_words, table
+
+METRIC = Metric("val_mse")
+
+
+def folders(root: Path) -> list[Path]:
+    """Of the reports, by budget; the studies behind a report stand beside it."""
+    reports = (path.parent for path in root.glob("tuned/*/search.csv"))
+    return sorted(reports, key=lambda folder: (len(folder.name), folder.name))
+
+
+def read_study(folder: Path) -> Study:
+    studies = [folder.with_name(f"{folder.name}-{strategy}") for strategy in tuned_comparison.STRATEGIES]
+    return tuned_comparison.final_study(studies, (METRIC,))
+
+
+def ratio_cells(root: Path) -> list[list[str]]:
+    """Adversarial over baseline by val_mse, in the columns of the ladder's."""
+    cells = []
+    for study in map(read_study, folders(root)):
+        for matched, baseline in (("FLOPs", COMPUTE), ("steps", BASELINE)):
+            (steps,), (others,) = study.train_steps(ADVERSARIAL), study.train_steps(baseline)
+            row = [f"{steps:,} against {others:,}, each tuned", matched]
+            for sampler in SAMPLERS:
+                values = study.values(METRIC.column, sampler)
+                found = study.comparison(ADVERSARIAL, baseline, METRIC, sampler)
+                ahead = int(np.sum(values[ADVERSARIAL] < values[baseline]))
+                row.append(ratio_words(found.ratio, found.low, found.high, ahead, found.n))
+            cells.append(row)
+    return cells
+
+
+def means_table(root: Path) -> str:
+    """A row per budget and strategy: what the search chose, and the geometric means."""
+    rows = []
+    for folder in folders(root):
+        study = read_study(folder)
+        with open(folder / "search.csv", newline="") as file:
+            settings = tuned_comparison.chosen_settings(csv.DictReader(file))
+        for strategy in study.strategies:
+            means = [METRIC.mean(study.values(METRIC.column, sampler)[strategy]) for sampler in SAMPLERS]
+            chosen = settings[strategy]
+            about = (f"{study.train_steps(strategy)[0]:,}", chosen.learning_rate, chosen.weight or "-", means[0].n)
+            rows.append([strategy, *about, *map(mean_words, means)])
+    headers = ("strategy", "steps", "learning rate", "weight", "seeds", "val_mse, plain", "val_mse, inner loop")
+    return table(rows, headers)
+
+
+def answer_words(root: Path) -> list[str]:
+    """Adversarial over baseline-compute at equal FLOPs, in the README's words."""
+    found = [equal_compute(read_study(folder), METRIC) for folder in folders(root)]
+    return [
+        words
+        for samplers in found
+        for each in samplers.values()
+        for words in (change_words(each.ratio), p_words(each.p, each.p_holm))
+    ]
