@@ -58,7 +58,7 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
     MiningConfig. bound: overrides that of the rules. use_innerloop_opt: the sampler descends the energy at each level.
     show_inference_tqdm: a bar for its levels. supervise_energy_landscape: False switches the contrastive term off
     whatever `mining_config` says, as in the release. baseline: the sampler adds the posterior's noise, as a plain
-    diffusion model does. match_release: reproduce the released code's defects, as the README lists them.
+    diffusion model does. match_release: reproduce the released code's defects (docs/released-code.md).
     sudoku, connectivity, shortest_path and continuous choose the rules and negatives that the release has for them; its
     other keywords (objective, …) are accepted at the value that it uses, its other calls are in released_api.py.
     Raises ConfigError for anything that is not allowed.
