@@ -14,7 +14,7 @@ from diffusion_lib.system.memory import memory_limit
 from diffusion_lib.tasks import TASKS, Task
 from diffusion_lib.tasks.base import rules_of
 from diffusion_lib.training.batches import INITIAL_WEIGHTS
-from diffusion_lib.training.precision import set_precision
+from diffusion_lib.training.precision import choose_products, require_product
 
 COPIES_OF_WEIGHTS = 5  # in memory at once: the weights, their gradient, Adam's two, their average
 COPIES_OF_BATCH = 2  # input and target, noise and candidate
@@ -66,19 +66,29 @@ def check_modes(config: ExperimentConfig, modes):
         require_possible(MODELS[config.model], rules, mode)
 
 
+def check_model(config: ExperimentConfig):
+    """The configuration's model on torch's meta device, which takes no memory.
+
+    Raises ConfigError where it fits neither task nor precision, on whatever machine.
+    """
+    task = training_task(config)
+    try:
+        with torch.device("meta"):
+            ebm = MODELS[config.model](task.inp_dim, task.out_dim)
+    except (RuntimeError, OverflowError, TypeError):
+        raise ConfigError(f"rank is {config.rank}; its {config.model} model is larger than torch can count") from None
+    require_fitting_shapes(config, ebm, task)
+    require_product(config.precision, ebm)
+    return ebm
+
+
 def check_fits(config: ExperimentConfig, device: torch.device, at_once: int = 1):
     """Raises ConfigError where the model fits neither task nor precision, or the sizes cannot fit the memory.
 
     The estimate leaves out what only some models and strategies need, so that nothing is refused that could run.
     """
-    task, number = training_task(config), 4  # bytes of a float32
-    try:
-        with torch.device("meta"):  # without memory
-            ebm = MODELS[config.model](task.inp_dim, task.out_dim)
-    except (RuntimeError, OverflowError, TypeError):
-        raise ConfigError(f"rank is {config.rank}; its {config.model} model is larger than torch can count") from None
-    require_fitting_shapes(config, ebm, task)
-    set_precision(config.precision, ebm, device)
+    task, ebm, number = training_task(config), check_model(config), 4  # bytes of a float32
+    choose_products(config.precision, device)
     size = math.prod(task.inp_shape) + math.prod(task.out_shape)
     needs = {
         "rank": COPIES_OF_WEIGHTS * number * sum(weights.numel() for weights in ebm.parameters()),

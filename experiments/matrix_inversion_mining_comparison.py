@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from diffusion_lib.build import check_fits, check_modes
+from diffusion_lib.build import check_fits, check_model, check_modes
 from diffusion_lib.config import ExperimentConfig, add_flags, check_name, given, parse_seeds, recipe
 from diffusion_lib.energies import MODELS
 from diffusion_lib.negatives import MiningConfig
@@ -274,6 +274,7 @@ def check_command(options, config: ExperimentConfig, study: Path, mining_configs
     if options.at_once is not None and options.at_once < 1:
         raise ConfigError(f"at_once is {options.at_once}; allowed: a whole number from 1")
     check_device_name(options.device)
+    check_model(config)
     check_modes(config, [mining["mode"] for mining in mining_configs.values()])
     if options.fresh and options.task is not None:
         raise ConfigError("--fresh would delete the runs of the other tasks; choose another --name")

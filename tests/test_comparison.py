@@ -160,10 +160,12 @@ def test_another_configuration_is_refused_with_the_keys_named(finished):
             ("--strategies", "baseline", "random", "--model", "mlp-reverse"),
             "MLPReverse predicts noise and has no energy",
         ),
+        (("--model", "gnn"), "out_dim is 400; allowed for GraphEBM: 1"),
+        (("--model", "matrix", "--precision", "bf16"), "precision is 'bf16', which MatrixEBM has not"),
     ],
-    ids=["corrupt", "no energy"],
+    ids=["corrupt", "no energy", "model", "precision"],
 )
-def test_a_strategy_that_cannot_be_trained_is_refused_before_anything_is_written(words, message, check, tmp_path):
+def test_what_cannot_be_trained_is_refused_before_anything_is_written(words, message, check, tmp_path):
     with pytest.raises(ConfigError, match=message):
         main([*words, *check, f"--results={tmp_path}", "--device=cpu"])
     assert not list(tmp_path.iterdir())

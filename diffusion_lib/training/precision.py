@@ -20,10 +20,15 @@ LARGEST_ERROR = 1e-6
 def set_precision(precision: str, model, device: torch.device):
     """Compute the products of an energy model as named. Raises ConfigError where the model or the device cannot."""
     choose_products(precision, device)
+    require_product(precision, model)
     if precision == "bf16":
-        if not hasattr(model, "product"):
-            raise ConfigError(f"precision is 'bf16', which {type(model).__name__} has not; allowed: auto, float32")
         model.product = bf16_product
+
+
+def require_product(precision: str, model):
+    """Raises ConfigError where the model has no products that could be made another way."""
+    if precision == "bf16" and not hasattr(model, "product"):
+        raise ConfigError(f"precision is 'bf16', which {type(model).__name__} has not; allowed: auto, float32")
 
 
 def choose_products(precision: str, device: torch.device):
