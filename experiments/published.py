@@ -73,7 +73,7 @@ def main(arguments=None):
     tables = {page: [make(PUBLISHED) for make in makers] for page, makers in TABLES.items()}
     print("\n\n".join([table for made in tables.values() for table in made] + ["\n".join(answer_words(PUBLISHED))]))
     if options.write:
-        pages = {ROOT / page: (ROOT / page).read_text() for page in tables}
+        pages = {ROOT / page: (ROOT / page).read_text("utf-8") for page in tables}
         for page, made in tables.items():
             for table in made:
                 pages[ROOT / page] = with_table(pages[ROOT / page], table, page)

@@ -3,6 +3,8 @@
 import errno
 import multiprocessing
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -143,3 +145,17 @@ def test_a_study_that_is_not_there_is_said(tmp_path, asked):
     files.write_json(tmp_path / "it" / "config.json", {"config": ExperimentConfig().to_dict()})
     with pytest.raises(ConfigError, match="was published without its runs"):
         main([asked, "--name", "it", "--results", str(tmp_path)])
+
+
+def test_a_text_may_name_a_folder_whose_name_is_not_utf8(tmp_path):
+    """As the report does, which records the command."""
+    files.write_atomic(tmp_path / "report.md", f"--results {os.fsdecode(b'/data/b\xff')}")
+    assert (tmp_path / "report.md").read_bytes() == b"--results /data/b\xff"
+
+
+def test_what_a_terminal_cannot_show_does_not_end_the_command():
+    code = "from diffusion_lib.system import startup; startup.begin(); print('0.759\\u00d7')"
+    shown = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"PYTHONIOENCODING": "ascii"}, capture_output=True
+    )
+    assert (shown.returncode, shown.stdout) == (0, b"0.759?\n")

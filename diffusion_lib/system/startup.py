@@ -10,7 +10,12 @@ EXIT_NOTHING_BEGUN = 130  # as shells show a Ctrl-C
 
 
 def begin():
-    """From here until `exit_status` listens, a Ctrl-C is one line instead of the traceback of an import."""
+    """From here until `exit_status` listens, a Ctrl-C is one line instead of the traceback of an import.
+
+    What a terminal's encoding lacks, such as the × of a table, is printed as ? instead of ending the command.
+    """
+    if sys.stdout:
+        sys.stdout.reconfigure(errors="replace")
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else ignored, in a script's background
         signal.signal(signal.SIGINT, _quit)
 

@@ -5,14 +5,15 @@ from pathlib import Path
 
 from diffusion_lib.evaluation import SAMPLERS
 from experiments.analysis.metrics import Metric
-from experiments.analysis.tables import Study
-from experiments.analysis.verdict import BASELINE, COMPUTE
+from experiments.analysis.tables import Study, run_rows
+from experiments.analysis.verdict import ADVERSARIAL, BASELINE, COMPUTE
 from experiments.pages.words import mean_words, table
 
 MATRIX = "matrix-cpu-1k"
 OTHERS = ("mlp-cpu-5k", MATRIX)
-STRATEGIES = (BASELINE, "random", "adversarial", COMPUTE)
-VAL, OOD = Metric("val_mse"), Metric("ood_mse")
+FREE = "matrix-free-1200"
+STRATEGIES = (BASELINE, "random", ADVERSARIAL, COMPUTE)
+VAL, OOD, RECON = Metric("val_mse"), Metric("ood_mse"), Metric("recon_error")
 
 
 def read_study(path: Path) -> Study:
@@ -56,3 +57,19 @@ def scale_table(root: Path) -> str:
     ]
     rescaled = "without the factor"
     return table(rows, ("strategy", "val_mse, plain", rescaled, "val_mse, inner loop", rescaled))
+
+
+def free_table(root: Path) -> str:
+    """A row per strategy and sampler of the energy that must learn what inversion is, and adversarial's ratio to it."""
+    study = Study(run_rows(root / FREE), list(STRATEGIES), (VAL, OOD, RECON))
+    rows = []
+    for sampler in SAMPLERS:
+        for strategy in study.strategies:
+            row = [strategy, f"{study.train_steps(strategy)[0]:,}", sampler]
+            for metric in study.metrics:
+                mean = metric.mean(study.values(metric.column, sampler)[strategy])
+                found = study.comparison(ADVERSARIAL, strategy, metric, sampler) if strategy != ADVERSARIAL else None
+                row += [f"{mean.mean:.3g}", metric.words(found) if found else ""]
+            rows.append(row)
+    measured = [name for metric in study.metrics for name in (metric.column, "adversarial over it [95%]")]
+    return table(rows, ("strategy", "steps", "sampler", *measured))
