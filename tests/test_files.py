@@ -149,7 +149,7 @@ def test_a_study_that_is_not_there_is_said(tmp_path, asked):
 
 def test_a_text_may_name_a_folder_whose_name_is_not_utf8(tmp_path):
     """As the report does, which records the command."""
-    files.write_atomic(tmp_path / "report.md", f"--results {os.fsdecode(b'/data/b\xff')}")
+    files.write_atomic(tmp_path / "report.md", "--results " + os.fsdecode(b"/data/b\xff"))
     assert (tmp_path / "report.md").read_bytes() == b"--results /data/b\xff"
 
 
