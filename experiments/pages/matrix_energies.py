@@ -11,7 +11,7 @@ from experiments.pages.words import mean_words, table
 
 MATRIX = "matrix-cpu-1k"
 OTHERS = ("mlp-cpu-5k", MATRIX)
-FREE = "matrix-free-1200"
+FREE, TRIAL = "matrix-free-1200", "matrix-free-trial"
 STRATEGIES = (BASELINE, "random", ADVERSARIAL, COMPUTE)
 VAL, OOD, RECON = Metric("val_mse"), Metric("ood_mse"), Metric("recon_error")
 
@@ -73,3 +73,18 @@ def free_table(root: Path) -> str:
             rows.append(row)
     measured = [name for metric in study.metrics for name in (metric.column, "adversarial over it [95%]")]
     return table(rows, ("strategy", "steps", "sampler", *measured))
+
+
+def curve_table(root: Path) -> str:
+    """A row per budget of the trial before it: how far the baseline's error falls with more steps."""
+    rows, before = [], None
+    for folder in sorted((root / TRIAL).glob("*/"), key=lambda folder: int(folder.name)):
+        study = Study(run_rows(folder), [BASELINE], (VAL,))
+        means = [VAL.mean(study.values(VAL.column, sampler)[BASELINE]) for sampler in SAMPLERS]
+        words = [f"{mean.mean:.2g}" for mean in means]
+        times = [f"{old.mean / new.mean:.1f}" for old, new in zip(before, means, strict=True)] if before else ["", ""]
+        cells = [cell for pair in zip(words, times, strict=True) for cell in pair]
+        rows.append([f"{int(folder.name):,}", means[0].n, *cells])
+        before = means
+    fall = "divided by"
+    return table(rows, ("steps", "seeds", "val_mse, plain", fall, "val_mse, inner loop", fall))
