@@ -40,13 +40,15 @@ TABLES = {
         tasks.details_table,
         matrix_energies.others_table,
         matrix_energies.scale_table,
+        matrix_energies.free_table,
+        matrix_energies.curve_table,
     ),
 }
 
 
 def answer_words(root: Path) -> list[str]:
     """Phrases of README.md."""
-    return [words for part in (ladder, tuned, tasks) for words in part.answer_words(root)]
+    return [words for part in (ladder, tuned, matrix_energies, tasks) for words in part.answer_words(root)]
 
 
 def with_table(text: str, table: str, page: str = "the page") -> str:

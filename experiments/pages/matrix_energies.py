@@ -6,8 +6,8 @@ from pathlib import Path
 from diffusion_lib.evaluation import SAMPLERS
 from experiments.analysis.metrics import Metric
 from experiments.analysis.tables import Study, run_rows
-from experiments.analysis.verdict import ADVERSARIAL, BASELINE, COMPUTE
-from experiments.pages.words import mean_words, table
+from experiments.analysis.verdict import ADVERSARIAL, BASELINE, COMPUTE, equal_compute
+from experiments.pages.words import mean_words, p_words, table
 
 MATRIX = "matrix-cpu-1k"
 OTHERS = ("mlp-cpu-5k", MATRIX)
@@ -59,10 +59,13 @@ def scale_table(root: Path) -> str:
     return table(rows, ("strategy", "val_mse, plain", rescaled, "val_mse, inner loop", rescaled))
 
 
+def free_study(root: Path) -> Study:
+    return Study(run_rows(root / FREE), list(STRATEGIES), (VAL, OOD, RECON))
+
+
 def free_table(root: Path) -> str:
     """A row per strategy and sampler of the energy that must learn what inversion is, and adversarial's ratio to it."""
-    study = Study(run_rows(root / FREE), list(STRATEGIES), (VAL, OOD, RECON))
-    rows = []
+    study, rows = free_study(root), []
     for sampler in SAMPLERS:
         for strategy in study.strategies:
             row = [strategy, f"{study.train_steps(strategy)[0]:,}", sampler]
@@ -88,3 +91,12 @@ def curve_table(root: Path) -> str:
         before = means
     fall = "divided by"
     return table(rows, ("steps", "seeds", "val_mse, plain", fall, "val_mse, inner loop", fall))
+
+
+def answer_words(root: Path) -> list[str]:
+    """Adversarial over baseline-compute with the energy that must learn what inversion is, in the README's words."""
+    return [
+        words
+        for each in equal_compute(free_study(root), VAL).values()
+        for words in (f"{each.ratio:.1f} times [{each.low:.1f}, {each.high:.1f}]", p_words(each.p, each.p_holm))
+    ]
