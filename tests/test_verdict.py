@@ -260,6 +260,16 @@ def test_outliers_and_diverged_runs_are_named():
     assert "1 of 5 runs of baseline diverged, and no pair has them." in text
 
 
+def test_samples_that_diverged_on_one_set_are_named():
+    chosen = study(ALL)
+    for row in chosen.rows:
+        row["ood_recon_error"] = nan  # of no run: not defined on these problems
+        if (row["strategy"], row["sampler"]) == ("adversarial", "plain") and row["seed"] in chosen.seeds[:2]:
+            row["ood_mse"] = nan
+    (line,) = [line for line in objections(chosen, CONFIG, []) if "no finite" in line]
+    assert line == "adversarial under plain has no finite ood_mse in 2 of 5 runs, which means and pairs leave out."
+
+
 def test_predictors_that_are_not_beaten_and_a_small_budget_are_named():
     zero = {"strategy": "zero matrix", "sampler": "reference", "val_mse": 0.0208, "recon_error": 0.001}
     newton = {"strategy": "newton", "sampler": "reference", "val_mse": nan, "ood_mse": 0.0001}

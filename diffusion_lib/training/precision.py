@@ -31,6 +31,15 @@ def require_product(precision: str, model):
         raise ConfigError(f"precision is 'bf16', which {type(model).__name__} has not; allowed: auto, float32")
 
 
+def flush_denormals():
+    """Let this thread, and those that it starts, take numbers below 1.2e-38 for 0.
+
+    The gradient of a negative that is already far above the real sample is that small, and a processor takes a hundred
+    times as long with such numbers: on a CPU up to two thirds of a step with negatives.
+    """
+    torch.set_flush_denormal(True)
+
+
 def choose_products(precision: str, device: torch.device):
     """Set how torch computes float32 products from here on; `torch.get_float32_matmul_precision` tells.
 
@@ -38,6 +47,7 @@ def choose_products(precision: str, device: torch.device):
     """
     if precision == "tf32" and not has_tf32(device):
         raise ConfigError("precision is 'tf32', which this device has not; allowed here: auto, float32, bf16")
+    flush_denormals()  # before the first product starts torch's threads
     accurate = precision == "auto" and medium_error(device.type) < LARGEST_ERROR
     # "high" is TF32 on a GPU, by this call in every version of torch
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "medium" if accurate else "highest")

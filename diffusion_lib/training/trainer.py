@@ -19,6 +19,7 @@ from diffusion_lib.system.signals import stop_requests
 from diffusion_lib.tasks.base import has_mask
 from diffusion_lib.training.batches import DROPOUT, stream_of
 from diffusion_lib.training.device import make_accelerator, prepare
+from diffusion_lib.training.precision import flush_denormals
 from diffusion_lib.training.step import TrainStep
 
 MAX_GRADIENT_NORM = 1.0
@@ -105,6 +106,7 @@ class Trainer1D(ReleasedTrainerCalls):
         self.step, self.history, self.train_seconds = 0, [], 0.0
 
         keep_freed_memory()
+        flush_denormals()
         diffusion_model.to(accelerator.device)
         self.ema = make_ema(diffusion_model, ema_decay, ema_update_every)
         on_gpu = accelerator.device.type != "cpu"

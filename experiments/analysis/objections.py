@@ -24,6 +24,7 @@ def objections(study: Study, config: ExperimentConfig, references: list[dict]) -
         *seed_objections(study),
         *metric_objections(study),
         *outlier_objections(study),
+        *finite_objections(study),
         *reference_objections(study, references),
         *budget_objections(study, config, references),
     ]
@@ -130,6 +131,24 @@ def outlier_objections(study: Study) -> list[str]:
                     f"{strategy} under {sampler} has a run of {metric.column} {number(np.nanmax(values))}, beside a "
                     f"median of {number(middle)}."
                 )
+    return lines
+
+
+def finite_objections(study: Study) -> list[str]:
+    """Strategies whose samples of one set diverged in some runs, which means and pairs leave out."""
+    lines = []
+    for strategy in study.strategies:
+        for sampler in study.samplers:
+            absent, finished = {}, study.count(strategy, "finished")
+            for metric in study.metrics:
+                finite = {name: np.isfinite(row).sum() for name, row in study.values(metric.column, sampler).items()}
+                if any(finite.values()) and finite[strategy] < finished:  # else it is not defined on these problems
+                    absent.setdefault(finished - finite[strategy], []).append(metric.column)
+            lines += [
+                f"{strategy} under {sampler} has no finite {', '.join(columns)} in {count} of {finished} runs, which "
+                "means and pairs leave out."
+                for count, columns in absent.items()
+            ]
     return lines
 
 

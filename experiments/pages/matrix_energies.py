@@ -71,8 +71,9 @@ def free_table(root: Path) -> str:
             row = [strategy, f"{study.train_steps(strategy)[0]:,}", sampler]
             for metric in study.metrics:
                 mean = metric.mean(study.values(metric.column, sampler)[strategy])
+                finite = "" if mean.n == len(study.seeds) else f" ({mean.n} of {len(study.seeds)} finite)"
                 found = study.comparison(ADVERSARIAL, strategy, metric, sampler) if strategy != ADVERSARIAL else None
-                row += [f"{mean.mean:.3g}", metric.words(found) if found else ""]
+                row += [f"{mean.mean:.3g}{finite}", metric.words(found) if found else ""]
             rows.append(row)
     measured = [name for metric in study.metrics for name in (metric.column, "adversarial over it [95%]")]
     return table(rows, ("strategy", "steps", "sampler", *measured))

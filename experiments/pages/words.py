@@ -33,4 +33,4 @@ def change_words(ratio: float) -> str:
 
 
 def p_words(p: float, p_holm: float) -> str:
-    return f"{p:.2f} ({p_holm:.2f} by Holm's method)"
+    return f"{p:.2g} ({p_holm:.2g} by Holm's method)"
