@@ -22,7 +22,7 @@ from diffusion_lib.config import check_name
 from diffusion_lib.system.arguments import Parser, directory, header
 from diffusion_lib.system.environment import ROOT
 from diffusion_lib.system.errors import ConfigError, exit_status
-from diffusion_lib.system.files import write_csv
+from diffusion_lib.system.files import read_csv, write_csv
 from diffusion_lib.tasks import TASKS
 from diffusion_lib.training.run_folder import read_config
 from experiments.analysis.metrics import Metric, task_metrics
@@ -46,9 +46,8 @@ def read_runs(results: Path, name: str, metric: str) -> dict[tuple[str, str], di
         raise ConfigError(f"there is no {path}; allowed: the name of a study that has a report")
     runs = {}
     try:
-        with open(path, newline="") as file:
-            for row in csv.DictReader(file):
-                runs.setdefault((row["strategy"], row["sampler"]), {})[int(row["seed"])] = float(row[metric])
+        for row in read_csv(path):
+            runs.setdefault((row["strategy"], row["sampler"]), {})[int(row["seed"])] = float(row[metric])
     except (ValueError, KeyError, TypeError, csv.Error) as error:
         raise ConfigError(f"{path} is no table of runs with numbers for seed and {metric} ({error})") from None
     return runs

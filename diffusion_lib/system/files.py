@@ -100,6 +100,12 @@ def read_json(path: Path) -> dict:
     return value
 
 
+def read_csv(path) -> list[dict[str, str]]:
+    """The rows of a table with a header."""
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def write_csv(path, rows: list[dict]):
     """Rows with one header; the columns are all keys, in order of appearance, and a missing value is empty."""
     columns = list(dict.fromkeys(key for row in rows for key in row))

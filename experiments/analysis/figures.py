@@ -3,7 +3,6 @@
 Nothing here is global: no pyplot, no backend, and matplotlib's settings are as they were outside a `drawing`.
 """
 
-import csv
 import io
 import os
 import sys
@@ -18,7 +17,7 @@ import numpy as np
 from scipy.stats import gmean
 
 from diffusion_lib.system.errors import say
-from diffusion_lib.system.files import write_atomic
+from diffusion_lib.system.files import read_csv, write_atomic
 from diffusion_lib.training.run_folder import run_folders
 from experiments.analysis.metrics import Metric
 from experiments.analysis.references import REFERENCE
@@ -182,10 +181,9 @@ def read_curves(study_folder: Path, strategy: str) -> dict[int, list[dict]]:
     curves = {}
     paths = [folder / "metrics.csv" for folder in run_folders(study_folder) if folder.parent.name == strategy]
     for path in (path for path in paths if path.exists()):
-        with open(path, newline="") as file:
-            curves[int(path.parent.name[5:])] = [
-                {key: float(value) if value else np.nan for key, value in row.items()} for row in csv.DictReader(file)
-            ]
+        curves[int(path.parent.name[5:])] = [
+            {key: float(value) if value else np.nan for key, value in row.items()} for row in read_csv(path)
+        ]
     return curves
 
 

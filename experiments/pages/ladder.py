@@ -1,12 +1,13 @@
 """The MLP at one learning rate and every budget that was run: errors, ratios, and what the text says of them."""
 
-import csv
 import math
 from functools import cache
 from pathlib import Path
 
 from diffusion_lib.evaluation import SAMPLERS
+from diffusion_lib.system.files import read_csv
 from experiments.analysis.metrics import Metric
+from experiments.analysis.references import REFERENCE
 from experiments.analysis.verdict import ADVERSARIAL, BASELINE
 from experiments.budget import PRIMARY_STEPS, Run, ratio_rows, read_runs
 from experiments.pages.words import change_words, mean_words, p_words, ratio_words, table
@@ -47,8 +48,7 @@ def rises_table(root: Path) -> str:
 @cache
 def loss_rise(folder: Path) -> float:
     """The largest ratio of a row's denoising loss in metrics.csv to the least before it, past a fifth of the rows."""
-    with open(folder / "metrics.csv", newline="") as file:
-        losses = [float(row["loss_denoise"]) for row in csv.DictReader(file)]
+    losses = [float(row["loss_denoise"]) for row in read_csv(folder / "metrics.csv")]
     first = len(losses) // 5 + 1
     return max(losses[i] / min(losses[:i]) for i in range(first, len(losses)))
 
@@ -107,8 +107,8 @@ def run_words(root: Path) -> list[str]:
 
 
 def reference_words(root: Path) -> list[str]:
-    with open(root / "ladder-5000.summary.csv", newline="") as file:
-        references = {row["strategy"]: row for row in csv.DictReader(file) if row["sampler"] == "reference"}
+    rows = read_csv(root / "ladder-5000.summary.csv")
+    references = {row["strategy"]: row for row in rows if row["sampler"] == REFERENCE}
     regression = float(references["linear regression"]["val_mse_mean"])
     zero = float(references["zero matrix"]["recon_error_mean"])
     best = min(error for run in ladder_runs(root, "recon_error") for error in run.errors.values())

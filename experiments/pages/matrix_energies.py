@@ -1,13 +1,14 @@
 """Matrix inversion beside the ladder: an earlier study of the MLP, and the energies made of matrix products."""
 
-import csv
+from functools import cache
 from pathlib import Path
 
 from diffusion_lib.evaluation import SAMPLERS
+from diffusion_lib.system.files import read_csv
 from experiments.analysis.metrics import Metric
 from experiments.analysis.tables import Study, run_rows
 from experiments.analysis.verdict import ADVERSARIAL, BASELINE, COMPUTE, equal_compute
-from experiments.pages.words import mean_words, p_words, table
+from experiments.pages.words import effect_words, mean_words, p_words, table
 
 MATRIX = "matrix-cpu-1k"
 OTHERS = ("mlp-cpu-5k", MATRIX)
@@ -18,9 +19,8 @@ VAL, OOD, RECON = Metric("val_mse"), Metric("ood_mse"), Metric("recon_error")
 
 def read_study(path: Path) -> Study:
     """A CSV with a row per strategy, seed and sampler."""
-    with open(path, newline="") as file:
-        rows = list(csv.DictReader(file))
-    return Study([{name: _value(name, word) for name, word in row.items()} for row in rows], list(STRATEGIES), ())
+    rows = [{name: _value(name, word) for name, word in row.items()} for row in read_csv(path)]
+    return Study(rows, list(STRATEGIES), ())
 
 
 def _value(name: str, word: str):
@@ -36,8 +36,7 @@ def others_table(root: Path) -> str:
             val, ood = (study.values(metric.column, sampler) for metric in (VAL, OOD))
             for strategy in study.strategies:
                 mean = VAL.mean(val[strategy])
-                found = study.comparison(strategy, BASELINE, VAL, sampler) if strategy != BASELINE else None
-                ratio = VAL.words(found) if found else ""
+                ratio = effect_words(study, strategy, BASELINE, VAL, sampler)
                 harder = f"{OOD.mean(ood[strategy]).mean:.3g}"
                 rows.append([name, strategy, sampler, mean.n, mean_words(mean, "{:.3g}"), ratio, harder])
     return table(rows, ("study", "strategy", "sampler", "seeds", "val_mse [95%]", "ratio to baseline", "ood_mse"))
@@ -59,6 +58,7 @@ def scale_table(root: Path) -> str:
     return table(rows, ("strategy", "val_mse, plain", rescaled, "val_mse, inner loop", rescaled))
 
 
+@cache
 def free_study(root: Path) -> Study:
     return Study(run_rows(root / FREE), list(STRATEGIES), (VAL, OOD, RECON))
 
@@ -72,8 +72,7 @@ def free_table(root: Path) -> str:
             for metric in study.metrics:
                 mean = metric.mean(study.values(metric.column, sampler)[strategy])
                 finite = "" if mean.n == len(study.seeds) else f" ({mean.n} of {len(study.seeds)} finite)"
-                found = study.comparison(ADVERSARIAL, strategy, metric, sampler) if strategy != ADVERSARIAL else None
-                row += [f"{mean.mean:.3g}{finite}", metric.words(found) if found else ""]
+                row += [f"{mean.mean:.3g}{finite}", effect_words(study, ADVERSARIAL, strategy, metric, sampler)]
             rows.append(row)
     measured = [name for metric in study.metrics for name in (metric.column, "adversarial over it [95%]")]
     return table(rows, ("strategy", "steps", "sampler", *measured))

@@ -1,23 +1,25 @@
 """IRED's other tasks, by the first metric of each, in percent."""
 
-import csv
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 
 from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.evaluation import DIFFICULTIES, SAMPLERS, column
+from diffusion_lib.system.files import read_csv
 from diffusion_lib.tasks import TASKS
 from diffusion_lib.training.run_folder import read_config
 from experiments.analysis.metrics import task_metrics
 from experiments.analysis.tables import Study, run_rows
 from experiments.analysis.verdict import ADVERSARIAL, BASELINE, COMPUTE
-from experiments.pages.words import table
+from experiments.pages.words import effect_words, table
 
 STRATEGIES = (BASELINE, ADVERSARIAL, "corrupt", COMPUTE)
 OVER_COMPUTE, OVER_BASELINE = f"{ADVERSARIAL} over {COMPUTE} [95%]", f"{ADVERSARIAL} over {BASELINE} [95%]"
 
 
+@cache
 def studies(root: Path) -> dict[str, Study]:
     """By task; a study's metrics are the task's first, on the usual and the harder examples."""
     found = {}
@@ -35,7 +37,7 @@ def table_of_usual_and_harder(root: Path) -> str:
         usual, harder = (percents(study, metric, "innerloop") for metric in study.metrics)
         seeds = int(np.isfinite(study.values(study.metrics[0].column, "innerloop")[ADVERSARIAL]).sum())
         means = [f"{one} / {other}" for one, other in zip(usual, harder, strict=True)]
-        against = [over(study, COMPUTE, metric, "innerloop") for metric in study.metrics]
+        against = [effect_words(study, ADVERSARIAL, COMPUTE, metric, "innerloop") for metric in study.metrics]
         rows.append([name, TASKS[name].metrics[0].replace("_", " "), seeds, *means, *against])
     return table(rows, ("task", "metric, %", "seeds", *STRATEGIES, OVER_COMPUTE, "the same, harder"))
 
@@ -48,7 +50,7 @@ def details_table(root: Path) -> str:
             examples,
             sampler,
             *percents(study, metric, sampler),
-            *(over(study, baseline, metric, sampler) for baseline in (COMPUTE, BASELINE)),
+            *(effect_words(study, ADVERSARIAL, baseline, metric, sampler) for baseline in (COMPUTE, BASELINE)),
         ]
         for name, study in studies(root).items()
         for examples, metric in zip(("usual", "harder"), study.metrics, strict=True)
@@ -63,10 +65,6 @@ def percents(study: Study, metric, sampler: str) -> list[str]:
     return [f"{100 * np.nanmean(values[name]):.1f}" if name in values else "-" for name in STRATEGIES]
 
 
-def over(study: Study, baseline: str, metric, sampler: str) -> str:
-    return metric.words(study.comparison(ADVERSARIAL, baseline, metric, sampler))
-
-
 def answer_words(root: Path) -> list[str]:
     """In the README's words: tasks where mining is ahead at equal steps, and the random walk's rate."""
     words = []
@@ -79,7 +77,7 @@ def answer_words(root: Path) -> list[str]:
 
 def walker_words(root: Path) -> str:
     """How often the first step of a random walk shortens the way, on the usual and the harder graphs."""
-    with open(root / "task-shortest-path-10-1d.summary.csv", newline="") as file:
-        walk = next(row for row in csv.DictReader(file) if row["strategy"] == "random walk")
+    rows = read_csv(root / "task-shortest-path-10-1d.summary.csv")
+    walk = next(row for row in rows if row["strategy"] == "random walk")
     usual, harder = (100 * float(walk[f"{column(each, 'first_step_shortens')}_mean"]) for each in DIFFICULTIES)
     return f"a random walk has {usual:.1f} / {harder:.1f}"

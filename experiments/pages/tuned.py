@@ -1,11 +1,12 @@
 """Each strategy at its own best settings, as tuned_comparison.py found them."""
 
-import csv
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 
 from diffusion_lib.evaluation import SAMPLERS
+from diffusion_lib.system.files import read_csv
 from experiments import tuned_comparison
 from experiments.analysis.metrics import Metric
 from experiments.analysis.tables import Study
@@ -21,6 +22,7 @@ def folders(root: Path) -> list[Path]:
     return sorted(reports, key=lambda folder: (len(folder.name), folder.name))
 
 
+@cache
 def read_study(folder: Path) -> Study:
     studies = [folder.with_name(f"{folder.name}-{strategy}") for strategy in tuned_comparison.STRATEGIES]
     return tuned_comparison.final_study(studies, (METRIC,))
@@ -47,8 +49,7 @@ def means_table(root: Path) -> str:
     rows = []
     for folder in folders(root):
         study = read_study(folder)
-        with open(folder / "search.csv", newline="") as file:
-            settings = tuned_comparison.chosen_settings(csv.DictReader(file))
+        settings = tuned_comparison.chosen_settings(read_csv(folder / "search.csv"))
         for strategy in study.strategies:
             means = [METRIC.mean(study.values(METRIC.column, sampler)[strategy]) for sampler in SAMPLERS]
             chosen = settings[strategy]

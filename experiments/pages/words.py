@@ -4,7 +4,9 @@ import math
 
 from tabulate import tabulate
 
+from experiments.analysis.metrics import Metric
 from experiments.analysis.statistics import Mean
+from experiments.analysis.tables import Study
 
 
 def table(rows, headers) -> str:
@@ -23,6 +25,11 @@ def mean_words(mean: Mean, write: str = "{:.5f}") -> str:
 def ratio_words(ratio: float, low: float, high: float, ahead: int, n: int) -> str:
     """A ratio of errors, its interval, and in how many of n seeds it is below 1."""
     return f"{with_interval(f'{ratio:.3f}', low, high, '{:.3f}')}; {ahead} of {n}"
+
+
+def effect_words(study: Study, strategy: str, baseline: str, metric: Metric, sampler: str) -> str:
+    """One strategy against another in one metric, with the interval; nothing against itself."""
+    return "" if strategy == baseline else metric.words(study.comparison(strategy, baseline, metric, sampler))
 
 
 def change_words(ratio: float) -> str:
