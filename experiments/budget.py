@@ -33,9 +33,9 @@ from diffusion_lib.tasks import Inverse
 from diffusion_lib.training.flops import recorded_flops
 from diffusion_lib.training.run_folder import read_config, read_result, require_study, run_folders
 from experiments.analysis.figures import ERROR_LABEL, choose_scale, drawing, guarded, legend_below, strategy_colors
-from experiments.analysis.metrics import task_metrics
+from experiments.analysis.metrics import Metric, task_metrics
 from experiments.analysis.statistics import geometric_mean, holm, ratio
-from experiments.analysis.verdict import ADVERSARIAL, BASELINE
+from experiments.analysis.verdict import ADVERSARIAL, BASELINE, scenario
 
 TOLERANCE = 0.02  # of the FLOPs of two runs that count as equal
 # The protocol's primary tests: val_mse at equal FLOPs, under each sampler, at these steps of adversarial.
@@ -113,7 +113,7 @@ def ratio_rows(runs: list[Run], metric: str) -> list[dict]:
             continue
         for matched, baseline in (("steps", groups.get((BASELINE, steps))), ("FLOPs", equal_flops(groups, treated))):
             seeds = sorted(treated.keys() & (baseline or {}).keys())
-            rows += [comparison(matched, sampler, treated, baseline, seeds) for sampler in SAMPLERS if seeds]
+            rows += [comparison(matched, sampler, treated, baseline, seeds, metric) for sampler in SAMPLERS if seeds]
     rows.sort(key=lambda row: (row["strategy"], row["matched"], row["sampler"], row["train_steps"]))
     return with_primary_tests(rows, metric)
 
@@ -131,10 +131,14 @@ def flops(group: dict[int, Run]) -> int:
     return next(iter(group.values())).flops
 
 
-def comparison(matched: str, sampler: str, treated: dict[int, Run], baseline: dict[int, Run], seeds: list[int]) -> dict:
+def comparison(
+    matched: str, sampler: str, treated: dict[int, Run], baseline: dict[int, Run], seeds: list[int], metric: str
+) -> dict:
     errors, others = ([group[seed].errors[sampler] for seed in seeds] for group in (treated, baseline))
     found = ratio(errors, others)
     one, other = treated[seeds[0]], baseline[seeds[0]]
+    ruled = (one.strategy, matched, metric) == (ADVERSARIAL, "FLOPs", PRIMARY_METRIC)
+    diverged = sum(run.status == "failed" for run in treated.values())
     return {
         "strategy": one.strategy,
         "matched": matched,
@@ -151,6 +155,7 @@ def comparison(matched: str, sampler: str, treated: dict[int, Run], baseline: di
         "p": found.p,
         "p_signflip": found.p_signflip,
         "p_wilcoxon": found.p_wilcoxon,
+        "verdict": (ruled and scenario(Metric(metric), found, diverged)) or "",
     }
 
 
@@ -261,6 +266,7 @@ def ratio_table(rows: list[dict]) -> str:
         "p",
         "p (Holm)",
         "p (sign flip)",
+        "verdict",
     )
     cells = [
         [
@@ -273,6 +279,7 @@ def ratio_table(rows: list[dict]) -> str:
             f"{row['p']:.3g}",
             f"{row['p_holm']:.3g}" if row["p_holm"] != "" else "",
             f"{row['p_signflip']:.3g}",
+            row["verdict"],
         ]
         for row in rows
     ]

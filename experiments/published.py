@@ -21,18 +21,27 @@ from diffusion_lib.system.environment import ROOT
 from diffusion_lib.system.errors import ConfigError, exit_status
 from diffusion_lib.system.files import write_atomic
 from experiments.pages import ladder, matrix_energies, tasks, tuned
+from experiments.pages.words import VERDICT_HEADERS, table
 
 PUBLISHED = ROOT / "results" / "published"
 
 
-def answer_table(root: Path) -> str:
+def verdicts_table(root: Path) -> str:
+    """Adversarial over baseline at equal compute by val_mse, and the verdicts by the protocol's rule."""
+    return table(
+        ladder.verdict_rows(root) + tuned.verdict_rows(root) + matrix_energies.verdict_rows(root), VERDICT_HEADERS
+    )
+
+
+def ratios_table(root: Path) -> str:
     """Adversarial over baseline by val_mse, at one learning rate and each at its own best settings."""
     return ladder.ratios_table("val_mse", ladder.ratio_cells(root) + tuned.ratio_cells(root))
 
 
 TABLES = {
-    "README.md": (answer_table, tasks.table_of_usual_and_harder),
+    "README.md": (verdicts_table, tasks.table_of_usual_and_harder),
     "docs/results.md": (
+        ratios_table,
         ladder.means_table,
         ladder.rises_table,
         *(partial(ladder.secondary_table, metric=metric) for metric in ladder.METRICS[1:]),

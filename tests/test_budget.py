@@ -100,6 +100,21 @@ def test_the_primary_tests_are_adjusted_over_their_whole_family(studies):
     assert min(float(r["p_holm"]) for r in primary) == pytest.approx(min(1, 4 * least))
 
 
+def test_the_verdict_is_adversarials_at_equal_flops_alone(studies):
+    """By the rule of verdict.py; a run that diverged makes it unstable."""
+    tables = run(studies, "one", "two", "three")
+    ruled = {(r["strategy"], r["matched"], r["train_steps"]): r["verdict"] for r in tables["ratios"] if r["verdict"]}
+    assert ruled == {("adversarial", "FLOPs", "5000"): "no difference beyond 5%"}
+    assert "| no difference beyond 5% |" in (studies / "out" / "budget.md").read_text()
+    write_run(studies / "two", "adversarial", 5000, 3, 0.01)
+    path = studies / "two/runs/adversarial/seed-3/result.json"
+    path.write_text(json.dumps({"status": "failed", "reason": "diverged", "strategy": "adversarial", "seed": 3}))
+    tables = run(studies, "two", "three")
+    assert {r["verdict"] for r in tables["ratios"] if r["matched"] == "FLOPs" and r["strategy"] == "adversarial"} == {
+        "unstable"
+    }
+
+
 def test_it_says_where_the_advantage_ends(studies, capsys):
     run(studies, "one", "two", "three")
     lines = capsys.readouterr().out

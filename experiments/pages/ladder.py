@@ -9,10 +9,11 @@ from diffusion_lib.system.files import read_csv
 from experiments.analysis.metrics import Metric
 from experiments.analysis.references import REFERENCE
 from experiments.analysis.verdict import ADVERSARIAL, BASELINE
-from experiments.budget import PRIMARY_STEPS, Run, ratio_rows, read_runs
-from experiments.pages.words import change_words, mean_words, p_words, ratio_words, table
+from experiments.budget import PRIMARY_METRIC, PRIMARY_STEPS, Run, is_primary, ratio_rows, read_runs
+from experiments.pages.words import change_words, mean_words, p_words, ratio_words, table, verdict_cells
 
 METRICS = ("val_mse", "ood_mse", "recon_error")
+RATIO_COLUMNS = ("ratio", "ratio_low", "ratio_high", "ahead", "n")
 
 
 @cache
@@ -68,26 +69,41 @@ def ratio_cells(root: Path, metric: str = "val_mse") -> list[list[str]]:
     for row in ratio_rows(ladder_runs(root, metric), metric):
         if row["strategy"] == ADVERSARIAL:
             found.setdefault((row["matched"], row["train_steps"], row["baseline_steps"]), {})[row["sampler"]] = row
-    shown = ("ratio", "ratio_low", "ratio_high", "ahead", "n")
     return [
         [
             f"{steps:,} against {baseline:,}",
             matched,
-            *(ratio_words(*(row[sampler][key] for key in shown)) for sampler in SAMPLERS),
+            *(ratio_words(*(row[sampler][key] for key in RATIO_COLUMNS)) for sampler in SAMPLERS),
         ]
         for (matched, steps, baseline), row in sorted(found.items())
     ]
 
 
+def verdict_rows(root: Path) -> list[list[str]]:
+    """Adversarial against the baseline at equal FLOPs: the primary comparisons, then the other budgets."""
+    rows = [row for row in ratio_rows(ladder_runs(root), PRIMARY_METRIC) if row["verdict"]]
+    rows.sort(key=lambda row: (not is_primary(row), row["train_steps"], row["sampler"] != "plain"))
+    return [
+        verdict_cells(
+            f"MLP{', primary' if is_primary(row) else ''}",
+            row["train_steps"],
+            row["baseline_steps"],
+            row["sampler"],
+            ratio_words(*(row[key] for key in RATIO_COLUMNS)),
+            p_words(row["p"], row["p_holm"]),
+            row["verdict"],
+        )
+        for row in rows
+    ]
+
+
 def answer_words(root: Path) -> list[str]:
-    """The primary comparison, single runs, and what needs no training, in the README's words."""
+    """The primary comparison, where an advantage ends, single runs, what needs no training, in the README's words."""
     words = []
     for metric in METRICS:
-        for row in ratio_rows(ladder_runs(root, metric), metric):
-            if (row["strategy"], row["matched"]) != (ADVERSARIAL, "FLOPs") or row["train_steps"] not in PRIMARY_STEPS:
-                continue
-            if metric == "val_mse":
-                words += [change_words(row["ratio"]), p_words(row["p"], row["p_holm"])]
+        for row in filter(is_primary, ratio_rows(ladder_runs(root, metric), metric)):
+            if metric == PRIMARY_METRIC:
+                words.append(change_words(row["ratio"]))
             elif (row["sampler"], row["train_steps"]) == ("innerloop", PRIMARY_STEPS[0]):
                 words.append(f"{metric} {row['ratio']:.3f} [{row['ratio_low']:.3f}, {row['ratio_high']:.3f}]")
     return [*words, *run_words(root), *reference_words(root)]

@@ -8,7 +8,7 @@ from diffusion_lib.system.files import read_csv
 from experiments.analysis.metrics import Metric
 from experiments.analysis.tables import Study, run_rows
 from experiments.analysis.verdict import ADVERSARIAL, BASELINE, COMPUTE, equal_compute
-from experiments.pages.words import effect_words, mean_words, p_words, table
+from experiments.pages.words import effect_words, mean_words, study_verdicts, table
 
 MATRIX = "matrix-cpu-1k"
 OTHERS = ("mlp-cpu-5k", MATRIX)
@@ -93,10 +93,13 @@ def curve_table(root: Path) -> str:
     return table(rows, ("steps", "seeds", "val_mse, plain", fall, "val_mse, inner loop", fall))
 
 
+def verdict_rows(root: Path) -> list[list[str]]:
+    return study_verdicts("matrix-free", free_study(root), VAL)
+
+
 def answer_words(root: Path) -> list[str]:
     """Adversarial over baseline-compute with the energy that must learn what inversion is, in the README's words."""
     return [
-        words
+        f"{each.ratio:.1f} times [{each.low:.1f}, {each.high:.1f}]"
         for each in equal_compute(free_study(root), VAL).values()
-        for words in (f"{each.ratio:.1f} times [{each.low:.1f}, {each.high:.1f}]", p_words(each.p, each.p_holm))
     ]

@@ -3,15 +3,13 @@
 from functools import cache
 from pathlib import Path
 
-import numpy as np
-
 from diffusion_lib.evaluation import SAMPLERS
 from diffusion_lib.system.files import read_csv
 from experiments import tuned_comparison
 from experiments.analysis.metrics import Metric
 from experiments.analysis.tables import Study
 from experiments.analysis.verdict import ADVERSARIAL, BASELINE, COMPUTE, equal_compute
-from experiments.pages.words import change_words, mean_words, p_words, ratio_words, table
+from experiments.pages.words import change_words, mean_words, pairs_ahead, ratio_words, study_verdicts, table
 
 METRIC = Metric("val_mse")
 
@@ -36,12 +34,15 @@ def ratio_cells(root: Path) -> list[list[str]]:
             (steps,), (others,) = study.train_steps(ADVERSARIAL), study.train_steps(baseline)
             row = [f"{steps:,} against {others:,}, each tuned", matched]
             for sampler in SAMPLERS:
-                values = study.values(METRIC.column, sampler)
                 found = study.comparison(ADVERSARIAL, baseline, METRIC, sampler)
-                ahead = int(np.sum(values[ADVERSARIAL] < values[baseline]))
+                ahead = pairs_ahead(study, baseline, METRIC, sampler)
                 row.append(ratio_words(found.ratio, found.low, found.high, ahead, found.n))
             cells.append(row)
     return cells
+
+
+def verdict_rows(root: Path) -> list[list[str]]:
+    return [row for folder in folders(root) for row in study_verdicts("MLP, each tuned", read_study(folder), METRIC)]
 
 
 def means_table(root: Path) -> str:
@@ -62,9 +63,4 @@ def means_table(root: Path) -> str:
 def answer_words(root: Path) -> list[str]:
     """Adversarial over baseline-compute at equal FLOPs, in the README's words."""
     found = [equal_compute(read_study(folder), METRIC) for folder in folders(root)]
-    return [
-        words
-        for samplers in found
-        for each in samplers.values()
-        for words in (change_words(each.ratio), p_words(each.p, each.p_holm))
-    ]
+    return [change_words(each.ratio) for samplers in found for each in samplers.values()]

@@ -2,11 +2,23 @@
 
 import math
 
+import numpy as np
 from tabulate import tabulate
 
 from experiments.analysis.metrics import Metric
 from experiments.analysis.statistics import Mean
 from experiments.analysis.tables import Study
+from experiments.analysis.verdict import ADVERSARIAL, COMPUTE, equal_compute, scenario
+
+SAMPLER_WORDS = {"plain": "plain", "innerloop": "IRED's inner loop"}
+VERDICT_HEADERS = (
+    "energy",
+    "steps, with mining against without",
+    "sampler",
+    "error, with over without [95%]; seeds ahead",
+    "p (Holm's)",
+    "verdict",
+)
 
 
 def table(rows, headers) -> str:
@@ -32,6 +44,12 @@ def effect_words(study: Study, strategy: str, baseline: str, metric: Metric, sam
     return "" if strategy == baseline else metric.words(study.comparison(strategy, baseline, metric, sampler))
 
 
+def pairs_ahead(study: Study, baseline: str, metric: Metric, sampler: str) -> int:
+    """In how many seeds adversarial's error is below that of `baseline`."""
+    values = study.values(metric.column, sampler)
+    return int(np.sum(values[ADVERSARIAL] < values[baseline]))
+
+
 def change_words(ratio: float) -> str:
     """A ratio of errors in a sentence: percents where it is near 1."""
     if 0.8 < ratio < 1.25:
@@ -39,5 +57,23 @@ def change_words(ratio: float) -> str:
     return f"{ratio:.2g} times"
 
 
-def p_words(p: float, p_holm: float) -> str:
-    return f"{p:.2g} ({p_holm:.2g} by Holm's method)"
+def verdict_cells(about: str, steps: int, others: int, sampler: str, ratio: str, p: str, verdict: str) -> list[str]:
+    """A row in the columns of VERDICT_HEADERS."""
+    return [about, f"{steps:,} against {others:,}", SAMPLER_WORDS[sampler], ratio, p, verdict]
+
+
+def study_verdicts(about: str, study: Study, metric: Metric) -> list[list[str]]:
+    """Adversarial against baseline-compute by the protocol's rule, a row per sampler; they are the Holm family."""
+    (steps,), (others,) = study.train_steps(ADVERSARIAL), study.train_steps(COMPUTE)
+    comparisons, diverged, rows = equal_compute(study, metric), study.count(ADVERSARIAL, "failed"), []
+    for sampler, found in comparisons.items():
+        ahead = pairs_ahead(study, COMPUTE, metric, sampler)
+        ratio = ratio_words(found.ratio, found.low, found.high, ahead, found.n)
+        p, verdict = p_words(found.p, found.p_holm), scenario(metric, found, diverged)
+        rows.append(verdict_cells(about, steps, others, sampler, ratio, p, verdict))
+    return rows
+
+
+def p_words(p: float, p_holm: float | str) -> str:
+    """The value and Holm's; a test outside the protocol's families has none."""
+    return f"{p:.2g}, exploratory" if p_holm == "" else f"{p:.2g} ({p_holm:.2g})"
