@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 
 from diffusion_lib.energies import MODELS
 from diffusion_lib.negatives import MiningConfig
+from diffusion_lib.system.checks import require_positive, require_whole
 from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.tasks import TASKS
 from diffusion_lib.training.precision import PRECISIONS
@@ -116,17 +117,12 @@ def settings(kind=ExperimentConfig) -> list:
 def check(each, value):
     """Raises ConfigError, naming what is allowed, where a setting cannot have the value."""
     choices, kind = each.metadata.get("choices"), type(each.default)
-    if choices:
-        allowed, holds = ", ".join(choices), value in choices
-    elif kind is bool:
-        allowed, holds = "true or false", isinstance(value, bool)
-    elif kind is int:
-        allowed, holds = f"a whole number from 1 to {LARGEST:,}", type(value) is int and 1 <= value <= LARGEST
-    else:
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        allowed, holds = "a positive number", number and math.isfinite(value) and value > 0
-    if not holds:
-        raise ConfigError(f"{each.name} is {value!r}; allowed: {allowed}")
+    if kind is int:
+        require_whole(each.name, value, 1, LARGEST)
+    elif kind is float:
+        require_positive(each.name, value)
+    elif not (value in choices if choices else isinstance(value, bool)):
+        raise ConfigError(f"{each.name} is {value!r}; allowed: {', '.join(choices or ('true', 'false'))}")
 
 
 def current(recorded: dict) -> dict:

@@ -14,6 +14,7 @@ from diffusion_lib.masks import Given, restored
 from diffusion_lib.negatives import MODES, MiningConfig
 from diffusion_lib.released_api import DIFFUSION_DEFAULTS, ReleasedCalls, by_flags, require_defaults
 from diffusion_lib.schedule import cosine_beta_schedule, schedule_buffers
+from diffusion_lib.system.checks import require_positive, require_whole
 from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.tasks.base import Rules
 from diffusion_lib.training.trainer import Trainer1D
@@ -90,15 +91,19 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
         if timesteps is None:
             timesteps = DEFAULT_TIMESTEPS
             warnings.warn("timesteps is not given: it is 10, IRED's own (the release's is 1000)", stacklevel=2)
-        if isinstance(timesteps, bool) or not isinstance(timesteps, int) or timesteps < 1:
-            raise ConfigError(f"timesteps is {timesteps!r}; allowed: a whole number from 1")
+        require_whole("timesteps", timesteps)
         if sampling_timesteps not in (None, timesteps):
             raise ConfigError(f"sampling_timesteps is {sampling_timesteps!r}; allowed: None or timesteps")
         if isinstance(model, EnergyModel) and not isinstance(model, NoiseModel):
             model = DiffusionWrapper(model)
         if not isinstance(getattr(model, "ebm", None), nn.Module):
             raise ConfigError(f"model is {type(model).__name__}; allowed: an EnergyModel, or a DiffusionWrapper of one")
-        self.rules = rules if bound is None else replace(rules, bound=bound)
+        if not isinstance(rules, Rules):
+            raise ConfigError(f"rules is {rules!r}; allowed: the rules of a task")
+        if bound is not None:
+            require_positive("bound", bound)
+            rules = replace(rules, bound=bound)
+        self.rules = rules
         self.model, self.seq_length = model, seq_length
         self.inp_dim, self.out_dim = model.inp_dim, model.out_dim
         self.num_timesteps = timesteps
@@ -258,17 +263,21 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
 
         mask: 1 where the input gives the solution. start: the noise x_T (B, *out_shape), drawn from `generator` where
         None. inner_steps: opt_steps at each level (None: the rules', or 0 without use_innerloop_opt). bound: overrides
-        the model's own, for other tasks. levels: those of 0 … T-1 to visit, descending (None: all).
+        the model's own, for other tasks. levels: those of 0 … T-1 to visit, descending (None: all). Raises ConfigError.
         """
         if inner_steps is None:
             inner_steps = self.rules.inner_steps if self.use_innerloop_opt else 0
         bound = self.bound if bound is None else bound
+        require_whole("inner_steps", inner_steps, 0)
+        require_positive("bound", bound)
         level_bound = bound if self.rules.level_bound is None else self.rules.level_bound
         x = start
         if x is None:
             shape = self.model.ebm.solution_shape(inp)
             x = torch.randn(shape, generator=generator, device=inp.device, dtype=inp.dtype)
         levels = list(reversed(range(self.num_timesteps))) if levels is None else list(levels)
+        if not levels or not set(levels) <= set(range(self.num_timesteps)):
+            raise ConfigError(f"levels are {levels}; allowed: some of 0 to {self.num_timesteps - 1}")
         cond = self.model.ebm.condition(inp, levels[0])
         trajectory = []
         for t, following in tqdm(

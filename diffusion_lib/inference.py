@@ -19,6 +19,7 @@ from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.denoising_diffusion_pytorch_1d import GaussianDiffusion1D
 from diffusion_lib.evaluation import SAMPLERS
 from diffusion_lib.seeds import seeded_generator
+from diffusion_lib.system.checks import require_whole
 from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.system.files import read_json
 from diffusion_lib.tasks import Inverse
@@ -83,8 +84,7 @@ def solve(model: GaussianDiffusion1D, A, *, innerloop: bool = True, seed: int = 
     if not isinstance(task, Inverse):
         what = f"was trained on {type(task).__name__}" if task else "does not say its task: it is not of load_model"
         raise ConfigError(f"the model {what}; allowed: one trained on Inverse (others have model.sample(inp))")
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise ConfigError(f"batch_size is {batch_size!r}; allowed: a whole number from 1")
+    require_whole("batch_size", batch_size)
     matrices = _checked(A, task.rank)
     _warn_if_untrained(matrices, task)
     start = torch.randn(len(matrices), model.out_dim, generator=seeded_generator("solve", seed))

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from numbers import Real
 
 from diffusion_lib.masks import restored
+from diffusion_lib.system.checks import require_positive
 from diffusion_lib.system.errors import ConfigError
 
 LARGEST = 1e6  # beyond it a step overflows, or never ends
@@ -87,9 +87,7 @@ class MiningConfig:
                 f"opt_steps is {steps!r}; allowed: a whole number from 1 to {LARGEST:g} (0 unless adversarial)"
             )
         for name in ("scale_factor", "noise_scale", "weight"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value <= LARGEST:
-                raise ConfigError(f"{name} is {value!r}; allowed: a positive number up to {LARGEST:g}")
+            require_positive(name, getattr(self, name), LARGEST)
 
     @classmethod
     def from_dict(cls, config: "Mapping | MiningConfig | None") -> "MiningConfig":

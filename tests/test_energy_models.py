@@ -252,6 +252,12 @@ def test_wrapper_without_gradients_leaves_no_graph_and_no_flag(name):
     assert close(gradient, both[1])
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_names_a_size_that_it_cannot_have(name):
+    with pytest.raises(ConfigError, match="inp_dim is 0; allowed: a whole number from 1"):
+        MODELS[name](0, 1)
+
+
 def test_released_arguments_of_the_model():
     assert EBM(inp_dim=4, out_dim=2, is_ebm=True).is_ebm is True
     assert EBM(4, 2, True).is_ebm is True

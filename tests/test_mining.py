@@ -135,6 +135,32 @@ def test_a_row_does_not_depend_on_the_rest_of_its_batch():
     assert torch.allclose(together, alone, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"bound": float("nan")}, "bound is nan; allowed: a positive number"),
+        ({"rules": "sudoku"}, "rules is 'sudoku'; allowed: the rules of a task"),
+    ],
+)
+def test_a_diffusion_names_what_it_cannot_be_given(options, message):
+    with pytest.raises(ConfigError, match=message):
+        make_diffusion(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"inner_steps": -1}, "inner_steps is -1; allowed: a whole number from 0"),
+        ({"bound": -1.0}, "bound is -1.0; allowed: a positive number"),
+        ({"levels": [10]}, r"levels are \[10\]; allowed: some of 0 to 9"),
+        ({"levels": []}, r"levels are \[\]"),
+    ],
+)
+def test_a_sampler_names_what_it_cannot_be_given(options, message):
+    with pytest.raises(ConfigError, match=message):
+        make_diffusion().sample_loop(torch.randn(4, 9), **options)
+
+
 def test_descent_never_raises_the_energy_and_stays_in_bounds():
     diffusion = make_diffusion(bound=1.5)
     inp, target, t, noise = example(diffusion)

@@ -12,6 +12,7 @@ from ema_pytorch import EMA
 from torch.optim import Adam
 
 from dataset import Inverse
+from diffusion_lib.denoising_diffusion_pytorch_1d import Trainer1D
 from diffusion_lib.system import files
 from diffusion_lib.system.errors import CheckpointError, ConfigError, Interrupted, NonFiniteLossError
 from diffusion_lib.training.batches import BatchStream
@@ -275,6 +276,13 @@ def test_learning_rate_schedule(tmp_path):
     [
         ({"train_num_steps": 0}, "train_num_steps is 0; allowed: a whole number from 1"),
         ({"train_batch_size": 2.5}, "train_batch_size is 2.5"),
+        ({"ema_update_every": 0}, "ema_update_every is 0; allowed: a whole number from 1"),
+        ({"extra_validation_every_mul": 0}, "extra_validation_every_mul is 0; allowed: a whole number from 1"),
+        ({"data_workers": -2}, "data_workers is -2; allowed: a whole number from 0"),
+        ({"train_lr": float("nan")}, "train_lr is nan; allowed: a positive number"),
+        ({"train_lr": "1e-3"}, "train_lr is '1e-3'; allowed: a positive number"),
+        ({"ema_decay": 2.0}, "ema_decay is 2.0; allowed: a number from 0, below 1"),
+        ({"adam_betas": (0.9, 1)}, r"adam_betas\[1\] is 1; allowed: a number from 0, below 1"),
         ({"device": "tpu"}, "device is 'tpu'; allowed: cpu, cuda"),
         ({"cond_mask": True}, "cond_mask is True; this task has no mask"),
     ],
@@ -282,6 +290,21 @@ def test_learning_rate_schedule(tmp_path):
 def test_bad_options_are_named(tmp_path, options, message):
     with pytest.raises(ConfigError, match=message):
         make_trainer(tmp_path, **options)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (torch.nn.DataParallel, "diffusion_model is DataParallel; allowed: a GaussianDiffusion1D"),
+        (lambda diffusion: diffusion.model.ebm, "diffusion_model is EBM; allowed: a GaussianDiffusion1D"),
+        (lambda diffusion: diffusion.double(), "weights of torch.float64; allowed: torch.float32"),
+        (lambda diffusion: diffusion.requires_grad_(False), "none of the model's weights has requires_grad"),
+    ],
+)
+def test_a_model_that_cannot_be_trained_is_named(tmp_path, change, message):
+    with pytest.raises(ConfigError, match=message):
+        Trainer1D(change(make_diffusion()), Inverse("train", 4), results_folder=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")

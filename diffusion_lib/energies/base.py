@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from diffusion_lib.system.checks import require_whole
 from diffusion_lib.system.errors import ConfigError
 
 
@@ -14,13 +15,15 @@ class EnergyModel(nn.Module):
 
     Attributes: `inp_dim`, `out_dim` (flattened sizes of vectors, channels of graphs and plans), `num_timesteps` (T,
     the number of noise levels). In the shapes below `inp` and `x` are (B, inp_dim) and (B, out_dim) for vectors; a
-    model of graphs, plans or boards says its own.
+    model of graphs, plans or boards says its own. Raises ConfigError for a size below 1.
     """
 
     has_energy = True
 
     def __init__(self, inp_dim: int, out_dim: int, num_timesteps: int = 10):
         super().__init__()
+        require_whole("inp_dim", inp_dim)
+        require_whole("out_dim", out_dim)
         self.inp_dim, self.out_dim, self.num_timesteps = inp_dim, out_dim, num_timesteps
 
     def set_timesteps(self, num_timesteps: int):

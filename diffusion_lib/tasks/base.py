@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import Dataset, default_collate
 
 from diffusion_lib.seeds import seeded_generator
+from diffusion_lib.system.checks import require_whole
 from diffusion_lib.system.errors import ConfigError
 
 SPLITS = ("train", "val", "test")
@@ -80,8 +81,7 @@ class Task(Dataset):
         if split not in SPLITS:
             raise ConfigError(f"split is {split!r}; allowed: {', '.join(SPLITS)}")
         rank = self.default_rank if rank is None else rank
-        if isinstance(rank, bool) or not isinstance(rank, int) or rank < self.least_rank:
-            raise ConfigError(f"rank is {rank!r}; allowed: a whole number from {self.least_rank}")
+        require_whole("rank", rank, self.least_rank)
         self.split, self.rank, self.ood = split, rank, ood
 
     def __len__(self) -> int:

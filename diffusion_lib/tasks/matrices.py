@@ -1,10 +1,8 @@
 """IRED's three continuous tasks, generated on the device, a whole batch at a time."""
 
-import math
-
 import torch
 
-from diffusion_lib.system.errors import ConfigError
+from diffusion_lib.system.checks import require_positive
 from diffusion_lib.tasks import matrix_references
 from diffusion_lib.tasks.base import MatrixTask, Rules
 
@@ -20,8 +18,7 @@ class Inverse(MatrixTask):
     def __init__(self, split: str, rank: int | None = None, ood: bool = False, ridge: float | None = None):
         super().__init__(split, rank, ood)
         self.ridge = ridge if ridge is not None else (0.1 if ood else 0.5)
-        if not (math.isfinite(self.ridge) and self.ridge > 0):
-            raise ConfigError(f"ridge is {ridge!r}; allowed: a positive number")
+        require_positive("ridge", self.ridge)
         self.rules = Rules(bound=1.0 / self.ridge)
 
     def sample(self, batch_size, generator=None, device="cpu", dtype=torch.float32):

@@ -8,9 +8,11 @@ from ema_pytorch import EMA
 from torch.optim import Adam
 
 from diffusion_lib.checkpoint import load_checkpoint, other_model_error, require_own, save_checkpoint
+from diffusion_lib.energies import EnergyModel
 from diffusion_lib.evaluation import EvaluationSet, Share, sampler_metrics
 from diffusion_lib.released_api import TRAINER_DEFAULTS, ReleasedTrainerCalls, require_defaults
 from diffusion_lib.seeds import derive_seed
+from diffusion_lib.system.checks import require_fraction, require_positive, require_whole
 from diffusion_lib.system.errors import ConfigError, Interrupted, NonFiniteLossError
 from diffusion_lib.system.files import write_csv
 from diffusion_lib.system.memory import keep_freed_memory
@@ -77,15 +79,25 @@ class Trainer1D(ReleasedTrainerCalls):
         **released,
     ):
         require_defaults("Trainer1D", released, TRAINER_DEFAULTS)
+        require_trainable(diffusion_model)
         for name, value in (
             ("train_num_steps", train_num_steps),
             ("train_batch_size", train_batch_size),
+            ("validation_batch_size", validation_batch_size or train_batch_size),
             ("save_and_sample_every", save_and_sample_every),
+            ("extra_validation_every_mul", extra_validation_every_mul),
+            ("ema_update_every", ema_update_every),
             ("log_every", log_every),
             ("evaluation_size", evaluation_size),
         ):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigError(f"{name} is {value!r}; allowed: a whole number from 1")
+            require_whole(name, value)
+        require_whole("data_workers", data_workers or 0, 0)
+        require_positive("train_lr", train_lr)
+        for name, value in (
+            ("ema_decay", ema_decay),
+            *zip(("adam_betas[0]", "adam_betas[1]"), adam_betas, strict=True),
+        ):
+            require_fraction(name, value)
         masked = has_mask(dataset) if cond_mask is None else cond_mask
         if masked and not has_mask(dataset):
             raise ConfigError("cond_mask is True; this task has no mask: allowed is False")
@@ -324,6 +336,17 @@ class Trainer1D(ReleasedTrainerCalls):
                 metric = chosen.task.metrics[0]
                 measured[f"{name}_{metric}"] = sampler_metrics(model, chosen, None, batch_size, self.share)[metric]
         return measured
+
+
+def require_trainable(model):
+    """Raises ConfigError for what is no GaussianDiffusion1D, or has weights that this loop cannot train."""
+    if not isinstance(getattr(getattr(model, "model", None), "ebm", None), EnergyModel):
+        raise ConfigError(f"diffusion_model is {type(model).__name__}; allowed: a GaussianDiffusion1D")
+    kinds = {str(weights.dtype) for weights in model.parameters()} - {"torch.float32"}
+    if kinds:
+        raise ConfigError(f"the model has weights of {', '.join(sorted(kinds))}; allowed: torch.float32")
+    if not any(weights.requires_grad for weights in model.parameters()):
+        raise ConfigError("none of the model's weights has requires_grad; allowed: at least one that is trained")
 
 
 def make_ema(diffusion_model, decay, update_every) -> EMA:
