@@ -1,9 +1,10 @@
-"""Error against training compute over any studies, and adversarial mining against none at equal steps and equal FLOPs.
+"""A metric against training compute over any studies, and mining against none at equal steps and equal FLOPs.
 
     python experiments/budget.py ladder-1250 ladder-5000 ladder-14000
 
 A study is a folder, or the name of one in --results; its runs may have been made by an earlier version. All must agree
-in everything but train_steps and mining. Runs without negatives are the baseline, whatever their strategy is called.
+in everything but train_steps and mining. Runs without negatives are the baseline, whatever their strategy is called;
+the others are called by their mode, and by those settings of the mining in which the studies differ.
 Writes <results>/<name>/: budget.png, budget.md, and runs.csv and ratios.csv, which results/README.md explains.
 """
 
@@ -29,60 +30,73 @@ from diffusion_lib.system.arguments import Parser, header
 from diffusion_lib.system.environment import ROOT
 from diffusion_lib.system.errors import ConfigError, exit_status, say
 from diffusion_lib.system.files import write_atomic, write_csv
-from diffusion_lib.tasks import Inverse
+from diffusion_lib.tasks import TASKS
 from diffusion_lib.training.flops import recorded_flops
 from diffusion_lib.training.run_folder import read_config, read_result, require_study, run_folders
 from experiments.analysis.figures import ERROR_LABEL, choose_scale, drawing, guarded, legend_below, strategy_colors
 from experiments.analysis.metrics import Metric, task_metrics
-from experiments.analysis.statistics import geometric_mean, holm, ratio
+from experiments.analysis.statistics import holm
 from experiments.analysis.verdict import ADVERSARIAL, BASELINE, scenario
 
 TOLERANCE = 0.02  # of the FLOPs of two runs that count as equal
 # The protocol's primary tests: val_mse at equal FLOPs, under each sampler, at these steps of adversarial.
 PRIMARY_METRIC, PRIMARY_STEPS = "val_mse", (5_000, 10_000)
 MIN_SEEDS = 3
-ERRORS = tuple(metric.column for metric in task_metrics(Inverse))
 
 
 class Run(NamedTuple):
-    """A run that ended. strategy: what it is drawn and compared as. errors: by sampler, nan where it diverged."""
+    """A run that ended. strategy: what it is drawn and compared as. values: by sampler, nan where it diverged."""
 
     strategy: str
     seed: int
     steps: int
     flops: int
     status: str
-    errors: dict[str, float]
+    values: dict[str, float]
     folder: Path
 
 
 def parse_arguments(arguments=None) -> argparse.Namespace:
     parser = Parser(__doc__)
     parser.add_argument("studies", nargs="+", metavar="STUDY", help="a folder, or a name in --results")
-    parser.add_argument("--metric", default=PRIMARY_METRIC, choices=ERRORS, help=f"default {PRIMARY_METRIC}")
+    parser.add_argument("--metric", metavar="NAME", help="a column of the task's metrics; default: its first")
     parser.add_argument("--name", default="budget", help="of the folder to write (default budget)")
     parser.add_argument("--results", type=Path, default=ROOT / "results", help="default: results/ of this project")
     return parser.parse_args(arguments)
 
 
-def read_runs(studies: list[Path], metric: str) -> list[Run]:
-    """The runs of the studies that ended, each once. Raises ConfigError where there are none, or where they differ."""
-    runs, first = {}, None
-    for folder in (folder for study in studies for folder in run_folders(study)):
+def ended(studies: list[Path]) -> dict[Path, ExperimentConfig]:
+    """By folder, the runs of the studies that ended. Raises ConfigError where there are none, or where they differ."""
+    folders = [folder for study in studies for folder in run_folders(study) if read_result(folder)]
+    configs = {folder: ExperimentConfig.from_dict(read_config(folder)) for folder in folders}
+    if not configs:
+        raise ConfigError(f"no run in {', '.join(map(str, studies))} has ended; nothing to compare")
+    for folder, config in configs.items():
+        require_comparable(folders[0], configs[folders[0]], folder, config)
+    return configs
+
+
+def choose_metric(configs: dict[Path, ExperimentConfig], column: str | None) -> Metric:
+    """The task's metric of that column, or its first. Raises ConfigError for another."""
+    known = {metric.column: metric for metric in task_metrics(TASKS[next(iter(configs.values())).dataset])}
+    if column not in (None, *known):
+        raise ConfigError(f"metric is {column!r}; allowed: {', '.join(known)}")
+    return known[column or next(iter(known))]
+
+
+def read_runs(configs: dict[Path, ExperimentConfig], metric: Metric) -> list[Run]:
+    """The runs in the folders, each once."""
+    mined = [config.mining.to_dict() for config in configs.values() if config.mining.mode != "none"]
+    differing = [key for key in MiningConfig().to_dict() if len({mining[key] for mining in mined}) > 1]
+    runs = {}
+    for folder, config in configs.items():
         result = read_result(folder)
-        if not result:
-            continue
-        config = ExperimentConfig.from_dict(read_config(folder))
-        first = first or (folder, config)
-        require_comparable(*first, folder, config)
         samplers = result.get("samplers", {})
-        errors = {sampler: samplers.get(sampler, {}).get(metric, math.nan) for sampler in SAMPLERS}
-        about = (strategy_name(config.mining), result["seed"], config.train_steps)
+        values = {sampler: samplers.get(sampler, {}).get(metric.column, math.nan) for sampler in SAMPLERS}
+        about = (strategy_name(config.mining, differing), result["seed"], config.train_steps)
         if about in runs:
             say(f"{folder} repeats {runs[about].folder}, and is left out")
-        runs.setdefault(about, Run(*about, recorded_flops(folder), result["status"], errors, folder))
-    if not runs:
-        raise ConfigError(f"no run in {', '.join(map(str, studies))} has ended; nothing to compare")
+        runs.setdefault(about, Run(*about, recorded_flops(folder), result["status"], values, folder))
     return [runs[key] for key in sorted(runs)]
 
 
@@ -94,16 +108,19 @@ def require_comparable(one: Path, one_config: ExperimentConfig, other: Path, oth
         raise ConfigError(f"{one} and {other} differ in {', '.join(differing)}; allowed: train_steps and mining")
 
 
-def strategy_name(mining: MiningConfig) -> str:
-    """`baseline` without negatives, else the mode, and what differs from its default settings."""
+def strategy_name(mining: MiningConfig, differing: list[str]) -> str:
+    """`baseline` without negatives, else the mode, and what of `differing` is not as by default."""
     if mining.mode == "none":
         return BASELINE
-    default = MiningConfig(mining.mode).to_dict()
-    return ", ".join([mining.mode, *(f"{k} {v}" for k, v in mining.to_dict().items() if v != default[k])])
+    own, default = mining.to_dict(), MiningConfig(mining.mode).to_dict()
+    return ", ".join([mining.mode, *(f"{key} {own[key]}" for key in differing if own[key] != default[key])])
 
 
-def ratio_rows(runs: list[Run], metric: str) -> list[dict]:
-    """Each strategy's runs of each budget over the baseline's, at equal steps and at equal FLOPs, paired by seed."""
+def comparison_rows(runs: list[Run], metric: Metric, decides: bool) -> list[dict]:
+    """Each strategy's runs of each budget against the baseline's, at equal steps and at equal FLOPs, paired by seed.
+
+    decides: whether the metric is the task's first, which the protocol's verdict reads.
+    """
     groups = {}
     for run in runs:
         groups.setdefault((run.strategy, run.steps), {})[run.seed] = run
@@ -115,6 +132,9 @@ def ratio_rows(runs: list[Run], metric: str) -> list[dict]:
             seeds = sorted(treated.keys() & (baseline or {}).keys())
             rows += [comparison(matched, sampler, treated, baseline, seeds, metric) for sampler in SAMPLERS if seeds]
     rows.sort(key=lambda row: (row["strategy"], row["matched"], row["sampler"], row["train_steps"]))
+    for row in rows:
+        ruled = decides and (row["strategy"], row["matched"]) == (ADVERSARIAL, "FLOPs")
+        row["verdict"] = (row["verdict"] or "") if ruled else ""
     return with_primary_tests(rows, metric)
 
 
@@ -132,12 +152,12 @@ def flops(group: dict[int, Run]) -> int:
 
 
 def comparison(
-    matched: str, sampler: str, treated: dict[int, Run], baseline: dict[int, Run], seeds: list[int], metric: str
+    matched: str, sampler: str, treated: dict[int, Run], baseline: dict[int, Run], seeds: list[int], metric: Metric
 ) -> dict:
-    errors, others = ([group[seed].errors[sampler] for seed in seeds] for group in (treated, baseline))
-    found = ratio(errors, others)
+    pairs = [(treated[seed].values[sampler], baseline[seed].values[sampler]) for seed in seeds]
+    pairs = [pair for pair in pairs if not metric.zeros(pair)]  # an error of exactly 0 has no ratio
+    found = metric.compare([one for one, _ in pairs], [other for _, other in pairs])
     one, other = treated[seeds[0]], baseline[seeds[0]]
-    ruled = (one.strategy, matched, metric) == (ADVERSARIAL, "FLOPs", PRIMARY_METRIC)
     diverged = sum(run.status == "failed" for run in treated.values())
     return {
         "strategy": one.strategy,
@@ -148,20 +168,20 @@ def comparison(
         "train_flops": one.flops,
         "baseline_flops": other.flops,
         "n": found.n,
-        "ratio": found.ratio,
-        "ratio_low": found.low,
-        "ratio_high": found.high,
-        "ahead": sum(error < another for error, another in zip(errors, others, strict=True)),
+        metric.effect: metric.value(found),
+        f"{metric.effect}_low": found.low,
+        f"{metric.effect}_high": found.high,
+        "ahead": sum(metric.better(*pair) for pair in pairs),
         "p": found.p,
         "p_signflip": found.p_signflip,
         "p_wilcoxon": found.p_wilcoxon,
-        "verdict": (ruled and scenario(Metric(metric), found, diverged)) or "",
+        "verdict": scenario(metric, found, diverged),
     }
 
 
-def with_primary_tests(rows: list[dict], metric: str) -> list[dict]:
+def with_primary_tests(rows: list[dict], metric: Metric) -> list[dict]:
     """`p_holm` for the protocol's primary tests, over all of their family: one that is not there counts as p = 1."""
-    primary = [row for row in rows if metric == PRIMARY_METRIC and is_primary(row)]
+    primary = [row for row in rows if metric.column == PRIMARY_METRIC and is_primary(row)]
     missing = len(PRIMARY_STEPS) * len(SAMPLERS) - len(primary)
     adjusted = holm([*(1.0 if math.isnan(row["p"]) else row["p"] for row in primary), *[1.0] * missing])
     for row in rows:
@@ -173,67 +193,70 @@ def is_primary(row: dict) -> bool:
     return row["strategy"] == ADVERSARIAL and row["matched"] == "FLOPs" and row["train_steps"] in PRIMARY_STEPS
 
 
-def endings(rows: list[dict]) -> list[str]:
-    """For each kind of match and sampler, the budget up to which adversarial's interval lies below 1."""
+def endings(rows: list[dict], metric: Metric) -> list[str]:
+    """For each kind of match and sampler, the budget up to which adversarial's whole interval is on the better side."""
     sentences = []
     for matched in ("steps", "FLOPs"):
         for sampler in SAMPLERS:
             chosen = [r for r in rows if (r["strategy"], r["matched"], r["sampler"]) == (ADVERSARIAL, matched, sampler)]
             chosen = [row for row in chosen if row["n"] >= MIN_SEEDS]
             if chosen:
-                sentences.append(f"At equal {matched}, {sampler} sampler: adversarial is {where_ahead(chosen)}.")
+                words = where_ahead(chosen, metric)
+                sentences.append(f"At equal {matched}, {sampler} sampler: adversarial is {words}.")
     return sentences or [f"Adversarial and baseline share {MIN_SEEDS} seeds at no budget yet."]
 
 
-def where_ahead(rows: list[dict]) -> str:
+def where_ahead(rows: list[dict], metric: Metric) -> str:
     """rows: of one match and sampler, by steps."""
-    ahead = [i for i, row in enumerate(rows) if row["ratio_high"] < 1]
+    low, high = f"{metric.effect}_low", f"{metric.effect}_high"
+    ahead = [i for i, row in enumerate(rows) if (row[low] > 0 if metric.rate else row[high] < 1)]
     if not ahead:
         budgets = ", ".join(f"{row['train_steps']:,}" for row in rows)
         return f"ahead at no budget (steps: {budgets})"
     last = rows[ahead[-1]]
-    words = f"ahead up to {last['train_steps']:,} steps, {shown(last)}"
+    words = f"ahead up to {last['train_steps']:,} steps, {shown(last, metric)}"
     if last is rows[-1]:
         return f"{words}, the largest budget"
     following = rows[ahead[-1] + 1]
-    return f"{words}, and no longer at {following['train_steps']:,}, {shown(following)}"
+    return f"{words}, and no longer at {following['train_steps']:,}, {shown(following, metric)}"
 
 
-def shown(row: dict) -> str:
-    return f"{row['ratio']:.3f} [{row['ratio_low']:.3f}, {row['ratio_high']:.3f}]"
+def shown(row: dict, metric: Metric) -> str:
+    return metric.effect_words(*(row[metric.effect + ending] for ending in ("", "_low", "_high")))
 
 
 @guarded
-def budget_figure(runs: list[Run], metric: str, path: Path):
-    """Error against training FLOPs under both samplers: each run a point, lines through the geometric means."""
-    strategies = list(dict.fromkeys(run.strategy for run in runs))
+def budget_figure(runs: list[Run], metric: Metric, path: Path):
+    """The metric against training FLOPs under both samplers: each run a point, lines through the means."""
+    strategies, name = list(dict.fromkeys(run.strategy for run in runs)), metric.column
     with drawing(path, (9, 3.8), 1, len(SAMPLERS), sharey=True) as axes:
         for axis, sampler in zip(axes.flat, SAMPLERS, strict=True):
             for strategy, color in strategy_colors(strategies).items():
-                chosen = [run for run in runs if run.strategy == strategy and np.isfinite(run.errors[sampler])]
+                chosen = [run for run in runs if run.strategy == strategy and np.isfinite(run.values[sampler])]
                 axis.plot(*points(chosen, sampler), "o", ms=3.5, alpha=0.6, color=color, label=f"{strategy}, a run")
-                axis.plot(*means(chosen, sampler), "-", lw=1.2, color=color, label="geometric mean")
-            axis.set(xlabel="training FLOPs", title=f"{metric}, {sampler} sampler")
+                label = "mean" if metric.rate else "geometric mean"
+                axis.plot(*means(chosen, sampler, metric), "-", lw=1.2, color=color, label=label)
+            axis.set(xlabel="training FLOPs", title=f"{name}, {sampler} sampler")
             choose_scale(axis, "x", [run.flops for run in runs])
-            choose_scale(axis, "y", [value for run in runs for value in run.errors.values()])
-        axes[0, 0].set_ylabel(ERROR_LABEL if metric.endswith("mse") else metric)
+            choose_scale(axis, "y", [value for run in runs for value in run.values.values()])
+        axes[0, 0].set_ylabel(ERROR_LABEL if name.endswith("mse") else name.replace("_", " "))
         legend_below(axes)
 
 
 def points(runs: list[Run], sampler: str) -> tuple[list, list]:
-    return [run.flops for run in runs], [run.errors[sampler] for run in runs]
+    return [run.flops for run in runs], [run.values[sampler] for run in runs]
 
 
-def means(runs: list[Run], sampler: str) -> tuple[list, list]:
-    """FLOPs and geometric mean of each budget, in order."""
+def means(runs: list[Run], sampler: str, metric: Metric) -> tuple[list, list]:
+    """FLOPs and mean of each budget, in order."""
     by_flops = {}
     for run in runs:
-        by_flops.setdefault(run.flops, []).append(run.errors[sampler])
+        by_flops.setdefault(run.flops, []).append(run.values[sampler])
     order = sorted(by_flops)
-    return order, [geometric_mean(by_flops[flops]).mean for flops in order]
+    return order, [metric.mean(by_flops[flops]).mean for flops in order]
 
 
-def run_table(runs: list[Run], metric: str, folder: Path) -> list[dict]:
+def run_table(runs: list[Run], metric: Metric, folder: Path) -> list[dict]:
     """A row per run and sampler; the runs' folders seen from `folder`, so that results may be moved as a whole."""
     return [
         {
@@ -243,15 +266,15 @@ def run_table(runs: list[Run], metric: str, folder: Path) -> list[dict]:
             "status": run.status,
             "train_steps": run.steps,
             "train_flops": run.flops,
-            metric: error,
+            metric.column: value,
             "run": os.path.relpath(run.folder, folder),
         }
         for run in runs
-        for sampler, error in run.errors.items()
+        for sampler, value in run.values.items()
     ]
 
 
-def ratio_table(rows: list[dict]) -> str:
+def comparison_table(rows: list[dict], metric: Metric) -> str:
     """The comparisons as a markdown table."""
     headers = (
         "strategy",
@@ -261,7 +284,7 @@ def ratio_table(rows: list[dict]) -> str:
         "baseline's",
         "FLOPs",
         "n",
-        "ratio [95%]",
+        f"{metric.effect} [95%]",
         "ahead",
         "p",
         "p (Holm)",
@@ -274,7 +297,7 @@ def ratio_table(rows: list[dict]) -> str:
             *(f"{row[key]:,}" for key in ("train_steps", "baseline_steps")),
             f"{row['train_flops']:.3g}",
             row["n"],
-            shown(row),
+            shown(row, metric),
             row["ahead"],
             f"{row['p']:.3g}",
             f"{row['p_holm']:.3g}" if row["p_holm"] != "" else "",
@@ -294,15 +317,18 @@ def main(arguments=None):
         raise ConfigError(f"{folder} is a study; choose another --name")
     for study in studies:
         require_study(study)
-    header(studies=" ".join(options.studies), metric=options.metric, folder=folder)
-    runs = read_runs(studies, options.metric)
-    rows = ratio_rows(runs, options.metric)
-    budget_figure(runs, options.metric, path=folder / "budget.png")
-    write_csv(folder / "runs.csv", run_table(runs, options.metric, folder))
+    configs = ended(studies)
+    metric = choose_metric(configs, options.metric)
+    header(studies=" ".join(options.studies), metric=metric.column, folder=folder)
+    runs = read_runs(configs, metric)
+    rows = comparison_rows(runs, metric, decides=metric == choose_metric(configs, None))
+    budget_figure(runs, metric, path=folder / "budget.png")
+    write_csv(folder / "runs.csv", run_table(runs, metric, folder))
     write_csv(folder / "ratios.csv", rows)
-    sentences = "\n".join(endings(rows))
-    text = f"{options.metric}: ratios of geometric means to the baseline's, paired by seed\n\n{ratio_table(rows)}\n\n"
-    write_atomic(folder / "budget.md", f"{text}{sentences}\n\n![error against training FLOPs](budget.png)\n")
+    sentences = "\n".join(endings(rows, metric))
+    what = "differences of means to the baseline's" if metric.rate else "ratios of geometric means to the baseline's"
+    text = f"{metric.column}: {what}, paired by seed\n\n{comparison_table(rows, metric)}\n\n"
+    write_atomic(folder / "budget.md", f"{text}{sentences}\n\n![{metric.column} against FLOPs](budget.png)\n")
     print(f"{text}{sentences}\nWritten: {folder}")
 
 

@@ -119,10 +119,38 @@ def test_it_says_where_the_advantage_ends(studies, capsys):
     run(studies, "one", "two", "three")
     lines = capsys.readouterr().out
     assert re.search(
-        r"At equal steps, plain .* ahead up to 1,000 steps, 0.505 .*, and no longer at 5,000, 1.000", lines
+        r"At equal steps, plain .* ahead up to 1,000 steps, 0.505× .*, and no longer at 5,000, 1.000×", lines
     )
     assert "At equal FLOPs, innerloop sampler: adversarial is ahead at no budget (steps: 5,000)" in lines
     assert (studies / "out" / "budget.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_task_is_judged_by_its_own_first_metric(tmp_path, capsys):
+    """A rate: more is better, compared in points. A weight that all runs share is not part of a strategy's name."""
+    task = {"dataset": "parity-20", "model": "mlp"}
+    for seed, rate in enumerate((0.60, 0.70, 0.65)):
+        for strategy, steps, points, flops in (
+            ("baseline", 1000, 0, 1e9),
+            ("adversarial", 1000, 8 + seed, 3e9),
+            ("baseline-compute", 3000, 20, 3e9),
+        ):
+            write_run(tmp_path / "study", strategy, steps, seed, rate, **task)
+            folder = tmp_path / "study/runs" / strategy / f"seed-{seed}"
+            config = json.loads((folder / "config.json").read_text())
+            config["config"]["mining"]["weight"] = 0.05
+            (folder / "config.json").write_text(json.dumps(config))
+            result = json.loads((folder / "result.json").read_text())
+            measured = {"val_balanced_accuracy": rate + points / 100}
+            result |= {"samplers": {"plain": measured, "innerloop": measured}, "train_flops": flops}
+            (folder / "result.json").write_text(json.dumps(result))
+    tables = run(tmp_path, "study")
+    found = row(tables, strategy="adversarial", matched="steps", sampler="plain")
+    assert (float(found["difference"]), found["ahead"]) == (pytest.approx(9), "3")
+    behind = row(tables, strategy="adversarial", matched="FLOPs", sampler="plain")
+    assert (float(behind["difference"]), behind["ahead"], behind["verdict"]) == (pytest.approx(-11), "0", "hurts")
+    assert "adversarial is ahead up to 1,000 steps, +9.00 points" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="metric is 'val_mse'; allowed: val_balanced_accuracy"):
+        main([str(tmp_path / "study"), "--metric", "val_mse", "--results", str(tmp_path)])
 
 
 def test_a_run_counts_once_and_a_diverged_one_is_listed(studies, capsys):

@@ -9,7 +9,7 @@ from diffusion_lib.system.files import read_csv
 from experiments.analysis.metrics import Metric
 from experiments.analysis.references import REFERENCE
 from experiments.analysis.verdict import ADVERSARIAL, BASELINE
-from experiments.budget import PRIMARY_METRIC, PRIMARY_STEPS, Run, is_primary, ratio_rows, read_runs
+from experiments.budget import PRIMARY_METRIC, PRIMARY_STEPS, Run, comparison_rows, ended, is_primary, read_runs
 from experiments.pages.words import change_words, mean_words, p_words, ratio_words, table, verdict_cells
 
 METRICS = ("val_mse", "ood_mse", "recon_error")
@@ -19,7 +19,12 @@ RATIO_COLUMNS = ("ratio", "ratio_low", "ratio_high", "ahead", "n")
 @cache
 def ladder_runs(root: Path, metric: str = "val_mse") -> list[Run]:
     """The runs of all budgets. Raises ConfigError where none is published."""
-    return read_runs(sorted(root.glob("ladder-*/")), metric)
+    return read_runs(ended(sorted(root.glob("ladder-*/"))), Metric(metric))
+
+
+def ladder_rows(root: Path, metric: str = PRIMARY_METRIC) -> list[dict]:
+    """The comparisons of all budgets."""
+    return comparison_rows(ladder_runs(root, metric), Metric(metric), decides=metric == PRIMARY_METRIC)
 
 
 def means_table(root: Path) -> str:
@@ -29,7 +34,7 @@ def means_table(root: Path) -> str:
         groups.setdefault((run.steps, run.strategy), []).append(run)
     rows = []
     for (steps, strategy), runs in sorted(groups.items()):
-        errors = [mean_words(metric.mean([run.errors[sampler] for run in runs])) for sampler in SAMPLERS]
+        errors = [mean_words(metric.mean([run.values[sampler] for run in runs])) for sampler in SAMPLERS]
         rows.append([strategy, f"{steps:,}", f"{runs[0].flops:.2g}", len(runs), *errors])
     return table(rows, ("strategy", "steps", "FLOPs", "seeds", "val_mse, plain", "val_mse, inner loop"))
 
@@ -66,7 +71,7 @@ def ratios_table(metric: str, cells: list[list[str]]) -> str:
 def ratio_cells(root: Path, metric: str = "val_mse") -> list[list[str]]:
     """Adversarial over baseline at each budget, at equal FLOPs and at equal steps, paired by seed."""
     found = {}
-    for row in ratio_rows(ladder_runs(root, metric), metric):
+    for row in ladder_rows(root, metric):
         if row["strategy"] == ADVERSARIAL:
             found.setdefault((row["matched"], row["train_steps"], row["baseline_steps"]), {})[row["sampler"]] = row
     return [
@@ -81,7 +86,7 @@ def ratio_cells(root: Path, metric: str = "val_mse") -> list[list[str]]:
 
 def verdict_rows(root: Path) -> list[list[str]]:
     """Adversarial against the baseline at equal FLOPs: the primary comparisons, then the other budgets."""
-    rows = [row for row in ratio_rows(ladder_runs(root), PRIMARY_METRIC) if row["verdict"]]
+    rows = [row for row in ladder_rows(root) if row["verdict"]]
     rows.sort(key=lambda row: (not is_primary(row), row["train_steps"], row["sampler"] != "plain"))
     return [
         verdict_cells(
@@ -101,7 +106,7 @@ def answer_words(root: Path) -> list[str]:
     """The primary comparison, where an advantage ends, single runs, what needs no training, in the README's words."""
     words = []
     for metric in METRICS:
-        for row in filter(is_primary, ratio_rows(ladder_runs(root, metric), metric)):
+        for row in filter(is_primary, ladder_rows(root, metric)):
             if metric == PRIMARY_METRIC:
                 words.append(change_words(row["ratio"]))
             elif (row["sampler"], row["train_steps"]) == ("innerloop", PRIMARY_STEPS[0]):
@@ -112,7 +117,7 @@ def answer_words(root: Path) -> list[str]:
 def run_words(root: Path) -> list[str]:
     runs = ladder_runs(root)
     baselines = [run for run in runs if (run.strategy, run.steps) == (BASELINE, PRIMARY_STEPS[0])]
-    worst = max(run.errors["innerloop"] for run in baselines)
+    worst = max(run.values["innerloop"] for run in baselines)
     mined = [loss_rise(run.folder) for run in runs if (run.strategy, run.steps) == (ADVERSARIAL, PRIMARY_STEPS[-1])]
     others = max(loss_rise(run.folder) for run in runs if run.strategy != ADVERSARIAL)
     return [
@@ -127,7 +132,7 @@ def reference_words(root: Path) -> list[str]:
     references = {row["strategy"]: row for row in rows if row["sampler"] == REFERENCE}
     regression = float(references["linear regression"]["val_mse_mean"])
     zero = float(references["zero matrix"]["recon_error_mean"])
-    best = min(error for run in ladder_runs(root, "recon_error") for error in run.errors.values())
+    best = min(error for run in ladder_runs(root, "recon_error") for error in run.values.values())
     return [
         f"a linear regression reaches {regression:.4f}",
         f"{best / zero:.1f} times that of answering zero ({zero:.2f})",
