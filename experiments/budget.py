@@ -34,7 +34,7 @@ from diffusion_lib.tasks import TASKS
 from diffusion_lib.training.flops import recorded_flops
 from diffusion_lib.training.run_folder import read_config, read_result, require_study, run_folders
 from experiments.analysis.figures import ERROR_LABEL, choose_scale, drawing, guarded, legend_below, strategy_colors
-from experiments.analysis.metrics import Metric, task_metrics
+from experiments.analysis.metrics import Metric, chosen_metric
 from experiments.analysis.statistics import holm
 from experiments.analysis.verdict import ADVERSARIAL, BASELINE, scenario
 
@@ -74,14 +74,6 @@ def ended(studies: list[Path]) -> dict[Path, ExperimentConfig]:
     for folder, config in configs.items():
         require_comparable(folders[0], configs[folders[0]], folder, config)
     return configs
-
-
-def choose_metric(configs: dict[Path, ExperimentConfig], column: str | None) -> Metric:
-    """The task's metric of that column, or its first. Raises ConfigError for another."""
-    known = {metric.column: metric for metric in task_metrics(TASKS[next(iter(configs.values())).dataset])}
-    if column not in (None, *known):
-        raise ConfigError(f"metric is {column!r}; allowed: {', '.join(known)}")
-    return known[column or next(iter(known))]
 
 
 def read_runs(configs: dict[Path, ExperimentConfig], metric: Metric) -> list[Run]:
@@ -318,10 +310,11 @@ def main(arguments=None):
     for study in studies:
         require_study(study)
     configs = ended(studies)
-    metric = choose_metric(configs, options.metric)
+    task = TASKS[next(iter(configs.values())).dataset]
+    metric = chosen_metric(task, options.metric)
     header(studies=" ".join(options.studies), metric=metric.column, folder=folder)
     runs = read_runs(configs, metric)
-    rows = comparison_rows(runs, metric, decides=metric == choose_metric(configs, None))
+    rows = comparison_rows(runs, metric, decides=metric == chosen_metric(task, None))
     budget_figure(runs, metric, path=folder / "budget.png")
     write_csv(folder / "runs.csv", run_table(runs, metric, folder))
     write_csv(folder / "ratios.csv", rows)

@@ -3,7 +3,7 @@
     python experiments/paired_studies.py mlp-cpu-5k mlp-bf16-5k
 
 Reads results/<study>.runs.csv of both; prints a row per strategy and sampler, and writes it to
-results/<second>/against-<first>.csv, or for another metric than val_mse to against-<first>-<metric>.csv.
+results/<second>/against-<first>.csv, or for another metric than the task's first to against-<first>-<metric>.csv.
 `inside_spread`: whether the second study's mean lies between the least and the greatest run of the first.
 """
 
@@ -18,25 +18,32 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from diffusion_lib.config import check_name
+from diffusion_lib.config import ExperimentConfig, check_name
 from diffusion_lib.system.arguments import Parser, directory, header
 from diffusion_lib.system.environment import ROOT
 from diffusion_lib.system.errors import ConfigError, exit_status
 from diffusion_lib.system.files import read_csv, write_csv
 from diffusion_lib.tasks import TASKS
+from diffusion_lib.tasks.base import Task
 from diffusion_lib.training.run_folder import read_config
-from experiments.analysis.metrics import Metric, task_metrics
-
-METRICS = {metric.column: metric for task in TASKS.values() for metric in task_metrics(task)}
+from experiments.analysis.metrics import Metric, chosen_metric
 
 
 def parse_arguments(arguments=None) -> argparse.Namespace:
     parser = Parser(__doc__)
     parser.add_argument("first", metavar="FIRST", help="name of the study to compare with")
     parser.add_argument("second", metavar="SECOND", help="name of the other study")
-    parser.add_argument("--metric", choices=METRICS, default="val_mse", help="default val_mse")
+    parser.add_argument("--metric", metavar="NAME", help="a column of the task's metrics; default: its first")
     parser.add_argument("--results", type=directory, default=ROOT / "results", help="default: results/ of this project")
     return parser.parse_args(arguments)
+
+
+def task_of(results: Path, name: str) -> type[Task]:
+    """The task of a study. Raises ConfigError for a study that is not there."""
+    study = results / check_name(name)
+    if not (study / "config.json").exists():
+        raise ConfigError(f"there is no study {study}; allowed: the name of one that has a report")
+    return TASKS[ExperimentConfig.from_dict(read_config(study)).dataset]
 
 
 def read_runs(results: Path, name: str, metric: str) -> dict[tuple[str, str], dict[int, float]]:
@@ -86,14 +93,15 @@ def differing_settings(results: Path, first: str, second: str) -> str:
 
 def main(arguments=None):
     options = parse_arguments(arguments)
-    metric = METRICS[options.metric]
-    runs = [read_runs(options.results, name, options.metric) for name in (options.first, options.second)]
+    task = task_of(options.results, options.first)
+    metric, usual = chosen_metric(task, options.metric), chosen_metric(task, None)
+    runs = [read_runs(options.results, name, metric.column) for name in (options.first, options.second)]
     rows = paired_rows(*runs, metric)
-    header(first=options.first, second=options.second, metric=options.metric, results=options.results)
-    of = "" if options.metric == "val_mse" else f"-{options.metric}"
+    header(first=options.first, second=options.second, metric=metric.column, results=options.results)
+    of = "" if metric == usual else f"-{metric.column}"
     settings = differing_settings(options.results, options.first, options.second)
     write_csv(options.results / options.second / f"against-{options.first}{of}.csv", rows)
-    print(f"{options.metric}; {settings or 'no setting differs'}")
+    print(f"{metric.column}; {settings or 'no setting differs'}")
     effect = (metric.effect, f"{metric.effect}_low", f"{metric.effect}_high")
     shown = ("strategy", "sampler", "pairs", "first_mean", "second_mean", *effect, "p", "inside_spread")
     print(tabulate([[row[key] for key in shown] for row in rows], shown, floatfmt=".3g"))

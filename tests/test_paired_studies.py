@@ -53,6 +53,7 @@ def test_a_difference_beyond_the_spread_is_said(tmp_path):
     ("arguments", "message"),
     [
         (["one", "absent"], "there is no .*absent.runs.csv"),
+        (["absent", "one"], "there is no study .*absent"),
         (["one", "../one"], "name is '../one'"),
         (["one", "strange"], "no strategy and seed in common"),
         (["one", "zero"], "a val_mse of baseline under plain is exactly 0"),
@@ -67,7 +68,18 @@ def test_bad_input(tmp_path, arguments, message):
 
 
 @pytest.mark.parametrize("name", ["mse", "sampler"])
-def test_what_is_no_metric_is_refused(tmp_path, capsys, name):
-    with pytest.raises(SystemExit, match="2"):
+def test_what_is_no_metric_is_refused(tmp_path, name):
+    write_study(tmp_path, "one", FLOAT32)
+    with pytest.raises(ConfigError, match=f"metric is '{name}'; allowed: val_mse, ood_mse"):
         main(["one", "one", "--metric", name, "--results", str(tmp_path)])
-    assert f"invalid choice: {name!r} (choose from 'val_mse'" in capsys.readouterr().err
+
+
+def test_a_task_is_compared_by_its_own_first_metric(tmp_path, capsys):
+    for name, rates in (("one", (0.5, 0.6)), ("two", (0.7, 0.9))):
+        write_study(tmp_path, name, dict(enumerate(rates)), dataset="parity-20")
+        path = tmp_path / f"{name}.runs.csv"
+        path.write_text(path.read_text().replace("val_mse", "val_balanced_accuracy").replace("1.", "0."))
+    main(["one", "two", "--results", str(tmp_path)])
+    assert "val_balanced_accuracy; no setting differs" in capsys.readouterr().out
+    with open(tmp_path / "two" / "against-one.csv", newline="") as file:
+        assert float(next(csv.DictReader(file))["difference"]) == pytest.approx(25)
