@@ -20,7 +20,7 @@ from diffusion_lib.system.arguments import Parser, header
 from diffusion_lib.system.environment import ROOT
 from diffusion_lib.system.errors import ConfigError, exit_status
 from diffusion_lib.system.files import write_atomic
-from experiments.pages import ladder, matrix_energies, tasks, tuned
+from experiments.pages import ladder, matrix_energies, pilot, tasks, tuned
 from experiments.pages.words import VERDICT_HEADERS, table
 
 PUBLISHED = ROOT / "results" / "published"
@@ -46,6 +46,8 @@ TABLES = {
         ladder.rises_table,
         *(partial(ladder.secondary_table, metric=metric) for metric in ladder.METRICS[1:]),
         tuned.means_table,
+        pilot.runs_table,
+        pilot.curves_table,
         tasks.details_table,
         matrix_energies.others_table,
         matrix_energies.scale_table,

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from diffusion_lib.config import ExperimentConfig
+from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.tasks import Addition, Inverse, ShortestPath, Sudoku, matrix_references
 from experiments.analysis import report
 from experiments.analysis.metrics import Metric, task_metrics
@@ -160,6 +161,12 @@ def reported(tmp_path, monkeypatch, capsys):
         return (tmp_path / "it" / "report.md").read_text(), capsys.readouterr()
 
     return write
+
+
+def test_times_that_cannot_be_read_are_named_before_anything_is_written(reported, tmp_path):
+    with pytest.raises(ConfigError, match=r"adversarial in .*timing.json is None; allowed: a positive number"):
+        reported({"baseline": [0.02], "adversarial": [0.01]}, timing={"batch_size": 8, "baseline": 0.1})
+    assert not (tmp_path / "it.runs.csv").exists()
 
 
 def test_a_report_begins_with_the_verdict_at_equal_compute(reported, tmp_path):

@@ -7,6 +7,7 @@ from tabulate import tabulate
 
 from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.evaluation import SAMPLERS
+from diffusion_lib.system.checks import require_positive
 from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.system.files import read_json, write_atomic, write_csv, write_json
 from diffusion_lib.tasks import TASKS
@@ -48,6 +49,7 @@ def write_report(folder: Path, config: ExperimentConfig, strategies: list[str]):
     rows = run_rows(folder)
     if not rows:
         raise ConfigError(f"no run in {folder} has ended; nothing to report")
+    timing = recorded_times(folder)
     sets = evaluation_sets(config, config.evaluation_size, "cpu")
     task = sets[0].task
     study = Study(rows, strategies, task_metrics(task))
@@ -56,7 +58,6 @@ def write_report(folder: Path, config: ExperimentConfig, strategies: list[str]):
     write_tables(folder, config, study, summary, task_name(task))
     diagnoses = read_diagnoses(folder, config, study)
     write_figures(folder, config, study, task, references, diagnoses)
-    timing = read_json(folder / "timing.json") if (folder / "timing.json").exists() else None
     verdict, criteria = verdict_lines(study, config), criteria_lines(study, config, timing)
     against = [f"- {sentence}" for sentence in objections(study, config, references)]
     parts = [*gap_parts(folder, references), *diagnosis_parts(folder, diagnoses, task)]
@@ -66,6 +67,17 @@ def write_report(folder: Path, config: ExperimentConfig, strategies: list[str]):
     print(printed_table(summary, study.metrics))
     print("\n".join([original_pairing(study), *verdict, *criteria, "What speaks against it:", *against]))
     print(f"Report: {folder / 'report.md'}")
+
+
+def recorded_times(folder: Path) -> dict | None:
+    """timing.json, where the study has one. Raises ConfigError for one that lacks what the time clause reads."""
+    path = folder / "timing.json"
+    if not path.exists():
+        return None
+    timing = read_json(path)
+    for name in ("batch_size", BASELINE, ADVERSARIAL):
+        require_positive(f"{name} in {path}", timing.get(name))
+    return timing
 
 
 def write_figures(folder: Path, config, study: Study, task, references: list[dict], diagnoses: dict):
