@@ -59,7 +59,7 @@ TABLES = {
 
 def answer_words(root: Path) -> list[str]:
     """Phrases of README.md."""
-    return [words for part in (ladder, tuned, matrix_energies, tasks) for words in part.answer_words(root)]
+    return [words for part in (ladder, tuned, matrix_energies, pilot, tasks) for words in part.answer_words(root)]
 
 
 def with_table(text: str, table: str, page: str = "the page") -> str:

@@ -10,7 +10,7 @@ from experiments.analysis.metrics import Metric
 from experiments.analysis.references import REFERENCE
 from experiments.analysis.verdict import ADVERSARIAL, BASELINE
 from experiments.budget import PRIMARY_METRIC, PRIMARY_STEPS, Run, comparison_rows, ended, is_primary, read_runs
-from experiments.pages.words import change_words, mean_words, p_words, ratio_words, table, verdict_cells
+from experiments.pages.words import change_words, mean_words, p_words, ratio_words, table, verdict_cells, with_interval
 
 METRICS = ("val_mse", "ood_mse", "recon_error")
 RATIO_COLUMNS = ("ratio", "ratio_low", "ratio_high", "ahead", "n")
@@ -111,7 +111,18 @@ def answer_words(root: Path) -> list[str]:
                 words.append(change_words(row["ratio"]))
             elif (row["sampler"], row["train_steps"]) == ("innerloop", PRIMARY_STEPS[0]):
                 words.append(f"{metric} {row['ratio']:.3f} [{row['ratio_low']:.3f}, {row['ratio_high']:.3f}]")
-    return [*words, *run_words(root), *reference_words(root)]
+    return [*words, *longest_words(root), *run_words(root), *reference_words(root)]
+
+
+def longest_words(root: Path) -> list[str]:
+    """Adversarial over the baseline at the most steps that both were trained, under each sampler."""
+    rows = [row for row in ladder_rows(root) if (row["strategy"], row["matched"]) == (ADVERSARIAL, "steps")]
+    most = max(row["train_steps"] for row in rows)
+    return [
+        with_interval(f"{row['ratio']:.3f}", row["ratio_low"], row["ratio_high"], "{:.3f}")
+        for row in rows
+        if row["train_steps"] == most
+    ]
 
 
 def run_words(root: Path) -> list[str]:

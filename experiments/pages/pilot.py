@@ -23,7 +23,7 @@ def runs_table(root: Path) -> str:
 
 
 def curves_table(root: Path) -> str:
-    """A row per number of steps: val_mse on the way under the model's own sampler, of the runs that came so far."""
+    """A row per number of steps: val_mse on the way under the plain sampler, of the runs that came so far."""
     reached = {}
     for folder in run_folders(root / STUDY):
         for row in read_csv(folder / "metrics.csv"):
@@ -32,3 +32,13 @@ def curves_table(root: Path) -> str:
                 by_strategy[folder.parent.name].append(f"{float(row['val_mse']):.4g}")
     rows = [[f"{step:,}", *map(" / ".join, reached[step].values())] for step in sorted(reached)]
     return table(rows, ("pilot's steps", *(f"{name}, seeds from 0" for name in STRATEGIES)))
+
+
+def answer_words(root: Path) -> list[str]:
+    """val_mse of adversarial against the baseline at equal steps, of each seed that has both, in the README's words."""
+    ended = {(row["strategy"], row["seed"], row["sampler"]): row["val_mse"] for row in run_rows(root / STUDY)}
+    return [
+        f"{error:.5f} against {ended[BASELINE, seed, sampler]:.5f}"
+        for (strategy, seed, sampler), error in ended.items()
+        if strategy == ADVERSARIAL and (BASELINE, seed, sampler) in ended
+    ]
