@@ -78,9 +78,8 @@ def ended(studies: list[Path]) -> dict[Path, ExperimentConfig]:
 
 def read_runs(configs: dict[Path, ExperimentConfig], metric: Metric) -> list[Run]:
     """The runs in the folders, each once."""
-    mined = [config.mining.to_dict() for config in configs.values() if config.mining.mode != "none"]
-    differing = [key for key in MiningConfig().to_dict() if len({mining[key] for mining in mined}) > 1]
-    runs = {}
+    settings, runs = mining_settings(configs), {}
+    differing = [key for key, values in settings.items() if len(values) > 1]
     for folder, config in configs.items():
         result = read_result(folder)
         samplers = result.get("samplers", {})
@@ -98,6 +97,19 @@ def require_comparable(one: Path, one_config: ExperimentConfig, other: Path, oth
     differing = [f"{key} {here[key]!r} and {there[key]!r}" for key in here if here[key] != there[key]]
     if differing:
         raise ConfigError(f"{one} and {other} differ in {', '.join(differing)}; allowed: train_steps and mining")
+
+
+def mining_settings(configs: dict[Path, ExperimentConfig]) -> dict[str, set]:
+    """By setting, the values that the runs with negatives have of it."""
+    mined = [config.mining.to_dict() for config in configs.values() if config.mining.mode != "none"]
+    return {key: {mining[key] for mining in mined} for key in MiningConfig().to_dict()}
+
+
+def shared_settings(configs: dict[Path, ExperimentConfig]) -> str:
+    """What all runs with negatives have in common and not by default, such as `weight 0.05`."""
+    default = MiningConfig().to_dict()
+    shared = {key: next(iter(values)) for key, values in mining_settings(configs).items() if len(values) == 1}
+    return ", ".join(f"{key} {value}" for key, value in shared.items() if key != "mode" and value != default[key])
 
 
 def strategy_name(mining: MiningConfig, differing: list[str]) -> str:
@@ -320,7 +332,9 @@ def main(arguments=None):
     write_csv(folder / "ratios.csv", rows)
     sentences = "\n".join(endings(rows, metric))
     what = "differences of means to the baseline's" if metric.rate else "ratios of geometric means to the baseline's"
-    text = f"{metric.column}: {what}, paired by seed\n\n{comparison_table(rows, metric)}\n\n"
+    mining = shared_settings(configs)
+    about = f"{what}, paired by seed{f'; all mining with {mining}' if mining else ''}"
+    text = f"{metric.column}: {about}\n\n{comparison_table(rows, metric)}\n\n"
     write_atomic(folder / "budget.md", f"{text}{sentences}\n\n![{metric.column} against FLOPs](budget.png)\n")
     print(f"{text}{sentences}\nWritten: {folder}")
 

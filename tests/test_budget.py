@@ -148,7 +148,9 @@ def test_a_task_is_judged_by_its_own_first_metric(tmp_path, capsys):
     assert (float(found["difference"]), found["ahead"]) == (pytest.approx(9), "3")
     behind = row(tables, strategy="adversarial", matched="FLOPs", sampler="plain")
     assert (float(behind["difference"]), behind["ahead"], behind["verdict"]) == (pytest.approx(-11), "0", "hurts")
-    assert "adversarial is ahead up to 1,000 steps, +9.00 points" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "paired by seed; all mining with weight 0.05\n" in printed
+    assert "adversarial is ahead up to 1,000 steps, +9.00 points" in printed
     with pytest.raises(ConfigError, match="metric is 'val_mse'; allowed: val_balanced_accuracy"):
         main([str(tmp_path / "study"), "--metric", "val_mse", "--results", str(tmp_path)])
 

@@ -103,7 +103,7 @@ def verdict_rows(root: Path) -> list[list[str]]:
 
 
 def answer_words(root: Path) -> list[str]:
-    """The primary comparison, where an advantage ends, single runs, what needs no training, in the README's words."""
+    """The primary comparison, the longest runs, single ones, and what needs no training, in the README's words."""
     words = []
     for metric in METRICS:
         for row in filter(is_primary, ladder_rows(root, metric)):
