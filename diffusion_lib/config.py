@@ -120,7 +120,7 @@ def check(each, value):
     if kind is int:
         require_whole(each.name, value, 1, LARGEST)
     elif kind is float:
-        require_positive(each.name, value)
+        require_positive(each.name, value, kinds=int | float)  # what JSON can record
     elif not (value in choices if choices else isinstance(value, bool)):
         raise ConfigError(f"{each.name} is {value!r}; allowed: {', '.join(choices or ('true', 'false'))}")
 

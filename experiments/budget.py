@@ -134,11 +134,10 @@ def comparison_rows(runs: list[Run], metric: Metric, decides: bool) -> list[dict
             continue
         for matched, baseline in (("steps", groups.get((BASELINE, steps))), ("FLOPs", equal_flops(groups, treated))):
             seeds = sorted(treated.keys() & (baseline or {}).keys())
-            rows += [comparison(matched, sampler, treated, baseline, seeds, metric) for sampler in SAMPLERS if seeds]
+            ruled = decides and (strategy, matched) == (ADVERSARIAL, "FLOPs")
+            for sampler in SAMPLERS if seeds else ():
+                rows.append(comparison(matched, sampler, treated, baseline, seeds, metric, ruled))
     rows.sort(key=lambda row: (row["strategy"], row["matched"], row["sampler"], row["train_steps"]))
-    for row in rows:
-        ruled = decides and (row["strategy"], row["matched"]) == (ADVERSARIAL, "FLOPs")
-        row["verdict"] = (row["verdict"] or "") if ruled else ""
     return with_primary_tests(rows, metric)
 
 
@@ -156,8 +155,15 @@ def flops(group: dict[int, Run]) -> int:
 
 
 def comparison(
-    matched: str, sampler: str, treated: dict[int, Run], baseline: dict[int, Run], seeds: list[int], metric: Metric
+    matched: str,
+    sampler: str,
+    treated: dict[int, Run],
+    baseline: dict[int, Run],
+    seeds: list[int],
+    metric: Metric,
+    ruled: bool,
 ) -> dict:
+    """A row; `ruled`: whether the protocol's rule gives a verdict on it."""
     pairs = [(treated[seed].values[sampler], baseline[seed].values[sampler]) for seed in seeds]
     pairs = [pair for pair in pairs if not metric.zeros(pair)]  # an error of exactly 0 has no ratio
     found = metric.compare([one for one, _ in pairs], [other for _, other in pairs])
@@ -179,7 +185,7 @@ def comparison(
         "p": found.p,
         "p_signflip": found.p_signflip,
         "p_wilcoxon": found.p_wilcoxon,
-        "verdict": scenario(metric, found, diverged),
+        "verdict": (ruled and scenario(metric, found, diverged)) or "",
     }
 
 

@@ -26,6 +26,7 @@ from diffusion_lib.config import ExperimentConfig, add_flags, check_name, given,
 from diffusion_lib.energies import MODELS
 from diffusion_lib.negatives import MiningConfig
 from diffusion_lib.system.arguments import Parser, directory, header
+from diffusion_lib.system.checks import require_whole
 from diffusion_lib.system.environment import ROOT, granted_cores
 from diffusion_lib.system.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, ConfigError, exit_status, say
 from diffusion_lib.system.files import require_writable
@@ -271,8 +272,8 @@ def time_steps(options, config: ExperimentConfig, study: Path, mining_configs: d
 
 def check_command(options, config: ExperimentConfig, study: Path, mining_configs: dict[str, dict]):
     """Raises ConfigError for what is wrong on every machine, whatever its device and memory; writes nothing."""
-    if options.at_once is not None and options.at_once < 1:
-        raise ConfigError(f"at_once is {options.at_once}; allowed: a whole number from 1")
+    if options.at_once is not None:
+        require_whole("at_once", options.at_once)
     check_device_name(options.device)
     check_model(config)
     check_modes(config, [mining["mode"] for mining in mining_configs.values()])

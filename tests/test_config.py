@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import make_diffusion
@@ -62,6 +63,7 @@ def test_a_flat_record_of_the_first_version_is_the_same_configuration():
     [
         ({"train_steps": 10**10}, "train_steps is 10000000000; allowed: a whole number from 1 to 1,000,000,000"),
         ({"learning_rate": float("nan")}, "learning_rate is nan; allowed: a positive number"),
+        ({"learning_rate": np.float32(1e-3)}, "allowed: a positive number"),
         ({"rank": True}, "rank is True"),
         ({"mining": {"mode": "random"}}, "allowed: a MiningConfig"),
     ],

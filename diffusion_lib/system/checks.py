@@ -13,9 +13,9 @@ def require_whole(name: str, value, least: int = 1, most: int | None = None):
         raise ConfigError(f"{name} is {value!r}; allowed: a whole number from {least}{upper}")
 
 
-def require_positive(name: str, value, most: float = math.inf):
-    """Raises ConfigError unless the value is a finite number above 0, and not above `most`."""
-    number = isinstance(value, Real) and not isinstance(value, bool)
+def require_positive(name: str, value, most: float = math.inf, kinds=Real):
+    """Raises ConfigError unless the value is of `kinds`, finite, above 0, and not above `most`."""
+    number = isinstance(value, kinds) and not isinstance(value, bool)
     if not (number and math.isfinite(value) and 0 < value <= most):
         upper = "" if most == math.inf else f" up to {most:g}"
         raise ConfigError(f"{name} is {value!r}; allowed: a positive number{upper}")

@@ -93,11 +93,9 @@ class Trainer1D(ReleasedTrainerCalls):
             require_whole(name, value)
         require_whole("data_workers", data_workers or 0, 0)
         require_positive("train_lr", train_lr)
-        for name, value in (
-            ("ema_decay", ema_decay),
-            *zip(("adam_betas[0]", "adam_betas[1]"), adam_betas, strict=True),
-        ):
-            require_fraction(name, value)
+        require_fraction("ema_decay", ema_decay)
+        for i, beta in enumerate(adam_betas):
+            require_fraction(f"adam_betas[{i}]", beta)
         masked = has_mask(dataset) if cond_mask is None else cond_mask
         if masked and not has_mask(dataset):
             raise ConfigError("cond_mask is True; this task has no mask: allowed is False")

@@ -7,7 +7,6 @@ from tabulate import tabulate
 
 from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.evaluation import SAMPLERS
-from diffusion_lib.system.checks import require_positive
 from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.system.files import read_json, write_atomic, write_csv, write_json
 from diffusion_lib.tasks import TASKS
@@ -40,6 +39,7 @@ from experiments.analysis.verdict import (
     verdict_lines,
 )
 from experiments.study.run import diagnosed_size, evaluation_sets
+from experiments.study.step_times import read_step_times
 
 QUESTION = "Does adversarial negative mining make an IRED energy-based diffusion model better?"
 
@@ -49,7 +49,7 @@ def write_report(folder: Path, config: ExperimentConfig, strategies: list[str]):
     rows = run_rows(folder)
     if not rows:
         raise ConfigError(f"no run in {folder} has ended; nothing to report")
-    timing = recorded_times(folder)
+    timing = read_step_times(folder)
     sets = evaluation_sets(config, config.evaluation_size, "cpu")
     task = sets[0].task
     study = Study(rows, strategies, task_metrics(task))
@@ -67,17 +67,6 @@ def write_report(folder: Path, config: ExperimentConfig, strategies: list[str]):
     print(printed_table(summary, study.metrics))
     print("\n".join([original_pairing(study), *verdict, *criteria, "What speaks against it:", *against]))
     print(f"Report: {folder / 'report.md'}")
-
-
-def recorded_times(folder: Path) -> dict | None:
-    """timing.json, where the study has one. Raises ConfigError for one that lacks what the time clause reads."""
-    path = folder / "timing.json"
-    if not path.exists():
-        return None
-    timing = read_json(path)
-    for name in ("batch_size", BASELINE, ADVERSARIAL):
-        require_positive(f"{name} in {path}", timing.get(name))
-    return timing
 
 
 def write_figures(folder: Path, config, study: Study, task, references: list[dict], diagnoses: dict):

@@ -22,6 +22,7 @@ def ladder_runs(root: Path, metric: str = "val_mse") -> list[Run]:
     return read_runs(ended(sorted(root.glob("ladder-*/"))), Metric(metric))
 
 
+@cache
 def ladder_rows(root: Path, metric: str = PRIMARY_METRIC) -> list[dict]:
     """The comparisons of all budgets."""
     return comparison_rows(ladder_runs(root, metric), Metric(metric), decides=metric == PRIMARY_METRIC)

@@ -9,10 +9,12 @@ import torch
 
 from diffusion_lib.build import build_diffusion
 from diffusion_lib.config import ExperimentConfig
+from diffusion_lib.system.checks import require_positive
 from diffusion_lib.system.environment import cpu_name
 from diffusion_lib.system.errors import say
-from diffusion_lib.system.files import write_json
+from diffusion_lib.system.files import read_json, write_json
 from diffusion_lib.training.device import chosen_device
+from experiments.analysis.verdict import ADVERSARIAL, BASELINE
 from experiments.speed.timing import alternate
 from experiments.study.run import build_trainer
 
@@ -46,3 +48,14 @@ def write_step_times(
         torch.set_num_threads(before)
     machine = {"batch_size": config.batch_size, "threads": threads, "device": place.type, "cpu": cpu_name()}
     write_json(path, seconds | machine)
+
+
+def read_step_times(study: Path) -> dict | None:
+    """timing.json, where the study has one. Raises ConfigError for one that lacks what the time clause reads."""
+    path = study / "timing.json"
+    if not path.exists():
+        return None
+    timing = read_json(path)
+    for name in ("batch_size", BASELINE, ADVERSARIAL):
+        require_positive(f"{name} in {path}", timing.get(name))
+    return timing
