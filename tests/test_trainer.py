@@ -13,6 +13,7 @@ from torch.optim import Adam
 
 from dataset import Inverse
 from diffusion_lib.denoising_diffusion_pytorch_1d import Trainer1D
+from diffusion_lib.evaluation import EvaluationSet, sampler_metrics
 from diffusion_lib.system import files
 from diffusion_lib.system.errors import CheckpointError, ConfigError, Interrupted, NonFiniteLossError
 from diffusion_lib.training.batches import BatchStream
@@ -116,6 +117,16 @@ def test_every_checkpoint_has_its_evaluation(tmp_path):
     history = make_trainer(tmp_path, save_and_sample_every=4, log_every=3).train()
     assert [row["step"] for row in history] == [3, 4, 6, 8, 9, 12]
     assert [row["step"] for row in history if "val_mse" in row] == [4, 8, 12]
+
+
+@pytest.mark.parametrize("size", [3, 16])
+def test_a_curve_has_other_samplers_beside_the_model_s_own(tmp_path, size):
+    trainer = make_trainer(tmp_path, evaluation_size=8, curve_samplers={"innerloop": size})
+    last = trainer.train()[-1]
+    model = trainer.ema.ema_model
+    chosen = EvaluationSet(Inverse("val", 3), min(size, 8), "cpu")
+    assert last["val_mse_innerloop"] == sampler_metrics(model, chosen, "innerloop")["mse"]
+    assert last["val_mse"] == sampler_metrics(model, EvaluationSet(Inverse("val", 3), 8, "cpu"), None)["mse"]
 
 
 def test_same_seed_same_initial_weights_whatever_the_strategy():

@@ -38,7 +38,9 @@ class Trainer1D(ReleasedTrainerCalls):
     prevent by an exception. log_with: 'tensorboard' or None. label: shown with the progress.
     validation_dataset, extra_validation_datasets (by name, every extra_validation_every_mul-th time) are
     evaluated each save_and_sample_every steps, and the checkpoint of that step is kept as model-N.pt, N counted from 1,
-    unless keep_milestones is False. cond_mask: whether the entries of the solution that the input gives are kept (None:
+    unless keep_milestones is False. curve_samplers: those that are measured beside the model's own, on the validation
+    dataset: name (see SAMPLERS) -> examples, at most evaluation_size; the columns are called `val_mse_innerloop` and so
+    on. cond_mask: whether the entries of the solution that the input gives are kept (None:
     where the task has such). num_samples is unused, as in the release. The datasets are tasks, or any torch
     Dataset of (inp, target) items with `inp_dim` and `out_dim`, which data_workers processes then load.
     Raises ConfigError for values that are not allowed.
@@ -68,6 +70,7 @@ class Trainer1D(ReleasedTrainerCalls):
         device=None,
         cuda_graph=True,
         evaluation_size=2048,
+        curve_samplers=None,
         log_every=100,
         log_with=None,
         on_log=None,
@@ -138,6 +141,12 @@ class Trainer1D(ReleasedTrainerCalls):
             name: EvaluationSet(task, evaluation_size, accelerator.device, masked)
             for name, task in tasks.items()
             if task
+        }
+        self.curve_sets = {
+            sampler: self.evaluation_sets["val"]
+            if size >= evaluation_size
+            else EvaluationSet(validation_dataset, size, accelerator.device, masked)
+            for sampler, size in (curve_samplers or {}).items()
         }
 
     @property
@@ -324,7 +333,7 @@ class Trainer1D(ReleasedTrainerCalls):
             self.on_log(row)
 
     def evaluation(self) -> dict[str, float]:
-        """The task's first metric of the EMA weights on each fixed set, under the model's own sampler."""
+        """The task's first metric of the EMA weights on each fixed set, under the model's own sampler and the others."""
         last = self.step >= self.train_num_steps
         everything = last or (self.step // self.save_and_sample_every) % self.extra_every == 0
         model, batch_size = self.ema.ema_model, self.validation_batch_size
@@ -333,6 +342,10 @@ class Trainer1D(ReleasedTrainerCalls):
             if everything or name == "val":
                 metric = chosen.task.metrics[0]
                 measured[f"{name}_{metric}"] = sampler_metrics(model, chosen, None, batch_size, self.share)[metric]
+        for sampler, chosen in self.curve_sets.items():
+            metric = chosen.task.metrics[0]
+            value = sampler_metrics(model, chosen, sampler, batch_size, self.share)[metric]
+            measured[f"val_{metric}_{sampler}"] = value
         return measured
 
 

@@ -7,7 +7,15 @@ from pathlib import Path
 from diffusion_lib.build import build_diffusion, evaluation_tasks, training_task
 from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.denoising_diffusion_pytorch_1d import Trainer1D
-from diffusion_lib.evaluation import DIFFICULTIES, EvaluationSet, column, energy_auc, sampler_metrics, samplers_of
+from diffusion_lib.evaluation import (
+    DIFFICULTIES,
+    SAMPLERS,
+    EvaluationSet,
+    column,
+    energy_auc,
+    sampler_metrics,
+    samplers_of,
+)
 from diffusion_lib.negatives import MiningConfig
 from diffusion_lib.system.errors import NonFiniteLossError, say
 from diffusion_lib.system.files import read_json, write_json
@@ -20,6 +28,7 @@ from diffusion_lib.training.run_folder import REMEDY, ended_result, prepare_fold
 from experiments.analysis.landscape import diagnose
 
 CURVE_SIZE = 1024  # examples behind a point of the learning curve, and at most a quarter of the evaluation set
+CURVE_DESCENTS = 5 * CURVE_SIZE  # at most, at each level, behind a point of the inner loop: some energies take many
 AUC_SIZE = 4096  # examples behind energy_auc, at every level
 DIAGNOSED = 512  # matrices of each difficulty behind the diagnosis, and at most a sixteenth of the evaluation set
 LONG_DESCENTS = (20, 40)  # inner_steps of samplers that only the diagnosis affords
@@ -30,6 +39,8 @@ def build_trainer(config, diffusion, seed, folder, device=None, **options) -> Tr
     set_precision(config.precision, diffusion.model.ebm, chosen_device(device))
     task = training_task(config)
     val, ood = evaluation_tasks(config, task)
+    size = min(CURVE_SIZE, config.evaluation_size // 4 + 1)
+    descending = {name: SAMPLERS[name](diffusion.rules) for name in samplers_of(diffusion) if name != "plain"}
     return Trainer1D(
         diffusion,
         task,
@@ -40,7 +51,8 @@ def build_trainer(config, diffusion, seed, folder, device=None, **options) -> Tr
         validation_dataset=val,
         extra_validation_datasets={"ood": ood},
         extra_validation_every_mul=1,
-        evaluation_size=min(CURVE_SIZE, config.evaluation_size // 4 + 1),
+        evaluation_size=size,
+        curve_samplers={name: min(size, max(1, CURVE_DESCENTS // steps)) for name, steps in descending.items()},
         seed=seed,
         device=device,
         keep_milestones=False,
