@@ -333,7 +333,7 @@ class Trainer1D(ReleasedTrainerCalls):
             self.on_log(row)
 
     def evaluation(self) -> dict[str, float]:
-        """The task's first metric of the EMA weights on each fixed set, under the model's own sampler and the others."""
+        """The task's first metric of the EMA weights on each fixed set, under the own sampler and the others."""
         last = self.step >= self.train_num_steps
         everything = last or (self.step // self.save_and_sample_every) % self.extra_every == 0
         model, batch_size = self.ema.ema_model, self.validation_batch_size
