@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch.utils.data import Dataset, default_collate
 
-from diffusion_lib.seeds import seeded_generator
+from diffusion_lib.seeds import global_generators, seeded_generator
 from diffusion_lib.system.checks import require_whole
 from diffusion_lib.system.errors import ConfigError
 
@@ -190,7 +190,8 @@ class MatrixTask(Task):
 class ItemTask:
     """A torch Dataset of (inp, target) items, with `inp_dim` and `out_dim`, as a task: a batch is a draw of its items.
 
-    It has no bound of its own (None: the model's). Raises ConfigError for a dataset without length or sizes.
+    It has no bound of its own (None: the model's). Raises ConfigError for a dataset without length or sizes, and where
+    its items are no batch.
     """
 
     bound = None
@@ -209,10 +210,23 @@ class ItemTask:
         return torch.randint(len(self.dataset), (count,), generator=generator).tolist()
 
     def sample(self, batch_size, generator=None, device="cpu", dtype=torch.float32):
-        """Inputs (B, *inp_shape) and targets (B, *out_shape), as of a Task."""
-        items = default_collate([self.dataset[i] for i in self.indices(batch_size, generator)])
-        inp, target = (part.to(device, dtype) for part in items)
-        return inp, target
+        """Inputs (B, *inp_shape) and targets (B, *out_shape), as of a Task.
+
+        What the items draw from the generators that all share is a function of `generator` too.
+        """
+        try:
+            indices = self.indices(batch_size, generator)
+            with global_generators(torch.randint(2**32, (), generator=generator).item()):
+                inp, target = default_collate([self.dataset[i] for i in indices])
+            if inp.is_complex() or target.is_complex():
+                raise TypeError("complex numbers")
+            return inp.to(device, dtype), target.to(device, dtype)
+        except Exception as error:  # whatever the data set's own code raises
+            reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            raise ConfigError(
+                f"the data set {type(self.dataset).__name__} gives no batch ({reason}); allowed: items (inp, target), "
+                "arrays or tensors of numbers, all of the same two shapes"
+            ) from error
 
 
 def rules_of(task, match_release: bool) -> Rules:
@@ -222,7 +236,7 @@ def rules_of(task, match_release: bool) -> Rules:
 
 def as_task(dataset) -> "Task | ItemTask":
     """What makes batches of its own is a task; anything else is taken item by item."""
-    return dataset if hasattr(dataset, "sample") else ItemTask(dataset)
+    return dataset if isinstance(dataset, Task | ItemTask) else ItemTask(dataset)
 
 
 def has_mask(dataset) -> bool:
