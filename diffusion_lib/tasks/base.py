@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset, default_collate
 
@@ -217,7 +218,10 @@ class ItemTask:
         try:
             indices = self.indices(batch_size, generator)
             with global_generators(torch.randint(2**32, (), generator=generator).item()):
-                inp, target = default_collate([self.dataset[i] for i in indices])
+                items = [self.dataset[i] for i in indices]
+            if any(isinstance(part, np.ma.MaskedArray) for item in items for part in item):
+                raise TypeError("masked arrays")
+            inp, target = default_collate(items)
             if inp.is_complex() or target.is_complex():
                 raise TypeError("complex numbers")
             return inp.to(device, dtype), target.to(device, dtype)

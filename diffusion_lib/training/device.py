@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import GradientState
+from accelerate.state import AcceleratorState, GradientState
 
 from diffusion_lib.system.errors import ConfigError
 
@@ -59,20 +59,15 @@ def make_accelerator(device: str | None = None, log_with: str | None = None, fol
     on_cpu = chosen_device(device).type == "cpu"
     if log_with not in (None, "tensorboard"):
         raise ConfigError(f"log_with is {log_with!r}; allowed: tensorboard")
-    shared = GradientState()  # by all Accelerators of the process: a caller's goes on to accumulate as it did
-    accumulation = shared.plugin_kwargs
-    try:
-        with _environment_for_accelerate():
-            return Accelerator(
-                cpu=on_cpu, mixed_precision="no", dynamo_backend="no", log_with=log_with, project_dir=str(folder)
-            )
-    except ValueError as error:
-        reason = str(error).splitlines()[0]
+    with _environment_for_accelerate(), _state_of_its_own():
+        accelerator = Accelerator(
+            cpu=on_cpu, mixed_precision="no", dynamo_backend="no", log_with=log_with, project_dir=str(folder)
+        )
+    if on_cpu != (accelerator.device.type == "cpu"):
         raise ConfigError(
-            f"another Accelerator of this process has other settings ({reason}); train in a process of its own"
-        ) from None
-    finally:
-        shared.plugin_kwargs = accumulation
+            f"another Accelerator of this process is on {accelerator.device.type}, and so are all; allowed: that device"
+        )
+    return accelerator
 
 
 def prepare(accelerator: Accelerator, model):
@@ -99,3 +94,16 @@ def _environment_for_accelerate():
         yield
     finally:
         os.environ.update(kept)
+
+
+@contextmanager
+def _state_of_its_own():
+    """Keeps apart what all Accelerators of a process share, such as a caller's accumulation of gradients."""
+    kept = {kind: kind._shared_state for kind in (AcceleratorState, GradientState)}
+    for kind, state in kept.items():
+        kind._shared_state = type(state)()
+    try:
+        yield
+    finally:
+        for kind, state in kept.items():
+            kind._shared_state = state
