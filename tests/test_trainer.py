@@ -396,7 +396,7 @@ def test_what_a_run_would_do_with_examples_in_silence_is_said(tmp_path):
         (lambda _: (own.random(9), np.ones(9)), "^the same items of Items differ when they are drawn again"),
         (
             lambda _: (np.ones(9), np.full(9, -4.5)),
-            r"^solutions of Items reach 4\.5, and samples are cut at \+-2; set ",
+            r"^solutions of Items reach 4\.5, and samples are cut at \+-2",
         ),
     ):
         with pytest.warns(UserWarning, match=message) as warned:
@@ -410,7 +410,7 @@ MISFITS = {
     "wider": (
         lambda _: (np.ones(10), ONES),
         {},
-        r"Items gives inputs \(10,\) and solutions \(9,\), which a model of 9",
+        r"Items gives inputs \(10,\) and solutions \(9,\), which a",
     ),
     "a number for a vector": (lambda _: (ONES, 1.0), {}, r"solutions \(\), which a model"),
     "of several widths": (lambda i: (np.ones(1 + i % 9), ONES), {}, "Items"),
