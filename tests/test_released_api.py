@@ -13,6 +13,7 @@ from diffusion_lib.denoising_diffusion_pytorch_1d import GaussianDiffusion1D, Tr
 from diffusion_lib.inference import load_model
 from diffusion_lib.released_api import METRICS, require_metric
 from diffusion_lib.system.errors import CheckpointError, ConfigError
+from diffusion_lib.tasks.base import has_mask
 from models import EBM
 
 PUBLISHED = Path(__file__).parent.parent / "results" / "published" / "matrix-energy"
@@ -29,6 +30,10 @@ class Items(torch.utils.data.Dataset):
     def __getitem__(self, index):
         numbers = torch.rand(18, generator=torch.Generator().manual_seed(index)).numpy()
         return numbers[:9], numbers[9:]
+
+
+class SizedList(list):
+    inp_dim = out_dim = 9
 
 
 class Puzzles(Items):
@@ -200,6 +205,8 @@ def test_items_bring_their_masks(tmp_path):
     assert torch.allclose(solved[mask > 0].double(), target[mask > 0], atol=1e-5)
     assert made.train_step(made.stream.batch(0))[0].isfinite()
     assert len(next(trainer(cond_mask=False).dl)) == 2
+    with pytest.raises(ConfigError, match="the items of SizedList have 1 parts"):
+        has_mask(SizedList([(torch.zeros(9),)]))
 
 
 def test_a_checkpoint_without_its_optimizer_can_be_used(tmp_path):

@@ -212,6 +212,10 @@ class ItemTask:
     def sample(self, batch_size, generator=None, device="cpu", dtype=torch.float32):
         """Inputs (B, *inp_shape) and targets (B, *out_shape), as of a Task, and masks where the items have them."""
         items = default_collate([self.dataset[i] for i in self.indices(batch_size, generator)])
+        if len(items) not in (2, 3):
+            raise ConfigError(
+                f"the items of {type(self.dataset).__name__} have {len(items)} parts; allowed: inp, target, and a mask"
+            )
         return tuple(part.to(device, dtype) for part in items)
 
 
@@ -228,9 +232,9 @@ def as_task(dataset) -> "Task | ItemTask":
 def has_mask(dataset) -> bool:
     """Whether the input of a task can give entries of its solution."""
     task = as_task(dataset)
-    return (
-        len(dataset[0]) > 2 if isinstance(task, ItemTask) else getattr(type(task), "mask", Task.mask) is not Task.mask
-    )
+    if isinstance(task, ItemTask):
+        return len(task.sample(1, seeded_generator("parts of an item"))) == 3
+    return getattr(type(task), "mask", Task.mask) is not Task.mask
 
 
 def mask_of(task, inp, drawn=()) -> torch.Tensor | None:
