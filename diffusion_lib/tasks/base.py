@@ -189,8 +189,9 @@ class MatrixTask(Task):
 
 
 class ItemTask:
-    """A torch Dataset of (inp, target) items, with `inp_dim` and `out_dim`, as a task: a batch is a draw of its items.
+    """A torch Dataset of (inp, target) or (inp, target, mask) items, with `inp_dim` and `out_dim`, as a task.
 
+    A batch is a draw of its items; a mask is as of Task.mask.
     It has no bound of its own (None: the model's). Raises ConfigError for a dataset without length or sizes, and where
     its items are no batch.
     """
@@ -211,7 +212,7 @@ class ItemTask:
         return torch.randint(len(self.dataset), (count,), generator=generator).tolist()
 
     def sample(self, batch_size, generator=None, device="cpu", dtype=torch.float32):
-        """Inputs (B, *inp_shape) and targets (B, *out_shape), as of a Task.
+        """Inputs (B, *inp_shape) and targets (B, *out_shape), as of a Task, and masks where the items have them.
 
         What the items draw from the generators that all share is a function of `generator` too.
         """
@@ -219,17 +220,19 @@ class ItemTask:
             indices = self.indices(batch_size, generator)
             with global_generators(torch.randint(2**32, (), generator=generator).item()):
                 items = [self.dataset[i] for i in indices]
+            if any(len(item) not in (2, 3) for item in items):
+                raise TypeError(f"items of {len(items[0])} parts")
             if any(isinstance(part, np.ma.MaskedArray) for item in items for part in item):
                 raise TypeError("masked arrays")
-            inp, target = default_collate(items)
-            if inp.is_complex() or target.is_complex():
+            parts = default_collate(items)
+            if any(part.is_complex() for part in parts):
                 raise TypeError("complex numbers")
-            return inp.to(device, dtype), target.to(device, dtype)
+            return tuple(part.to(device, dtype) for part in parts)
         except Exception as error:  # whatever the data set's own code raises
             reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
             raise ConfigError(
-                f"the data set {type(self.dataset).__name__} gives no batch ({reason}); allowed: items (inp, target), "
-                "arrays or tensors of numbers, all of the same two shapes"
+                f"the data set {type(self.dataset).__name__} gives no batch ({reason}); allowed: items (inp, target) "
+                "or (inp, target, mask), arrays or tensors of numbers, all of the same shapes"
             ) from error
 
 
@@ -245,8 +248,15 @@ def as_task(dataset) -> "Task | ItemTask":
 
 def has_mask(dataset) -> bool:
     """Whether the input of a task can give entries of its solution."""
-    own = getattr(type(dataset), "mask", Task.mask)
-    return own is not Task.mask
+    task = as_task(dataset)
+    if isinstance(task, ItemTask):
+        return len(task.sample(1, seeded_generator("parts of an item"))) == 3
+    return getattr(type(task), "mask", Task.mask) is not Task.mask
+
+
+def mask_of(task, inp, drawn) -> torch.Tensor | None:
+    """The mask of inputs (B, *inp_shape): the one `drawn` with them, where the items have them, or the task's."""
+    return drawn[0].to(inp) if drawn else task.mask(inp)
 
 
 def as_image(values: torch.Tensor) -> torch.Tensor:

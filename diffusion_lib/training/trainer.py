@@ -12,7 +12,7 @@ from torch.optim import Adam
 from diffusion_lib.checkpoint import load_checkpoint, other_model_error, require_own, save_checkpoint
 from diffusion_lib.energies import EnergyModel
 from diffusion_lib.evaluation import EvaluationSet, Share, sampler_metrics
-from diffusion_lib.released_api import TRAINER_DEFAULTS, ReleasedTrainerCalls, require_defaults
+from diffusion_lib.released_api import TRAINER_DEFAULTS, ReleasedTrainerCalls, require_defaults, require_metric
 from diffusion_lib.seeds import derive_seed, seeded_generator
 from diffusion_lib.system.checks import plain, require_fraction, require_positive, require_whole, with_plain_numbers
 from diffusion_lib.system.defaults import torchs_defaults
@@ -51,7 +51,8 @@ class Trainer1D(ReleasedTrainerCalls):
     dataset: name (see SAMPLERS) -> examples, at most evaluation_size; the columns are called `val_mse_innerloop` and so
     on. cond_mask: whether the entries of the solution that the input gives are kept (None:
     where the task has such). num_samples is unused, as in the release. The datasets are tasks, or any torch
-    Dataset of (inp, target) items with `inp_dim` and `out_dim`, which data_workers processes then load.
+    Dataset of (inp, target) or (inp, target, mask) items with `inp_dim` and `out_dim`, which data_workers processes
+    then load.
     Raises ConfigError for values that are not allowed, and for a dataset that does not fit the model; warns where its
     solutions go beyond the model's bound, or where the same items are not drawn twice.
     """
@@ -92,6 +93,7 @@ class Trainer1D(ReleasedTrainerCalls):
         num_samples=None,
         **released,
     ):
+        require_metric(released, dataset)
         require_defaults("Trainer1D", released, TRAINER_DEFAULTS)
         require_trainable(diffusion_model)
         for name, value in (
