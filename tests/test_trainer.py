@@ -415,7 +415,7 @@ MISFITS = {
     "a number for a vector": (lambda _: (ONES, 1.0), {}, r"solutions \(\), which a model"),
     "of several widths": (lambda i: (np.ones(1 + i % 9), ONES), {}, "Items"),
     "words": (lambda _: ("a", "b"), {}, "Items gives no batch"),
-    "one part": (lambda _: ONES, {}, "Items gives no batch"),
+    "one part": (lambda _: np.ones((2, 9)), {}, "Items gives no batch"),
     "complex": (lambda _: (ONES + 1j, ONES), {}, r"no batch \(TypeError: complex numbers\)"),
     "masked": (lambda _: (np.ma.masked_array(ONES, ONES), ONES), {}, "masked arrays"),
     "nan": (lambda _: (ONES, ONES * np.nan), {}, "entries that are not finite"),

@@ -211,6 +211,7 @@ class ItemTask:
         """`count` items, drawn uniformly with repeats: epochs would make a batch depend on those before it."""
         return torch.randint(len(self.dataset), (count,), generator=generator).tolist()
 
+    @torch.no_grad()
     def sample(self, batch_size, generator=None, device="cpu", dtype=torch.float32):
         """Inputs (B, *inp_shape) and targets (B, *out_shape), as of a Task, and masks where the items have them.
 
@@ -220,8 +221,8 @@ class ItemTask:
             indices = self.indices(batch_size, generator)
             with global_generators(torch.randint(2**32, (), generator=generator).item()):
                 items = [self.dataset[i] for i in indices]
-            if any(len(item) not in (2, 3) for item in items):
-                raise TypeError(f"items of {len(items[0])} parts")
+            if any(not isinstance(item, tuple | list) or len(item) not in (2, 3) for item in items):
+                raise TypeError("items of other than two or three parts")
             if any(isinstance(part, np.ma.MaskedArray) for item in items for part in item):
                 raise TypeError("masked arrays")
             parts = default_collate(items)
