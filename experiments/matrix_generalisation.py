@@ -25,7 +25,7 @@ from diffusion_lib.evaluation import SAMPLERS, EvaluationSet, prediction_metrics
 from diffusion_lib.inference import load_model
 from diffusion_lib.system.arguments import Parser, directory, header, whole
 from diffusion_lib.system.environment import ROOT
-from diffusion_lib.system.errors import ConfigError, exit_status
+from diffusion_lib.system.errors import ConfigError, exit_status, show
 from diffusion_lib.system.files import require_writable, write_csv
 from diffusion_lib.system.memory import one_line_for_full_memory
 from diffusion_lib.tasks import Inverse
@@ -203,15 +203,15 @@ def main(arguments=None):
     sizes = size_rows(models, config, count)
     if sizes:
         write_csv(study / "sizes.csv", sizes)
-    else:
-        print(f"sizes left out: the weights of {config.model} depend on n")
     ridges = ridge_rows(models, config, count)
     write_csv(study / "ridge.csv", ridges)
     ridge_figure(ridges, path=study / "ridge.png")
     write_csv(study / "scale.csv", scale_rows(models, config, count))
     write_csv(study / "timing.csv", timing_rows(next(iter(models.values())), config, options.repeats))
     written = ["sizes.csv"] * bool(sizes) + ["ridge.csv", "ridge.png", "scale.csv", "timing.csv"]
-    print(f"{len(models)} runs; written to {study}: {', '.join(written)}")
+    if not sizes:
+        show(f"sizes left out: the weights of {config.model} depend on n")
+    show(f"{len(models)} runs; written to {study}: {', '.join(written)}")
 
 
 if __name__ == "__main__":

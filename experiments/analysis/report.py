@@ -7,9 +7,10 @@ from tabulate import tabulate
 
 from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.evaluation import SAMPLERS
-from diffusion_lib.system.errors import ConfigError
+from diffusion_lib.system.errors import ConfigError, show
 from diffusion_lib.system.files import read_json, write_atomic, write_csv, write_json
 from diffusion_lib.tasks import TASKS
+from diffusion_lib.training.run_folder import left_out
 from experiments.analysis.cause_figures import causes_figure, gap_figure
 from experiments.analysis.example_figure import example_figure
 from experiments.analysis.figures import interval_plot, learning_curves
@@ -59,14 +60,14 @@ def write_report(folder: Path, config: ExperimentConfig, strategies: list[str]):
     diagnoses = read_diagnoses(folder, config, study)
     write_figures(folder, config, study, task, references, diagnoses)
     verdict, criteria = verdict_lines(study, config), criteria_lines(study, config, timing)
-    against = [f"- {sentence}" for sentence in objections(study, config, references)]
+    against = [f"- {sentence}" for sentence in [*left_out(folder), *objections(study, config, references)]]
     parts = [*gap_parts(folder, references), *diagnosis_parts(folder, diagnoses, task)]
     text = report_text(folder, config, study, summary, (verdict, criteria, against), parts)
     write_atomic(folder / "report.md", text)
-    print(what_was_trained(folder.name, config, study, task_name(task)))
-    print(printed_table(summary, study.metrics))
-    print("\n".join([original_pairing(study), *verdict, *criteria, "What speaks against it:", *against]))
-    print(f"Report: {folder / 'report.md'}")
+    show(what_was_trained(folder.name, config, study, task_name(task)))
+    show(printed_table(summary, study.metrics))
+    show("\n".join([original_pairing(study), *verdict, *criteria, "What speaks against it:", *against]))
+    show(f"Report: {folder / 'report.md'}")
 
 
 def write_figures(folder: Path, config, study: Study, task, references: list[dict], diagnoses: dict):
