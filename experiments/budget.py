@@ -32,7 +32,7 @@ from diffusion_lib.system.errors import ConfigError, exit_status, say
 from diffusion_lib.system.files import write_atomic, write_csv
 from diffusion_lib.tasks import TASKS
 from diffusion_lib.training.flops import recorded_flops
-from diffusion_lib.training.run_folder import read_config, read_result, require_study, run_folders
+from diffusion_lib.training.run_folder import read_result, recorded_config, require_study, run_folders
 from experiments.analysis.figures import ERROR_LABEL, choose_scale, drawing, guarded, legend_below, strategy_colors
 from experiments.analysis.metrics import Metric, chosen_metric
 from experiments.analysis.statistics import holm
@@ -68,7 +68,7 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
 def ended(studies: list[Path]) -> dict[Path, ExperimentConfig]:
     """By folder, the runs of the studies that ended. Raises ConfigError where there are none, or where they differ."""
     folders = [folder for study in studies for folder in run_folders(study) if read_result(folder)]
-    configs = {folder: ExperimentConfig.from_dict(read_config(folder)) for folder in folders}
+    configs = {folder: recorded_config(folder) for folder in folders}
     if not configs:
         raise ConfigError(f"no run in {', '.join(map(str, studies))} has ended; nothing to compare")
     for folder, config in configs.items():

@@ -37,7 +37,7 @@ from diffusion_lib.training.run_folder import (
     REMEDY,
     ended_runs,
     prepare_folder,
-    read_config,
+    recorded_config,
     require_same,
     require_study,
 )
@@ -324,7 +324,7 @@ def report(study: Path, asked: list[Path], order: list[str]):
     # here, since it imports matplotlib and SciPy, which take seconds, and a task of an array reports nothing
     from experiments.analysis.report import write_report
 
-    config, reported, ended = ExperimentConfig.from_dict(read_config(study)), None, ended_runs(study)
+    config, reported, ended = recorded_config(study), None, ended_runs(study)
     while ended != reported:  # again if a run ended meanwhile: of two reports made at a time the last must have all
         write_report(study, config, order)
         reported, ended = ended, ended_runs(study)

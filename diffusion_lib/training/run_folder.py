@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from diffusion_lib.config import current
+from diffusion_lib.config import ExperimentConfig, current
 from diffusion_lib.negatives import MiningConfig
 from diffusion_lib.system.environment import environment
 from diffusion_lib.system.errors import ConfigError, say
@@ -84,11 +84,25 @@ def flat(config: dict) -> dict:
 
 
 def read_config(folder: Path) -> dict:
-    """The configuration in config.json. Raises ConfigError where there is none."""
+    """The configuration in config.json, as it is recorded. Raises ConfigError for one that no run has written."""
     config = read_json(folder / "config.json").get("config")
     if not isinstance(config, dict):
         raise ConfigError(f"{folder / 'config.json'} lacks its 'config'")
+    mining = {key: config.get(key, {}) for key in ("mining", "mining_config")}
+    rest = {key: value for key, value in config.items() if key not in mining}
+    for part in (rest, *mining.values()):
+        if not isinstance(part, dict) or any(isinstance(value, dict | list) for value in part.values()):
+            raise ConfigError(f"{folder / 'config.json'} has a 'config' of another shape than a run's")
     return config
+
+
+def recorded_config(folder: Path) -> ExperimentConfig:
+    """The configuration in config.json, in the form of today. Raises ConfigError, which names the file."""
+    recorded = read_config(folder)
+    try:
+        return ExperimentConfig.from_dict(recorded)
+    except ConfigError as error:
+        raise ConfigError(f"{folder / 'config.json'}: {error}") from None
 
 
 def ended_result(folder: Path) -> dict | None:
@@ -136,6 +150,7 @@ def trusted_result(folder: Path) -> dict | None:
     """`ended_result`. Raises ConfigError for a run of another study's configuration, too, OSError for one without."""
     result = ended_result(folder)
     if result:
+        recorded_config(folder)
         require_of_study(folder, read_config(folder))
     return result
 

@@ -30,8 +30,8 @@ def run_status(folder: Path, total: int) -> tuple[str, str, str, str, str]:
 
     total: the steps of a run that does not say its own.
     States: finished; failed (its loss or a metric is not finite; it is not repeated); running; interrupted (the next
-    start continues it); error (what the next start must find mended); waiting; unknown (the
-    file system does not say who has its lock).
+    start continues it); error (what the next start must find mended); waiting; unknown (the file
+    system does not say who has its lock).
     """
     try:
         result = ended_result(folder)
