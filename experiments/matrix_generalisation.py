@@ -31,7 +31,7 @@ from diffusion_lib.system.memory import one_line_for_full_memory
 from diffusion_lib.tasks import Inverse
 from diffusion_lib.tasks.matrix_references import exact_inverse, fitted, newton_schulz
 from diffusion_lib.training.precision import choose_products
-from diffusion_lib.training.run_folder import read_config, read_result, run_folders
+from diffusion_lib.training.run_folder import read_experiment, read_result, run_folders
 from experiments.analysis.figures import ERROR_LABEL, choose_scale, drawing, guarded, legend_below
 from experiments.analysis.landscape_figures import draw
 from experiments.speed.timing import alternate
@@ -193,7 +193,7 @@ def main(arguments=None):
     options = parse_arguments(arguments)
     study = options.results / check_name(options.study)
     runs = finished_runs(study)
-    config = ExperimentConfig.from_dict(read_config(study))
+    config = read_experiment(study)
     count = ExperimentConfig(**DEFAULTS | given(options, ExperimentConfig)).evaluation_size
     check_fits(replace(config, evaluation_size=count), torch.device("cpu"))
     require_writable(study)

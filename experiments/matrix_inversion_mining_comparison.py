@@ -37,7 +37,7 @@ from diffusion_lib.training.run_folder import (
     REMEDY,
     ended_runs,
     prepare_folder,
-    read_config,
+    read_experiment,
     require_same,
     require_study,
 )
@@ -203,13 +203,14 @@ def run_study(options, config: ExperimentConfig, study: Path, mining_configs: di
     outcome = Outcome({}, {}) if options.report_only else train(options, config, study, runs, mining_configs)
     if options.task is not None and not options.report_only and whole <= ended_runs(study):  # an array's last job
         time_steps(options, config, study, mining_configs, shares(options, len(runs))[1])
+    sound = True
     if options.report_only or (options.task is None and ended_runs(study)):
-        report(study, list(runs), list(dict.fromkeys([*STRATEGIES, *mining_configs])))
+        sound = report(study, list(runs), list(dict.fromkeys([*STRATEGIES, *mining_configs])))
     for run, reason in outcome.failures.items():
         say(f"failed: {run}: {reason}")
     for run, reason in outcome.held.items():
         say(f"left to its holder: {run}: {reason}")
-    if outcome.failures:
+    if outcome.failures or not sound:
         return EXIT_BAD_INPUT
     if outcome.held and not ended_runs(study).issuperset(runs):
         say("not done: other processes have the runs above; run the same command again when they have ended")
@@ -294,21 +295,27 @@ def shares(options, runs: int) -> tuple[int, int]:
     return at_once, max(1, threads // at_once)
 
 
-def report(study: Path, asked: list[Path], order: list[str]):
-    """Report all runs that ended, and say if those asked for are not among them. Raises ConfigError if none ended."""
+def report(study: Path, asked: list[Path], order: list[str]) -> bool:
+    """Report all runs that ended, and say if those asked for are not among them; False where a run is damaged.
+
+    Raises ConfigError if none ended.
+    """
     # here, since it imports matplotlib and SciPy, which take seconds, and a task of an array reports nothing
     from experiments.analysis.report import write_report
 
-    config, reported, ended = ExperimentConfig.from_dict(read_config(study)), None, ended_runs(study)
+    config, reported, ended = read_experiment(study), None, ended_runs(study)
     while ended != reported:  # again if a run ended meanwhile: of two reports made at a time the last must have all
-        write_report(study, config, order)
+        damaged = write_report(study, config, order)
         reported, ended = ended, ended_runs(study)
-    missing = len(set(asked) - ended)
+    for reason in damaged.values():
+        say(f"left out: {reason}")
+    missing = len(set(asked) - ended - damaged.keys())
     if missing:
         say(
             f"this report is partial, without the {missing} runs that have not ended: --status shows where they "
             "stand, and --report-only reports again"
         )
+    return not damaged
 
 
 if __name__ == "__main__":

@@ -13,19 +13,18 @@ if __name__ == "__main__":
     startup.begin()
 
 import argparse
-import csv
 from pathlib import Path
 
 from tabulate import tabulate
 
-from diffusion_lib.config import ExperimentConfig, check_name
+from diffusion_lib.config import check_name
 from diffusion_lib.system.arguments import Parser, directory, header
 from diffusion_lib.system.environment import ROOT
 from diffusion_lib.system.errors import ConfigError, exit_status
 from diffusion_lib.system.files import read_csv, write_csv
 from diffusion_lib.tasks import TASKS
 from diffusion_lib.tasks.base import Task
-from diffusion_lib.training.run_folder import read_config
+from diffusion_lib.training.run_folder import read_config, read_experiment
 from experiments.analysis.metrics import Metric, chosen_metric
 
 
@@ -43,7 +42,7 @@ def task_of(results: Path, name: str) -> type[Task]:
     study = results / check_name(name)
     if not (study / "config.json").exists():
         raise ConfigError(f"there is no study {study}; allowed: the name of one that has a report")
-    return TASKS[ExperimentConfig.from_dict(read_config(study)).dataset]
+    return TASKS[read_experiment(study).dataset]
 
 
 def read_runs(results: Path, name: str, metric: str) -> dict[tuple[str, str], dict[int, float]]:
@@ -52,11 +51,8 @@ def read_runs(results: Path, name: str, metric: str) -> dict[tuple[str, str], di
     if not path.exists():
         raise ConfigError(f"there is no {path}; allowed: the name of a study that has a report")
     runs = {}
-    try:
-        for row in read_csv(path):
-            runs.setdefault((row["strategy"], row["sampler"]), {})[int(row["seed"])] = float(row[metric])
-    except (ValueError, KeyError, TypeError, csv.Error) as error:
-        raise ConfigError(f"{path} is no table of runs with numbers for seed and {metric} ({error})") from None
+    for row in read_csv(path, "seed", metric):
+        runs.setdefault((row["strategy"], row["sampler"]), {})[int(row["seed"])] = row[metric]
     return runs
 
 

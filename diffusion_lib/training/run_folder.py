@@ -1,11 +1,12 @@
 """The folders of a study and of its runs: their recorded configuration and their results."""
 
 import re
+from collections import defaultdict
 from pathlib import Path
 
 import torch
 
-from diffusion_lib.config import current
+from diffusion_lib.config import ExperimentConfig, current
 from diffusion_lib.system.environment import environment
 from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.system.files import create_exclusively, json_text, read_json, write_json
@@ -61,6 +62,23 @@ def read_config(folder: Path) -> dict:
     return config
 
 
+def read_environment(folder: Path) -> dict:
+    """The environment in config.json, 'unknown' what an earlier version did not record. Raises ConfigError."""
+    about = read_json(folder / "config.json").get("environment")
+    if not isinstance(about, dict):
+        raise ConfigError(f"{folder / 'config.json'} lacks its 'environment'")
+    return defaultdict(lambda: "unknown", about)
+
+
+def read_experiment(folder: Path) -> ExperimentConfig:
+    """The configuration in config.json, in the form of today. Raises ConfigError, which names the file."""
+    recorded = read_config(folder)
+    try:
+        return ExperimentConfig.from_dict(recorded)
+    except ConfigError as error:
+        raise ConfigError(f"{folder / 'config.json'}: {error}") from None
+
+
 def ended_result(folder: Path) -> dict | None:
     """The result of a run that ended, or None. Raises ConfigError for one that no run has written."""
     path = folder / "result.json"
@@ -69,9 +87,15 @@ def ended_result(folder: Path) -> dict | None:
     result = read_json(path)
     wanted = RESULT_TYPES | ENDED_TYPES.get(str(result.get("status")), {})
     wrong = [key for key, kind in wanted.items() if type(result.get(key)) is not kind]
+    if not wrong:
+        wrong = [name for name, part in result.get("samplers", {}).items() if not _numbers(part)]
     if wrong or result["status"] not in ENDED_TYPES:
         raise ConfigError(f"{path} is no result of a run: see its {', '.join(wrong or ['status'])}")
     return result
+
+
+def _numbers(part) -> bool:
+    return isinstance(part, dict) and all(type(value) in (int, float) for value in part.values())
 
 
 def read_result(folder: Path) -> dict | None:
