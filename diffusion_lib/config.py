@@ -128,15 +128,12 @@ def check(each, value):
 def current(recorded: dict) -> dict:
     """A recorded configuration, that of an earlier version too, in the form of today.
 
-    A setting that it lacks had the default; the mining's settings stood beside the others. Raises ConfigError.
+    A setting that it lacks had the default; the mining's settings stood beside the others.
     """
     mining = {each.name: recorded[each.name] for each in settings(MiningConfig) if each.name in recorded}
     if "mining_mode" in recorded:
         mining["mode"] = recorded["mining_mode"]
-    for name in ("mining_config", "mining"):
-        if not isinstance(recorded.get(name, {}), dict):
-            raise ConfigError(f"{name} is {recorded[name]!r}; allowed: the mining's settings by name")
-        mining |= recorded.get(name, {})
+    mining |= recorded.get("mining_config", {}) | recorded.get("mining", {})
     gone = {*mining, "mining_mode", "mining_config"}
     rest = {key: value for key, value in recorded.items() if key not in gone}
     defaults = {each.name: each.default for each in settings()}

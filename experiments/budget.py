@@ -33,7 +33,7 @@ from diffusion_lib.system.errors import EXIT_BAD_INPUT, ConfigError, exit_status
 from diffusion_lib.system.files import write_atomic, write_csv
 from diffusion_lib.tasks import TASKS
 from diffusion_lib.training.flops import recorded_flops
-from diffusion_lib.training.run_folder import require_study
+from diffusion_lib.training.run_folder import read_data, require_same_data, require_study, say_once
 from experiments.analysis.figures import ERROR_LABEL, choose_scale, drawing, guarded, legend_below, strategy_colors
 from experiments.analysis.metrics import Metric, chosen_metric
 from experiments.analysis.runs import EndedRun, read_ended
@@ -92,7 +92,8 @@ def read_runs(ended: list[EndedRun], metric: Metric) -> list[Run]:
 
 
 def require_comparable(one: EndedRun, other: EndedRun):
-    """Raises ConfigError where two runs differ in more than their budget and mining."""
+    """Raises ConfigError where two runs differ in more than their budget and mining, or were made from other data."""
+    require_same_data(other.folder, read_data(one.folder), f"It is compared with {one.folder}")
     here, there = ({**each.config.to_dict(), "train_steps": 0, "mining": {}} for each in (one, other))
     differing = [f"{key} {here[key]!r} and {there[key]!r}" for key in here if here[key] != there[key]]
     if differing:
@@ -348,7 +349,7 @@ def main(arguments=None) -> int:
     write_atomic(folder / "budget.md", f"{text}{sentences}\n\n![{metric.column} against FLOPs](budget.png)\n")
     print(f"{text}{sentences}\nWritten: {folder}")
     for reason in damaged.values():
-        say(f"left out: {reason}")
+        say_once(f"left out: {reason}")
     return EXIT_BAD_INPUT if damaged else 0
 
 

@@ -21,14 +21,14 @@ from pathlib import Path
 
 import torch
 
-from diffusion_lib.build import check_fits, check_model, check_modes
+from diffusion_lib.build import check_fits, check_model, check_modes, describe_data
 from diffusion_lib.config import ExperimentConfig, add_flags, check_name, given, parse_seeds, recipe
 from diffusion_lib.energies import MODELS
 from diffusion_lib.negatives import MiningConfig
 from diffusion_lib.system.arguments import Parser, directory, header
 from diffusion_lib.system.checks import require_whole
 from diffusion_lib.system.environment import ROOT, granted_cores
-from diffusion_lib.system.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, ConfigError, exit_status, say
+from diffusion_lib.system.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, ConfigError, exit_status, say, show
 from diffusion_lib.system.files import require_writable
 from diffusion_lib.tasks import TASKS
 from diffusion_lib.training.device import check_device_name, chosen_device, processes
@@ -37,14 +37,17 @@ from diffusion_lib.training.run_folder import (
     REMEDY,
     ended_runs,
     prepare_folder,
-    read_experiment,
+    recorded_config,
     require_same,
     require_study,
+    require_study_data,
+    say_once,
+    shown,
 )
 from experiments.analysis.verdict import ADVERSARIAL, BASELINE
 from experiments.speed.gpu_sharing import recorded_best
 from experiments.study.run import run_experiment
-from experiments.study.run_list import Outcome, delete_study, remove_leftovers, run_all
+from experiments.study.run_list import Outcome, delete_study, remove_leftovers, require_deletable, run_all
 from experiments.study.status import status_table
 from experiments.study.step_times import write_step_times
 
@@ -178,6 +181,19 @@ def compare(options) -> int:
     return run_study(options, config, options.results / name, mining_configs, seeds)
 
 
+def run_studies(studies: list[tuple]) -> list[int]:
+    """`run_study` of each tuple of its arguments; all are checked before the first is deleted or trained."""
+    for options, config, study, mining_configs, seeds in studies:
+        if trains(options):
+            check_command(options, config, study, mining_configs)
+            check_here(options, config, study, 1 if options.task is not None else len(mining_configs) * len(seeds))
+    return [run_study(*arguments) for arguments in studies]
+
+
+def trains(options) -> bool:
+    return not (options.check or options.status or options.report_only)
+
+
 def run_study(options, config: ExperimentConfig, study: Path, mining_configs: dict[str, dict], seeds: list[int]) -> int:
     """Train, report, or show the status of one study, as `options` say, and return the exit status.
 
@@ -198,7 +214,7 @@ def run_study(options, config: ExperimentConfig, study: Path, mining_configs: di
     if options.status or options.report_only:
         require_study(study)
     if options.status:
-        print(status_table(study, list(runs)))
+        show(status_table(study, list(runs)))
         return 0
     outcome = Outcome({}, {}) if options.report_only else train(options, config, study, runs, mining_configs)
     if options.task is not None and not options.report_only and whole <= ended_runs(study):  # an array's last job
@@ -223,14 +239,15 @@ def train(options, config: ExperimentConfig, study: Path, runs: dict[Path, tuple
     if processes() > 1:
         raise ConfigError("a run is trained by one process; start this script once for each GPU, they share the runs")
     check_command(options, config, study, mining_configs)
+    check_here(options, config, study, len(runs))
     at_once, threads = shares(options, len(runs))
     device = chosen_device(options.device)
-    check_fits(config, device, at_once)
-    if options.fresh and os.environ.get("SLURM_RESTART_COUNT", "0") == "0":  # a requeued job continues its own work
-        delete_study(study)
+    if deletes(options):
+        delete_study(study, not options.no_lock)
     remove_leftovers(study)
     # a published study comes without its runs: those made now are of this machine and version
-    prepare_folder(study, config.to_dict(), device, renew=not (study / "runs").exists(), at_once=at_once)
+    data, new = describe_data(config), not (study / "runs").exists()
+    prepare_folder(study, config.to_dict(), device, renew=new, at_once=at_once, data=data)
     header(
         study=study,
         model=config.model,
@@ -238,6 +255,7 @@ def train(options, config: ExperimentConfig, study: Path, runs: dict[Path, tuple
         runs=len(runs),
         at_once=at_once,
         device=device.type,
+        data=shown(data),
     )
     if options.task is None:  # before the runs, which are then followed by their report at once
         time_steps(options, config, study, mining_configs, threads)
@@ -282,6 +300,19 @@ def check_command(options, config: ExperimentConfig, study: Path, mining_configs
         raise ConfigError("--fresh would delete the runs of the other tasks; choose another --name")
     if (study / "config.json").exists() and not options.fresh:
         require_same(study, config.to_dict(), REMEDY)
+        require_study_data(study, describe_data(config))
+
+
+def check_here(options, config: ExperimentConfig, study: Path, runs: int):
+    """Raises ConfigError for what is wrong on this machine: too little memory, or a folder that --fresh must leave."""
+    check_fits(config, chosen_device(options.device), shares(options, runs)[0])
+    if deletes(options):
+        require_deletable(study, not options.no_lock)
+
+
+def deletes(options) -> bool:
+    """Whether the command deletes what is there: a requeued job continues its own work."""
+    return options.fresh and os.environ.get("SLURM_RESTART_COUNT", "0") == "0"
 
 
 def shares(options, runs: int) -> tuple[int, int]:
@@ -303,12 +334,12 @@ def report(study: Path, asked: list[Path], order: list[str]) -> bool:
     # here, since it imports matplotlib and SciPy, which take seconds, and a task of an array reports nothing
     from experiments.analysis.report import write_report
 
-    config, reported, ended = read_experiment(study), None, ended_runs(study)
+    config, reported, ended = recorded_config(study), None, ended_runs(study)
     while ended != reported:  # again if a run ended meanwhile: of two reports made at a time the last must have all
         damaged = write_report(study, config, order)
         reported, ended = ended, ended_runs(study)
     for reason in damaged.values():
-        say(f"left out: {reason}")
+        say_once(f"left out: {reason}")
     missing = len(set(asked) - ended - damaged.keys())
     if missing:
         say(

@@ -24,7 +24,7 @@ from diffusion_lib.system.errors import ConfigError, exit_status
 from diffusion_lib.system.files import read_csv, write_csv
 from diffusion_lib.tasks import TASKS
 from diffusion_lib.tasks.base import Task
-from diffusion_lib.training.run_folder import read_config, read_experiment
+from diffusion_lib.training.run_folder import read_config, read_data, recorded_config, require_same_data
 from experiments.analysis.metrics import Metric, chosen_metric
 
 
@@ -42,7 +42,7 @@ def task_of(results: Path, name: str) -> type[Task]:
     study = results / check_name(name)
     if not (study / "config.json").exists():
         raise ConfigError(f"there is no study {study}; allowed: the name of one that has a report")
-    return TASKS[read_experiment(study).dataset]
+    return TASKS[recorded_config(study).dataset]
 
 
 def read_runs(results: Path, name: str, metric: str) -> dict[tuple[str, str], dict[int, float]]:
@@ -82,7 +82,8 @@ def paired_rows(first: dict, second: dict, metric: Metric) -> list[dict]:
 
 
 def differing_settings(results: Path, first: str, second: str) -> str:
-    """'precision: float32, bf16' for each setting that is not the same."""
+    """'precision: float32, bf16' for each setting that is not the same. Raises ConfigError for other data."""
+    require_same_data(results / second, read_data(results / first), f"It is compared with {first}")
     one, two = (read_config(results / name) for name in (first, second))
     return "; ".join(f"{key}: {one.get(key)}, {two.get(key)}" for key in one | two if one.get(key) != two.get(key))
 
@@ -93,9 +94,9 @@ def main(arguments=None):
     metric, usual = chosen_metric(task, options.metric), chosen_metric(task, None)
     runs = [read_runs(options.results, name, metric.column) for name in (options.first, options.second)]
     rows = paired_rows(*runs, metric)
+    settings = differing_settings(options.results, options.first, options.second)
     header(first=options.first, second=options.second, metric=metric.column, results=options.results)
     of = "" if metric == usual else f"-{metric.column}"
-    settings = differing_settings(options.results, options.first, options.second)
     write_csv(options.results / options.second / f"against-{options.first}{of}.csv", rows)
     print(f"{metric.column}; {settings or 'no setting differs'}")
     effect = (metric.effect, f"{metric.effect}_low", f"{metric.effect}_high")

@@ -18,8 +18,14 @@ NO_LINKS = (errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.ENOSYS, errno.EML
 
 
 def write_atomic(path: Path | str, content: bytes | str):
-    """Write through a temporary file beside `path`. Raises OSError naming `path`, which is then untouched."""
-    _write(Path(path), content, os.replace)
+    """Write through a temporary file beside `path`, or beside what it links to.
+
+    Raises ConfigError where a folder, a pipe or a device is there, and OSError naming the file, which stays as it was.
+    """
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():
+        raise ConfigError(f"{path} is there and is no file; it is left as it was")
+    _write(path, content, os.replace)
 
 
 def create_exclusively(path: Path, content: str) -> bool:

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from diffusion_lib.build import build_diffusion, training_task
 from diffusion_lib.config import ExperimentConfig
-from diffusion_lib.training.run_folder import read_experiment, read_result
+from diffusion_lib.training.run_folder import read_result, recorded_config
 
 PUBLISHED_BATCH = 2048
 
@@ -55,4 +55,4 @@ def equal_compute_steps(config: ExperimentConfig, other: ExperimentConfig) -> in
 def recorded_flops(run: Path) -> int:
     """Training FLOPs of the run in a folder: those of its result.json, counted where that has none."""
     recorded = (read_result(run) or {}).get("train_flops")
-    return recorded or train_flops(read_experiment(run))
+    return recorded or train_flops(recorded_config(run))

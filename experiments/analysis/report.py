@@ -5,12 +5,13 @@ from pathlib import Path
 
 from tabulate import tabulate
 
+from diffusion_lib.build import describe_data
 from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.evaluation import SAMPLERS
-from diffusion_lib.system.errors import ConfigError
+from diffusion_lib.system.errors import ConfigError, show
 from diffusion_lib.system.files import read_json, write_atomic, write_csv, write_json
 from diffusion_lib.tasks import TASKS
-from diffusion_lib.training.run_folder import read_environment
+from diffusion_lib.training.run_folder import read_environment, require_study_data, shown
 from experiments.analysis.cause_figures import causes_figure, gap_figure
 from experiments.analysis.example_figure import example_figure
 from experiments.analysis.figures import interval_plot, learning_curves
@@ -54,6 +55,9 @@ def write_report(folder: Path, config: ExperimentConfig, strategies: list[str]) 
     rows, (_, damaged) = run_rows(folder), read_ended(folder)
     if not rows:
         raise ConfigError("; ".join(damaged.values()) or f"no run in {folder} has ended; nothing to report")
+    require_study_data(
+        folder, describe_data(config), "Start it where the first data are, or remove the runs of one of them"
+    )
     timing = read_step_times(folder)
     sets = evaluation_sets(config, config.evaluation_size, "cpu")
     task = sets[0].task
@@ -65,15 +69,15 @@ def write_report(folder: Path, config: ExperimentConfig, strategies: list[str]) 
     diagnoses = read_diagnoses(folder, config, study)
     write_figures(folder, config, study, task, references, diagnoses)
     verdict, criteria = verdict_lines(study, config), criteria_lines(study, config, timing)
-    left_out = [f"a damaged run is left out: {reason}." for reason in damaged.values()]
+    left_out = [f"left out: {reason}" for reason in damaged.values()]
     against = [f"- {sentence}" for sentence in [*left_out, *objections(study, config, references)]]
     parts = [*gap_parts(folder, references), *diagnosis_parts(folder, diagnoses, task)]
     text = report_text(folder, config, study, summary, (verdict, criteria, against), parts)
     write_atomic(folder / "report.md", text)
-    print(what_was_trained(folder.name, config, study, task_name(task)))
-    print(printed_table(summary, study.metrics))
-    print("\n".join([original_pairing(study), *verdict, *criteria, "What speaks against it:", *against]))
-    print(f"Report: {folder / 'report.md'}")
+    show(what_was_trained(folder.name, config, study, task_name(task)))
+    show(printed_table(summary, study.metrics))
+    show("\n".join([original_pairing(study), *verdict, *criteria, "What speaks against it:", *against]))
+    show(f"Report: {folder / 'report.md'}")
     return damaged
 
 
@@ -304,6 +308,7 @@ def effort_parts(folder: Path, diagnoses: dict, task) -> list[str]:
 def configuration_parts(folder: Path, config: ExperimentConfig) -> list[str]:
     about = read_environment(folder)
     return [
+        f"Data: {shown(describe_data(config))}.",
         f"`{about['command']}`, commit {about['commit']}, {about['gpu'] or about['cpu']} "
         f"({about['cpu_cores']} cores, {about['threads']} threads), Python {about['python']}, torch {about['torch']} "
         f"(float32 products: {about.get('float32_products', 'highest')}).",

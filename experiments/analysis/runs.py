@@ -6,7 +6,7 @@ from typing import NamedTuple
 from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.tasks import TASKS
-from diffusion_lib.training.run_folder import ended_result, read_experiment, run_folders
+from diffusion_lib.training.run_folder import recorded_config, run_folders, trusted_result
 from experiments.analysis.metrics import task_metrics
 
 
@@ -26,12 +26,13 @@ class EndedRun(NamedTuple):
 def read_ended(*studies: Path) -> tuple[list[EndedRun], dict[Path, str]]:
     """The runs that ended, strategy by strategy, and by folder what is wrong with those whose files are damaged."""
     runs, damaged = [], {}
-    folders = [folder for study in studies for folder in run_folders(study) if (folder / "result.json").exists()]
-    for folder in folders:
+    for folder in (folder for study in studies for folder in run_folders(study)):
         try:
-            run = EndedRun(folder, read_experiment(folder), ended_result(folder))
-            require_possible(run)
-            runs.append(run)
+            result = trusted_result(folder)
+            if result:
+                run = EndedRun(folder, recorded_config(folder), result)
+                require_possible(run)
+                runs.append(run)
         except (ConfigError, OSError) as error:
             damaged[folder] = str(error)
     return runs, damaged

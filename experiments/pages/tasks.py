@@ -7,7 +7,7 @@ import numpy as np
 
 from diffusion_lib.evaluation import DIFFICULTIES, SAMPLERS, column
 from diffusion_lib.tasks import TASKS
-from diffusion_lib.training.run_folder import read_experiment
+from diffusion_lib.training.run_folder import recorded_config
 from experiments.analysis.metrics import task_metrics
 from experiments.analysis.tables import Study, run_rows
 from experiments.analysis.verdict import ADVERSARIAL, BASELINE, COMPUTE
@@ -22,7 +22,7 @@ def studies(root: Path) -> dict[str, Study]:
     """By task; a study's metrics are the task's first, on the usual and the harder examples."""
     found = {}
     for folder in root.glob("task-*/"):
-        name = read_experiment(folder).dataset
+        name = recorded_config(folder).dataset
         metrics = task_metrics(TASKS[name])[: len(DIFFICULTIES)]
         found[name] = Study(run_rows(folder), list(STRATEGIES), metrics)
     return {name: found[name] for name in TASKS if name in found}
