@@ -21,7 +21,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from diffusion_lib.build import build_diffusion, check_fits, evaluation_tasks, training_task
+from diffusion_lib.build import build_diffusion, check_fits, describe_data, evaluation_tasks, training_task
 from diffusion_lib.checkpoint import checkpoint_path
 from diffusion_lib.config import ExperimentConfig, add_flags, current, given, recipe
 from diffusion_lib.denoising_diffusion_pytorch_1d import Trainer1D
@@ -34,7 +34,7 @@ from diffusion_lib.system.lock import RunHeld, RunLock
 from diffusion_lib.system.memory import one_line_for_full_memory
 from diffusion_lib.training.device import chosen_device
 from diffusion_lib.training.precision import set_precision
-from diffusion_lib.training.run_folder import prepare_folder, read_config
+from diffusion_lib.training.run_folder import prepare_folder, read_config, shown
 
 CURVE_SIZE = 2048  # examples behind a point of the learning curve
 RELEASED = {"train_steps": 1_300_000}  # where the release differs from the comparison
@@ -58,7 +58,8 @@ def main(arguments=None) -> int:
             raise ConfigError(f"load_milestone is {options.load_milestone or 'last'!r}; there is no file {milestone}")
     trainer = build_trainer(options, config, mining_mode, folder)
     if trainer.accelerator.is_main_process:
-        header(task=config.dataset, model=config.model, mining=mining_mode, device=trainer.device.type, folder=folder)
+        where = {"device": trainer.device.type, "folder": folder, "data": shown(describe_data(config, options.ood))}
+        header(task=config.dataset, model=config.model, mining=mining_mode, **where)
     try:
         if options.evaluate:
             trainer.load(options.load_milestone or "last", to_train=False)
@@ -208,7 +209,8 @@ def train(trainer: Trainer1D, options, config: ExperimentConfig):
         elif accelerator.is_main_process:
             say(f"{folder} continues from its last.pt, not from --load-milestone {options.load_milestone}")
     with accelerator.main_process_first():
-        prepare_folder(folder, recorded, trainer.device, "Choose another --results-folder or the earlier values")
+        remedy = "Choose another --results-folder or the earlier values"
+        prepare_folder(folder, recorded, trainer.device, remedy, data=describe_data(config, options.ood))
     lock = RunLock(folder, not options.no_lock) if accelerator.is_main_process else None
     with lock or nullcontext():
         if lock:

@@ -2,17 +2,18 @@
 
 import math
 from dataclasses import replace
+from functools import cache
 
 import torch
 
 from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.denoising_diffusion_pytorch_1d import GaussianDiffusion1D, require_possible
 from diffusion_lib.energies import MODELS
-from diffusion_lib.seeds import derive_seed
+from diffusion_lib.seeds import derive_seed, seeded_generator
 from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.system.memory import memory_limit
 from diffusion_lib.tasks import TASKS, Task
-from diffusion_lib.tasks.base import rules_of
+from diffusion_lib.tasks.base import SPLITS, rules_of
 from diffusion_lib.training.batches import INITIAL_WEIGHTS
 from diffusion_lib.training.precision import choose_products, require_product
 
@@ -20,6 +21,7 @@ COPIES_OF_WEIGHTS = 5  # in memory at once: the weights, their gradient, Adam's 
 COPIES_OF_BATCH = 2  # input and target, noise and candidate
 COPIES_OF_SETS = 2  # both difficulties
 COPIES_OF_SCHEDULE = 8  # buffers, of the model and its average
+FINGERPRINTED = 16  # examples of each set
 
 
 def training_task(config: ExperimentConfig, ood: bool = False) -> Task:
@@ -57,6 +59,23 @@ def evaluation_tasks(config: ExperimentConfig, trained_on: Task) -> tuple[Task, 
     if config.clamp == "training":
         harder.rules = replace(harder.rules, bound=trained_on.bound)
     return val, harder
+
+
+@cache
+def describe_data(config: ExperimentConfig, ood: bool = False) -> dict:
+    """What a run learns from and is judged by: its `source`, and a `fingerprint`, a number for each of the three sets.
+
+    It is a projection of the set's first inputs on the CPU, which other processors give but for its last digits. ood:
+    as of training_task.
+    """
+    task, numbers = training_task(config, ood), []
+    sets = task, *evaluation_tasks(config, task)
+    for chosen in sets:
+        chosen.pool_size = dict.fromkeys(SPLITS, FINGERPRINTED)  # the whole pools take minutes
+        inp, _ = chosen.sample(FINGERPRINTED, seeded_generator("fingerprint"), dtype=torch.float64)
+        weights = torch.randn(inp.shape, generator=seeded_generator("fingerprint's weights"), dtype=torch.float64)
+        numbers.append(round((inp * weights).sum().item() / math.sqrt(inp.numel()), 6))
+    return {"source": "; ".join(dict.fromkeys(chosen.source for chosen in sets)), "fingerprint": numbers}
 
 
 def check_modes(config: ExperimentConfig, modes):

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from diffusion_lib.build import check_fits, check_model, check_modes
+from diffusion_lib.build import check_fits, check_model, check_modes, describe_data
 from diffusion_lib.config import ExperimentConfig, add_flags, check_name, given, parse_seeds, recipe
 from diffusion_lib.energies import MODELS
 from diffusion_lib.negatives import MiningConfig
@@ -40,6 +40,9 @@ from diffusion_lib.training.run_folder import (
     recorded_config,
     require_same,
     require_study,
+    require_study_data,
+    say_once,
+    shown,
 )
 from experiments.analysis.verdict import ADVERSARIAL, BASELINE
 from experiments.speed.gpu_sharing import recorded_best
@@ -216,13 +219,14 @@ def run_study(options, config: ExperimentConfig, study: Path, mining_configs: di
     outcome = Outcome({}, {}) if options.report_only else train(options, config, study, runs, mining_configs)
     if options.task is not None and not options.report_only and whole <= ended_runs(study):  # an array's last job
         time_steps(options, config, study, mining_configs, shares(options, len(runs))[1])
+    sound = True
     if options.report_only or (options.task is None and ended_runs(study)):
-        report(study, list(runs), list(dict.fromkeys([*STRATEGIES, *mining_configs])))
+        sound = report(study, list(runs), list(dict.fromkeys([*STRATEGIES, *mining_configs])))
     for run, reason in outcome.failures.items():
         say(f"failed: {run}: {reason}")
     for run, reason in outcome.held.items():
         say(f"left to its holder: {run}: {reason}")
-    if outcome.failures:
+    if outcome.failures or not sound:
         return EXIT_BAD_INPUT
     if outcome.held and not ended_runs(study).issuperset(runs):
         say("not done: other processes have the runs above; run the same command again when they have ended")
@@ -242,7 +246,8 @@ def train(options, config: ExperimentConfig, study: Path, runs: dict[Path, tuple
         delete_study(study, not options.no_lock)
     remove_leftovers(study)
     # a published study comes without its runs: those made now are of this machine and version
-    prepare_folder(study, config.to_dict(), device, renew=not (study / "runs").exists(), at_once=at_once)
+    data, new = describe_data(config), not (study / "runs").exists()
+    prepare_folder(study, config.to_dict(), device, renew=new, at_once=at_once, data=data)
     header(
         study=study,
         model=config.model,
@@ -250,6 +255,7 @@ def train(options, config: ExperimentConfig, study: Path, runs: dict[Path, tuple
         runs=len(runs),
         at_once=at_once,
         device=device.type,
+        data=shown(data),
     )
     if options.task is None:  # before the runs, which are then followed by their report at once
         time_steps(options, config, study, mining_configs, threads)
@@ -294,6 +300,7 @@ def check_command(options, config: ExperimentConfig, study: Path, mining_configs
         raise ConfigError("--fresh would delete the runs of the other tasks; choose another --name")
     if (study / "config.json").exists() and not options.fresh:
         require_same(study, config.to_dict(), REMEDY)
+        require_study_data(study, describe_data(config))
 
 
 def check_here(options, config: ExperimentConfig, study: Path, runs: int):
@@ -319,21 +326,27 @@ def shares(options, runs: int) -> tuple[int, int]:
     return at_once, max(1, threads // at_once)
 
 
-def report(study: Path, asked: list[Path], order: list[str]):
-    """Report all runs that ended, and say if those asked for are not among them. Raises ConfigError if none ended."""
+def report(study: Path, asked: list[Path], order: list[str]) -> bool:
+    """Report all runs that ended, and say if those asked for are not among them; False where a run is damaged.
+
+    Raises ConfigError if none ended.
+    """
     # here, since it imports matplotlib and SciPy, which take seconds, and a task of an array reports nothing
     from experiments.analysis.report import write_report
 
     config, reported, ended = recorded_config(study), None, ended_runs(study)
     while ended != reported:  # again if a run ended meanwhile: of two reports made at a time the last must have all
-        write_report(study, config, order)
+        damaged = write_report(study, config, order)
         reported, ended = ended, ended_runs(study)
-    missing = len(set(asked) - ended)
+    for reason in damaged.values():
+        say_once(f"left out: {reason}")
+    missing = len(set(asked) - ended - damaged.keys())
     if missing:
         say(
             f"this report is partial, without the {missing} runs that have not ended: --status shows where they "
             "stand, and --report-only reports again"
         )
+    return not damaged
 
 
 if __name__ == "__main__":

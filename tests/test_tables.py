@@ -100,7 +100,7 @@ def test_an_error_of_exactly_0_is_said_and_has_no_ratio():
 @pytest.mark.filterwarnings("error")
 def test_missing_values_are_counted_and_crash_nothing():
     found = cells({"baseline": BASE, "adversarial": [nan] * 4}, failed=("adversarial",))
-    assert found[2:6] == ["0", "-", "-", ""]
+    assert found[2:6] == ["0 (4 failed)", "-", "-", ""]
     found = cells({"baseline": BASE, "adversarial": [nan, np.inf, 0.01, 0.02]})  # finished, and yet not finite
     assert found[3].endswith("(2 of 4 finite)")
     found = cells({"baseline": [0.01], "adversarial": [0.005]})
@@ -197,7 +197,7 @@ def test_a_report_begins_with_the_verdict_at_equal_compute(reported, tmp_path):
     [
         ([None, None, None], "unstable"),
         ([0.0, 0.01, 0.01], "a val_mse of exactly 0 has no ratio"),
-        ([nan, 0.01, 0.01], "the paired seeds, 2, are fewer than 3"),
+        ([nan, 0.01, 0.01], "- 1 of 3 runs of adversarial diverged"),  # finished, but with no finite samples
         ([0.01], "the paired seeds, 1, are fewer than 3"),
     ],
 )

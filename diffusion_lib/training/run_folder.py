@@ -2,9 +2,12 @@
 
 import hashlib
 import json
+import math
 import re
+from collections import defaultdict
 from contextlib import suppress
 from functools import cache
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
@@ -16,6 +19,7 @@ from diffusion_lib.system.errors import ConfigError, say
 from diffusion_lib.system.files import TEMPORARY, create_exclusively, json_text, read_json, write_json
 
 REMEDY = "Choose another --name, the earlier values, or --fresh to delete it"
+FINGERPRINT_TOLERANCE = 1e-3  # another processor's float32 products differ by a thousandth of it
 RESULT_TYPES = {"status": str, "strategy": str, "seed": int}
 ENDED_TYPES = {"finished": {"samplers": dict}, "failed": {"reason": str}}  # by status, what else a result has
 COSTS = {"parameters", "train_seconds", "steps_per_second", "train_flops", "peak_memory_bytes", "clipped"}
@@ -26,25 +30,33 @@ WITHOUT_DIGEST = {*RESULT_TYPES, *(key for types in ENDED_TYPES.values() for key
 
 
 def prepare_folder(
-    folder: Path, config: dict, device: torch.device, remedy=REMEDY, renew: bool = False, at_once: int = 1
+    folder: Path,
+    config: dict,
+    device: torch.device,
+    remedy=REMEDY,
+    renew: bool = False,
+    at_once: int = 1,
+    data: dict | None = None,
 ):
     """Make `folder` for `config`, or check that it was made for it; of several processes at once, one makes it.
 
-    config.json records the configuration and the environment of the first command, or with `renew` of this one.
-    at_once: the runs that this command trains at the same time.
+    config.json records the configuration, the data and the environment of the first command, or with `renew` of this
+    one. at_once: the runs that this command trains at the same time. data: what `describe_data` says.
     Raises ConfigError that names each differing key and the `remedy`, and OSError for a folder that cannot be written.
     """
     path = folder / "config.json"
     there = path.exists()
     if there:
         require_same(folder, config, remedy)
+        require_same_data(folder, data, remedy)
         if not renew:
             return
-    record = {"config": config, "environment": environment(device, at_once)}
+    record = {"config": config, "data": data, "environment": environment(device, at_once)}
     if there:
         write_json(path, record)
     elif not create_exclusively(path, json_text(record)):
         require_same(folder, config, remedy)
+        require_same_data(folder, data, remedy)
 
 
 def require_same(folder: Path, config: dict, remedy: str):
@@ -52,6 +64,42 @@ def require_same(folder: Path, config: dict, remedy: str):
     differing = differences(read_config(folder), config)
     if differing:
         raise ConfigError(f"{folder} was made by another configuration: {differing}. {remedy}")
+
+
+def require_same_data(folder: Path, data: dict | None, remedy: str):
+    """Raises ConfigError where the folder was made from other data; an earlier version recorded none."""
+    there = read_data(folder)
+    if there and data and not same_data(there, data):
+        raise ConfigError(f"{folder} was made from other data: there {shown(there)}, now {shown(data)}. {remedy}")
+
+
+def same_data(one: dict, other: dict) -> bool:
+    """Whether two fingerprints are of the same examples, on whatever processors."""
+    pairs = zip_longest(one["fingerprint"], other["fingerprint"], fillvalue=math.inf)
+    return all(abs(here - there) < FINGERPRINT_TOLERANCE for here, there in pairs)
+
+
+def shown(data: dict) -> str:
+    """Recorded data in a line."""
+    return f"{data['source']} ({' '.join(f'{number:.4f}' for number in data['fingerprint'])})"
+
+
+def read_data(folder: Path) -> dict | None:
+    """The data in config.json, None of an earlier version's. Raises ConfigError for what no run has written."""
+    data = read_json(folder / "config.json").get("data")
+    if data is None:
+        return None
+    numbers = data.get("fingerprint") if isinstance(data, dict) and isinstance(data.get("source"), str) else None
+    if not isinstance(numbers, list) or not all(type(number) in (int, float) for number in numbers):
+        raise ConfigError(f"{folder / 'config.json'} has no source and fingerprint in its 'data'")
+    return data
+
+
+def require_study_data(study: Path, data: dict, remedy: str = REMEDY):
+    """Raises ConfigError where a study or one of its runs was made from other data."""
+    for folder in (study, *run_folders(study)):
+        if (folder / "config.json").exists():
+            require_same_data(folder, data, remedy)
 
 
 def require_of_study(folder: Path, config: dict):
@@ -96,6 +144,14 @@ def read_config(folder: Path) -> dict:
     return config
 
 
+def read_environment(folder: Path) -> dict:
+    """The environment in config.json, 'unknown' what an earlier version did not record. Raises ConfigError."""
+    about = read_json(folder / "config.json").get("environment")
+    if not isinstance(about, dict):
+        raise ConfigError(f"{folder / 'config.json'} lacks its 'environment'")
+    return defaultdict(lambda: "unknown", about)
+
+
 def recorded_config(folder: Path) -> ExperimentConfig:
     """The configuration in config.json, in the form of today. Raises ConfigError, which names the file."""
     recorded = read_config(folder)
@@ -117,6 +173,8 @@ def ended_result(folder: Path) -> dict | None:
         return None
     wanted = RESULT_TYPES | ENDED_TYPES.get(str(result.get("status")), {})
     wrong = [key for key, kind in wanted.items() if type(result.get(key)) is not kind]
+    if not wrong:
+        wrong = [name for name, part in result.get("samplers", {}).items() if not _numbers(part)]
     if wrong or result["status"] not in ENDED_TYPES:
         raise ConfigError(f"{path} is no result of a run: see its {', '.join(wrong or ['status'])}")
     recorded = result.pop("digest", None)
@@ -126,6 +184,10 @@ def ended_result(folder: Path) -> dict | None:
     if study_of(folder) and named != (result["strategy"], f"seed-{result['seed']}"):
         raise ConfigError(f"{path} is of {result['strategy']} seed {result['seed']}. {ANEW}")
     return result
+
+
+def _numbers(part) -> bool:
+    return isinstance(part, dict) and all(type(value) in (int, float) for value in part.values())
 
 
 def write_result(folder: Path, result: dict):
@@ -153,17 +215,6 @@ def trusted_result(folder: Path) -> dict | None:
         recorded_config(folder)
         require_of_study(folder, read_config(folder))
     return result
-
-
-def left_out(study: Path) -> list[str]:
-    """Why runs of a study are in no report though they have a result."""
-    reasons = []
-    for folder in run_folders(study):
-        try:
-            trusted_result(folder)
-        except (ConfigError, OSError) as error:
-            reasons.append(f"left out: {error}")
-    return reasons
 
 
 @cache

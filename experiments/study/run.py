@@ -4,7 +4,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
-from diffusion_lib.build import build_diffusion, evaluation_tasks, training_task
+from diffusion_lib.build import build_diffusion, describe_data, evaluation_tasks, training_task
 from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.denoising_diffusion_pytorch_1d import Trainer1D
 from diffusion_lib.evaluation import (
@@ -96,7 +96,7 @@ def run_experiment(
         return done
     with one_line_for_full_memory(), RunLock(folder, use_lock) as lock:
         require_of_study(folder, recorded)  # another command's --fresh may have put another study there
-        prepare_folder(folder, recorded, place, at_once=at_once)
+        prepare_folder(folder, recorded, place, at_once=at_once, data=describe_data(config))
         done = ended_result(folder)  # another process may have ended the run before we held the lock
         if done:
             return done
