@@ -27,6 +27,7 @@ from diffusion_lib.config import ExperimentConfig, add_flags, current, given, re
 from diffusion_lib.denoising_diffusion_pytorch_1d import Trainer1D
 from diffusion_lib.evaluation import EvaluationSet, sampler_metrics, samplers_of
 from diffusion_lib.negatives import MiningConfig
+from diffusion_lib.released_api import released_mode
 from diffusion_lib.system.arguments import Parser, directory, header, whole
 from diffusion_lib.system.errors import ConfigError, exit_status, say, show
 from diffusion_lib.system.files import write_csv
@@ -79,7 +80,12 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     parser = Parser(__doc__)
     add = parser.add_argument
     add_flags(parser, ExperimentConfig, MiningConfig, leave_out=NOT_OURS, defaults=RELEASED | {"mode": "none"})
-    add("--supervise-energy-landscape", type=boolean, metavar="BOOL", help="same as --mining-mode adversarial, or none")
+    add(
+        "--supervise-energy-landscape",
+        type=boolean,
+        metavar="BOOL",
+        help="the release's --mining-mode: corrupt or adversarial, by task; or none",
+    )
     add(
         "--use-innerloop-opt",
         type=boolean,
@@ -141,8 +147,8 @@ def resolve(options) -> tuple[ExperimentConfig, str]:
     mode, supervise = options.mode, options.supervise_energy_landscape
     if None not in (mode, supervise) and supervise != (mode != "none"):
         raise ConfigError(f"supervise_energy_landscape is {supervise}, but mining_mode is {mode!r}; give one of them")
-    mode = mode or ("adversarial" if supervise else "none")
-    usual, usual_mining = recipe(options.dataset, options.model)
+    mode = mode or (released_mode(options.dataset) if supervise else "none")
+    usual, usual_mining = recipe(options.dataset, options.model, options.match_release)
     mining = MiningConfig(**{**usual_mining, **given(options, MiningConfig), "mode": mode})
     return ExperimentConfig(**{**usual, **RELEASED, **given(options, ExperimentConfig)}, mining=mining), mode
 

@@ -14,7 +14,7 @@ train_seconds  time spent on training so far
 loss_sums      (6,) float64, since the last of those rows: the sums of the loss, of its three parts and of clipped
                gradients, and the number of steps
 run            task, model, mining and so on: see Trainer1D.run_identity
-The first four are needed and are also what a checkpoint of the released code has.
+The first four are needed (opt only for training on) and are also what a checkpoint of the released code has.
 """
 
 import io
@@ -52,10 +52,11 @@ def checkpoint_path(folder: Path, milestone) -> Path:
     return folder / f"model-{name}.pt" if name.isdigit() else Path(name)
 
 
-def load_checkpoint(path, device) -> dict:
+def load_checkpoint(path, device, to_train: bool) -> dict:
     """The state in a checkpoint, tensors on `device`. Raises CheckpointError naming the file, which stays.
 
-    A zip's checksums are compared first: a flipped bit would be a weight like others.
+    to_train: whether it needs the optimizer's state. A zip's checksums are compared first: a flipped bit would be a
+    weight like others.
     """
     try:
         device = torch.device(device)
@@ -70,7 +71,8 @@ def load_checkpoint(path, device) -> dict:
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise CheckpointError(f"{path} cannot be read as a checkpoint ({reason}); it is left as it was") from None
     state = state if isinstance(state, dict) else {}
-    wrong = [key for key, kinds in CHECKPOINT_TYPES.items() if not _is_one_of(state.get(key), kinds)]
+    needed = {key: kinds for key, kinds in CHECKPOINT_TYPES.items() if to_train or key != "opt"}
+    wrong = [key for key, kinds in needed.items() if not _is_one_of(state.get(key), kinds)]
     wrong += [key for key, kinds in OPTIONAL_TYPES.items() if key in state and not _is_one_of(state[key], kinds)]
     if wrong:
         raise CheckpointError(f"{path} is no checkpoint of a Trainer1D: see its {', '.join(wrong)}")

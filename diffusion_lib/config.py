@@ -27,17 +27,21 @@ RECIPES = {
 }
 
 
-def recipe(dataset: str | None, model: str | None) -> tuple[dict, dict]:
+def recipe(dataset: str | None, model: str | None, match_release: bool | None) -> tuple[dict, dict]:
     """The settings of ExperimentConfig and of MiningConfig that a task and an energy model bring.
 
-    None: the default task, and the task's own model. Unknown names bring nothing: the configurations refuse them.
+    None: the default task, and the task's own model. match_release: hand-made negatives, where there are some, are the
+    released code's. Unknown names bring nothing: the configurations refuse them.
     """
     task = TASKS.get(dataset or ExperimentConfig.dataset)
     if task is None:
         return {}, {}
     model = model or task.model
     own = {"rank": task.default_rank, "model": model}
-    return {**RECIPES.get(model, {}), **own, **task.recipe}, {"weight": task.rules.contrast_weight}
+    mining = {"weight": task.rules.contrast_weight}
+    if match_release and task.rules.corruption:
+        mining["corruption"] = "released"
+    return {**RECIPES.get(model, {}), **own, **task.recipe}, mining
 
 
 def setting(default, help: str, choices=None):

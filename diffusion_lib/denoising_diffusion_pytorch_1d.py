@@ -55,13 +55,14 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
     """Diffusion whose noise prediction is the gradient of an energy (IRED, ICML 2024, sections 3.1 to 3.3).
 
     model: an EnergyModel, or a DiffusionWrapper around one, or a NoiseModel. timesteps: T (None: 10, IRED's own, with a
-    warning). rules: the task's own (None: those of the continuous tasks). mining_config: dict (or None) for
+    warning). rules: the task's own (None: by the release's keywords `continuous`, `sudoku`, `connectivity`,
+    `shortest_path`, without which solutions are bounded by 1, as there). mining_config: dict (or None) for
     MiningConfig. bound: overrides that of the rules. use_innerloop_opt: the sampler descends the energy at each level.
     show_inference_tqdm: a bar for its levels. supervise_energy_landscape: False switches the contrastive term off
     whatever `mining_config` says, as in the release. baseline: the sampler adds the posterior's noise, as a plain
     diffusion model does. match_release: reproduce the released code's defects (docs/released-code.md).
-    sudoku, connectivity, shortest_path and continuous choose the rules and negatives that the release has for them; its
-    other keywords (objective, …) are accepted at the value that it uses, its other calls are in released_api.py.
+    The release's other keywords (objective, …) are accepted at the value that it uses, its other calls are in
+    released_api.py.
     Raises ConfigError for anything that is not allowed.
 
     Below, `out_shape` is the shape of one solution, (out_dim,) for vectors; a mask (B, *out_shape) is 1 where the input
@@ -86,7 +87,7 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
         **released,
     ):
         super().__init__()
-        rules, mining_config = by_flags(released, rules, mining_config, match_release)
+        rules, mining = by_flags(released, rules, mining_config, bound, match_release)
         require_defaults("GaussianDiffusion1D", released, DIFFUSION_DEFAULTS)
         if timesteps is None:
             timesteps = DEFAULT_TIMESTEPS
@@ -109,7 +110,6 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
         self.num_timesteps = timesteps
         self.has_dropout = any(isinstance(module, nn.Dropout) for module in model.modules())
         model.ebm.set_timesteps(timesteps)
-        mining = MiningConfig.from_dict(mining_config)
         self.mining = mining if supervise_energy_landscape else MiningConfig(mode="none")
         self.match_release = match_release
         require_possible(type(model.ebm), self.rules, self.mining.mode, use_innerloop_opt)
@@ -171,9 +171,9 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
         nce_noise = torch.randn_like(x_start) if nce_noise is None else nce_noise
         if candidates is None:
             candidates = self.candidates(cond, x_start, t, nce_noise, mask=mask)
-        energy_real = ebm.energy(cond, self.noised(x_start, t, nce_noise, x_start, mask))
-        energy_fake = ebm.energy(cond, self.noised(candidates, t, nce_noise, x_start, mask))
-        contrastive = F.softplus(energy_real - energy_fake).mean()
+        real = self.noised(x_start, t, nce_noise, x_start, mask)
+        fake = self.noised(candidates, t, nce_noise, x_start, mask)
+        contrastive = self._contrastive_loss(*(self._energies(cond, x) for x in (real, fake)))
         distance = F.mse_loss(candidates, x_start)
         return denoising + self.mining.weight * contrastive, (denoising, contrastive, distance)
 
@@ -189,6 +189,19 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
         unknown = 1 - mask
         # defect 9: the release divides by the number of all entries
         return (errors * unknown).sum() / (unknown.numel() if self.match_release else unknown.sum().clamp(min=1))
+
+    def _energies(self, cond, x):
+        """Energies (B,); (B, n) of a model of which the release has n, defect 10."""
+        ebm = self.model.ebm
+        several = self.match_release and hasattr(ebm, "released_energy")
+        return ebm.released_energy(cond, x) if several else ebm.energy(cond, x)
+
+    def _contrastive_loss(self, real, fake):
+        """Minus the log of the share of exp(-E) that the real sample has (IRED, equation 6), from `_energies`."""
+        if real.ndim == 1:
+            return F.softplus(real - fake).mean()
+        # defect 10: the first of the n energies against all 2n
+        return (real[:, 0] + torch.cat((-real, -fake), dim=1).logsumexp(1)).mean()
 
     @torch.no_grad()
     def candidates(self, cond, x_start, t, noise, mining=None, mask=None):
@@ -235,8 +248,7 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
         ebm = self.model.ebm
         energy, gradient = (ebm.energy(cond, z), None) if only_energy else ebm.energy_and_gradient(cond, z)
         if self.match_release and hasattr(ebm, "released_energy"):
-            # defect 10: the release compares the first node's
-            energy = ebm.released_energy(cond, z).view(len(z), -1)[:, 0]
+            energy = self._energies(cond, z).view(len(z), -1)[:, 0]  # defect 10: the release compares the first
         return energy, gradient
 
     def _clamp_limit(self, t, bound, x):

@@ -15,7 +15,7 @@ import torch.distributed
 
 from diffusion_lib.negatives import MiningConfig
 from diffusion_lib.seeds import seeded_generator
-from diffusion_lib.tasks.base import Task, as_task
+from diffusion_lib.tasks.base import Task, as_task, mask_of
 
 # By name, the opt_steps at each level under the rules of a task.
 SAMPLERS = {"plain": lambda _rules: 0, "innerloop": lambda rules: rules.inner_steps}
@@ -65,12 +65,12 @@ class EvaluationSet:
     def __init__(self, task: Task, size: int, device, masked: bool = True):
         task = as_task(task)
         self.task, self.size = task, size
-        inp, self.target = task.sample(size, seeded_generator("evaluation data"), dtype=torch.float64)
+        inp, self.target, *drawn = task.sample(size, seeded_generator("evaluation data"), dtype=torch.float64)
         noise = torch.randn(2, *self.target.shape, generator=seeded_generator("evaluation noise"))
         self.exact_inp = inp
         self.inp, self.target = inp.float().to(device), self.target.to(device)
         self.start, self.noise = noise.to(device)
-        self.mask = task.mask(self.inp) if masked else None
+        self.mask = mask_of(task, self.inp, drawn) if masked else None
 
     def mask_of(self, rows: slice) -> torch.Tensor | None:
         return None if self.mask is None else self.mask[rows]

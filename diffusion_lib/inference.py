@@ -47,7 +47,7 @@ def load_model(run: Path | str, device: str | None = "cpu") -> GaussianDiffusion
         raise ConfigError(f"no run at {run}; allowed: a folder with config.json and last.pt, or a checkpoint in one")
     if not (folder / "config.json").exists():
         raise ConfigError(f"no config.json in {folder}: it says which model the checkpoint is of")
-    state = load_checkpoint(path, device)
+    state = load_checkpoint(path, device, to_train=False)
     model = _untrained(folder / "config.json")
     try:
         model.load_state_dict(averaged_weights(state))

@@ -48,6 +48,11 @@ MODES = {
     "corrupt": corrupted_sample,
 }
 CORRUPTIONS = ("repaired", "released")
+# Of keys that look like one of a mining config: what to write.
+INSTEAD = {
+    "strategy": f"instead of strategy write mode ({', '.join(MODES)})",
+    "inference_opt_steps": "instead of inference_opt_steps give the sampler its inner_steps (sample_loop)",
+}
 
 
 @dataclass(frozen=True)
@@ -90,8 +95,11 @@ class MiningConfig:
             require_positive(name, getattr(self, name), LARGEST)
 
     @classmethod
-    def from_dict(cls, config: "Mapping | MiningConfig | None") -> "MiningConfig":
-        """Check a `mining_config` dict once, at the edge. None is IRED's behaviour: adversarial, 2 steps."""
+    def from_dict(cls, config: "Mapping | MiningConfig | None", **usual) -> "MiningConfig":
+        """Check a `mining_config` dict once, at the edge. None is IRED's behaviour: adversarial, 2 steps.
+
+        usual: what holds where a dict does not say otherwise.
+        """
         if isinstance(config, cls):
             return config
         if config is not None and not isinstance(config, Mapping):
@@ -99,8 +107,9 @@ class MiningConfig:
         allowed = [field.name for field in fields(cls)]
         unknown = sorted(str(key) for key in (config or {}) if key not in allowed)
         if unknown:
-            raise ConfigError(f"unknown mining key {', '.join(unknown)}; allowed: {', '.join(allowed)}")
-        return cls(**(config or {}))
+            instead = "".join(f"; {INSTEAD[key]}" for key in unknown if key in INSTEAD)
+            raise ConfigError(f"unknown mining key {', '.join(unknown)}; allowed: {', '.join(allowed)}{instead}")
+        return cls(**{**usual, **(config or {})})
 
     def corrupt(self, rules, target, generator=None, mask=None):
         """Solutions (B, *out_shape) spoiled in the way of a task's `rules`, mended or as released."""

@@ -1,6 +1,7 @@
 """The released code's calls: scripts written for it run as they are, or are told in one line what to write instead."""
 
 import itertools
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -8,13 +9,18 @@ from tabulate import tabulate
 
 from diffusion_lib.evaluation import summary
 from diffusion_lib.masks import Given
+from diffusion_lib.negatives import MiningConfig
 from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.tasks import TASKS
 from diffusion_lib.tasks.base import Rules, as_task, rules_of
 
-# The release's flags of its discrete tasks, and a task that it trains with each.
-FLAGS = {"sudoku": "sudoku", "connectivity": "connectivity", "shortest_path": "shortest-path-1d"}
-DISCRETE = Rules(bound=1.0, candidate_bound=2.0)  # what `continuous=False` alone changes
+# The release's flags of its discrete tasks, and the tasks that it trains with each, by hand-made negatives.
+FLAGS = {
+    "sudoku": ("sudoku", "sudoku-rrn"),
+    "connectivity": ("connectivity", "connectivity-2"),
+    "shortest_path": ("shortest-path-1d", "shortest-path"),
+}
+DISCRETE = Rules(bound=1.0, candidate_bound=2.0)  # without any of its keywords
 # Other arguments of the released constructors, at the only value that it uses.
 DIFFUSION_DEFAULTS = {
     "objective": "pred_noise",
@@ -27,9 +33,17 @@ TRAINER_DEFAULTS = {
     "amp": False,
     "fp16": False,
     "split_batches": True,
-    "metric": "mse",
     "latent": False,
     "autoencode_model": None,
+}
+# The release's metrics, each with that of ours which says the same and decides first on its tasks.
+METRICS = {
+    "mse": "mse",
+    "bce": "balanced_accuracy",
+    "sudoku": "solved",
+    "sort": "array_accuracy",
+    "sort-2": "array_accuracy",
+    "shortest-path-1d": "first_step_shortens",
 }
 
 
@@ -45,22 +59,40 @@ def require_defaults(owner: str, given: dict, allowed: dict):
             raise ConfigError(f"{owner}: {name} is {value!r}; allowed here: {allowed[name]!r}")
 
 
-def by_flags(released: dict, rules: Rules | None, mining_config, match_release: bool):
-    """Rules and mining config, with the released constructor's flags taken out of `released`.
+def require_metric(released: dict, dataset):
+    """Take the released trainer's `metric` out of `released`. Raises ConfigError where the data set has another."""
+    own, metric = as_task(dataset).metrics[0], released.pop("metric", None)
+    if metric is not None and METRICS.get(metric) != own:
+        raise ConfigError(
+            f"metric is {metric!r}, and {type(dataset).__name__} is judged by {own}; leave metric out, or give a task "
+            f"of dataset.py, or your own (docs/adding-a-task.md), that is judged by it (allowed: {', '.join(METRICS)})"
+        )
 
-    A flag brings its task's rules, and where no mining config is given also the release's negatives for it. Raises
-    ConfigError for two flags at a time, or flags beside rules.
+
+def released_mode(dataset: str) -> str:
+    """The mining mode of the release where it supervises the energy landscape."""
+    return "corrupt" if any(dataset in tasks for tasks in FLAGS.values()) else "adversarial"
+
+
+def by_flags(released: dict, rules: Rules | None, mining_config, bound, match_release: bool):
+    """Rules and MiningConfig, with the released constructor's flags taken out of `released`.
+
+    A flag brings its task's rules, and the release's negatives for it where the mining config does not say otherwise.
+    Raises ConfigError for two flags at a time, or flags beside rules.
     """
     chosen = [flag for flag in FLAGS if released.pop(flag, False)]
     continuous = released.pop("continuous", None)
     if len(chosen) > 1 or (rules is not None and (chosen or continuous is not None)):
         raise ConfigError(f"give one of {', '.join(FLAGS)}, or rules")
+    usual = {"corruption": "released"} if chosen or match_release else {}
     if chosen:
-        task = TASKS[FLAGS[chosen[0]]]
-        rules = rules_of(task, match_release)
-        if mining_config is None:
-            mining_config = {"mode": "corrupt", "corruption": "released", "weight": rules.contrast_weight}
-    return rules or (DISCRETE if continuous is False else Rules()), mining_config
+        rules = rules_of(TASKS[FLAGS[chosen[0]][0]], match_release)
+        usual |= {"mode": "corrupt", "weight": rules.contrast_weight}
+        if continuous:
+            rules = replace(rules, bound=Rules.bound, level_bound=None)
+    elif rules is None:  # a bound is no word of the release's: it is the candidates' too
+        rules = Rules() if continuous or (bound is not None and continuous is None) else DISCRETE
+    return rules, MiningConfig.from_dict(mining_config, **usual)
 
 
 class ModelPrediction(NamedTuple):
@@ -74,6 +106,7 @@ class ReleasedCalls:
     """Methods and attributes of the released GaussianDiffusion1D, in terms of this project's."""
 
     objective = DIFFUSION_DEFAULTS["objective"]
+    self_condition = is_ddim_sampling = False
 
     @property
     def out_shape(self):
@@ -98,13 +131,55 @@ class ReleasedCalls:
     def predict_start_from_noise(self, x_t, t, noise):
         return self.predict_start(x_t, t, noise)
 
+    def predict_noise_from_start(self, x_t, t, x0):
+        recip, recipm1 = self.sqrt_recip_alphas_cumprod, self.sqrt_recipm1_alphas_cumprod
+        return (self._at(recip, t, x_t) * x_t - x0) / self._at(recipm1, t, x_t)
+
+    def predict_v(self, x_start, t, noise):
+        kept, added = self.sqrt_alphas_cumprod, self.sqrt_one_minus_alphas_cumprod
+        return self._at(kept, t, x_start) * noise - self._at(added, t, x_start) * x_start
+
+    def predict_start_from_v(self, x_t, t, v):
+        kept, added = self.sqrt_alphas_cumprod, self.sqrt_one_minus_alphas_cumprod
+        return self._at(kept, t, x_t) * x_t - self._at(added, t, x_t) * v
+
+    def q_posterior(self, x_start, x_t, t):
+        """Mean (B, *out_shape), variance and its clipped logarithm (B, 1, …) of q(x_{t-1} | x_t, x_0)."""
+        of_start, of_x_t = self._at(self.posterior_mean_coef1, t, x_t), self._at(self.posterior_mean_coef2, t, x_t)
+        spread = (self._at(table, t, x_t) for table in (self.posterior_variance, self.posterior_log_variance_clipped))
+        return of_start * x_start + of_x_t * x_t, *spread
+
     def model_predictions(self, inp, x, t, x_self_cond=None, clip_x_start=False, rederive_pred_noise=False):
-        """The prediction at x (B, out_dim) and levels t (B,)."""
-        if x_self_cond is not None or rederive_pred_noise:
-            raise ConfigError("model_predictions: leave out x_self_cond and rederive_pred_noise")
+        """The prediction at x (B, *out_shape) and levels t (B,). clip_x_start: to [-1, 1], as in the release."""
+        if x_self_cond is not None:
+            raise ConfigError("leave out x_self_cond: the release's models take no former prediction")
         noise = self.model(inp, x, t)
         x_start = self.predict_start(x, t, noise)
-        return ModelPrediction(noise, x_start.clamp(-self.bound, self.bound) if clip_x_start else x_start)
+        if clip_x_start:
+            x_start = x_start.clamp(-1, 1)
+            noise = self.predict_noise_from_start(x, t, x_start) if rederive_pred_noise else noise
+        return ModelPrediction(noise, x_start)
+
+    def p_mean_variance(self, cond, x, t, x_self_cond=None, clip_denoised=False):
+        """`q_posterior` at the model's x_0 for inputs `cond`, and that x_0, within the bound if clip_denoised."""
+        x_start = self.model_predictions(cond, x, t, x_self_cond).pred_x_start
+        if clip_denoised:
+            x_start = x_start.clamp(-self.bound, self.bound)
+        return *self.q_posterior(x_start, x, t), x_start
+
+    @torch.no_grad()
+    def p_sample(self, cond, x, t, x_self_cond=None, clip_denoised=True, with_noise=False, scale=False):
+        """One denoising step for inputs `cond` at level t, (B,) or an int: the new x, at that level's scale, and x_0.
+
+        with_noise: the posterior's noise is added. scale: x is the posterior's mean instead.
+        """
+        times = torch.full((len(x),), t, device=x.device) if isinstance(t, int) else t
+        new, _, log_variance, x_start = self.p_mean_variance(cond, x, times, x_self_cond, clip_denoised)
+        if not scale:
+            new = self._at(self.sqrt_alphas_cumprod, times, x) * x_start
+        if with_noise and (t is times or t > 0):
+            new = new + (0.5 * log_variance).exp() * torch.randn_like(x)
+        return new, x_start
 
     @torch.no_grad()
     def opt_step(self, inp, img, t, mask=None, data_cond=None, step=None, eval=True, sf=1.0, detach=True):
@@ -136,7 +211,11 @@ class ReleasedCalls:
 class ReleasedTrainerCalls:
     """Methods and attributes of the released Trainer1D, in terms of this project's."""
 
-    metric = TRAINER_DEFAULTS["metric"]
+    @property
+    def metric(self):
+        """The release's name of what decides first, or ours where it has none."""
+        own = as_task(self.dataset).metrics[0]
+        return next((name for name, ours in METRICS.items() if ours == own), own)
 
     @property
     def out_dim(self):
@@ -144,17 +223,18 @@ class ReleasedTrainerCalls:
 
     @property
     def dl(self):
-        """The training batches from the present step on, without end: (inp, target)."""
+        """The training batches from the present step on, without end: (inp, target), and the mask where it is kept."""
         for step in itertools.count(self.step):
-            batch = self.stream.batch(step)
-            yield batch.inp, batch.target
+            inp, target, mask, *_ = self.stream.batch(step)
+            yield (inp, target) if mask is None else (inp, target, mask)
 
     @property
     def validation_dl(self):
-        """The fixed validation set in batches (inp, target); none without a validation_dataset."""
+        """The fixed validation set in batches as of `dl`; none without a validation_dataset."""
         chosen = self.evaluation_sets.get("val")
         rows = chosen.batches(self.validation_batch_size, self.share) if chosen else ()
-        return [(chosen.inp[part], chosen.target[part]) for part in rows]
+        parts = [part for part in (chosen.inp, chosen.target, chosen.mask) if part is not None] if chosen else []
+        return [tuple(part[at] for part in parts) for at in rows]
 
     def evaluate(self, device=None, milestone=None, inp=None, label=None, mask=None):
         """Print and return the metrics on the fixed sets, and on a batch (inp, label) where one is given.

@@ -23,7 +23,7 @@ from tabulate import tabulate
 from diffusion_lib.build import check_fits
 from diffusion_lib.config import RECIPES, ExperimentConfig, add_flags, given
 from diffusion_lib.denoising_diffusion_pytorch_1d import GaussianDiffusion1D, Trainer1D
-from diffusion_lib.energies import MODELS, DiffusionWrapper
+from diffusion_lib.energies import MODELS
 from diffusion_lib.energies.mlp import HIDDEN
 from diffusion_lib.negatives import MiningConfig
 from diffusion_lib.seeds import seeded_generator
@@ -87,7 +87,7 @@ def matmul_peak(batch_size, device, repeats) -> float:
 def initial_diffusion(mode, model, rank, device) -> GaussianDiffusion1D:
     torch.manual_seed(0)
     ebm = MODELS[model](rank**2, rank**2)
-    return GaussianDiffusion1D(DiffusionWrapper(ebm), timesteps=10, mining_config={"mode": mode}).to(device)
+    return GaussianDiffusion1D(ebm, timesteps=10, rules=Inverse.rules, mining_config={"mode": mode}).to(device)
 
 
 def our_step(mode, model, rank, batch_size, device, bf16=False, cuda_graph=True):

@@ -157,7 +157,7 @@ def resolve(options: argparse.Namespace) -> tuple[ExperimentConfig, list[int], s
     preset = dict(PRESETS.get(options.preset, {}))
     seeds = options.seeds or [preset.pop("seeds", "0")]
     preset.pop("seeds", None)
-    usual, usual_mining = recipe(options.dataset, options.model)
+    usual, usual_mining = recipe(options.dataset, options.model, options.match_release)
     mining = MiningConfig(**usual_mining | preset.pop("mining", {}) | given(options, MiningConfig))
     config = ExperimentConfig(**{**usual, **preset, **given(options, ExperimentConfig)}, mining=mining)
     usual_name = "-".join([options.preset or "custom", *([config.dataset] if options.dataset else []), config.model])

@@ -102,7 +102,8 @@ def device(request):
 def make_diffusion(rank=3, seed=0, **options) -> GaussianDiffusion1D:
     torch.manual_seed(seed)
     task = Inverse("train", rank)
-    return GaussianDiffusion1D(DiffusionWrapper(EBM(task.inp_dim, task.out_dim)), **{"timesteps": 10, **options})
+    usual = {"timesteps": 10, "rules": task.rules}
+    return GaussianDiffusion1D(DiffusionWrapper(EBM(task.inp_dim, task.out_dim)), **usual | options)
 
 
 def make_trainer(folder, rank=3, mode="adversarial", seed=0, **options) -> Trainer1D:

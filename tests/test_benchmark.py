@@ -14,7 +14,7 @@ from diffusion_lib.system.errors import ConfigError
 from experiments.benchmark import main
 from experiments.speed.released_way import item_batches, plain_loss, plain_sample
 from experiments.study.other_process import OtherProcess
-from models import MODELS, DiffusionWrapper
+from models import MODELS
 
 
 @pytest.mark.parametrize("model", ["mlp", "matrix"])
@@ -24,10 +24,8 @@ def test_the_plain_path_computes_the_same_step(mode, model):
     t = torch.arange(32) % 10
     noise, nce_noise = torch.randn(2, 32, 9, generator=seeded_generator("test", 1))
     torch.manual_seed(0)
-    ours, plain = (
-        GaussianDiffusion1D(DiffusionWrapper(MODELS[model](9, 9)), timesteps=10, mining_config={"mode": mode}).double()
-        for _ in range(2)
-    )
+    options = {"timesteps": 10, "rules": Inverse.rules, "mining_config": {"mode": mode}}
+    ours, plain = (GaussianDiffusion1D(MODELS[model](9, 9), **options).double() for _ in range(2))
     plain.load_state_dict(ours.state_dict())
     arguments = [part.double() for part in (inp, target)]
     loss, _ = ours.p_losses(arguments[0], arguments[1], None, t, noise.double(), nce_noise.double())

@@ -149,12 +149,18 @@ def resolved(*arguments):
     return train.resolve(train.parse_arguments(arguments))
 
 
+HAND_MADE = ("sudoku", "sudoku-rrn", "connectivity", "connectivity-2", "shortest-path-1d")
+
+
 @pytest.mark.parametrize(
     ("arguments", "mode"),
     [
         ([], "none"),
         (["--supervise-energy-landscape", "True"], "adversarial"),
         (["--supervise-energy-landscape", "n"], "none"),
+        *((["--dataset", name, "--supervise-energy-landscape", "True"], "corrupt") for name in HAND_MADE),
+        (["--dataset", "shortest-path-10-1d", "--supervise-energy-landscape", "True"], "adversarial"),
+        (["--dataset", "sudoku", "--mining-mode", "random", "--supervise-energy-landscape", "True"], "random"),
         (["--mining-mode", "random"], "random"),
         (["--mining-mode", "random", "--supervise-energy-landscape", "yes"], "random"),
         (["--mining-mode", "none", "--supervise-energy-landscape", "0"], "none"),
@@ -162,6 +168,17 @@ def resolved(*arguments):
 )
 def test_which_mining_the_flags_mean(arguments, mode):
     assert resolved(*arguments)[1] == mode
+
+
+def test_matching_the_release_takes_its_hand_made_negatives():
+    def corruption(*arguments):
+        return resolved("--dataset", "sudoku", *arguments)[0].mining.corruption
+
+    assert [corruption(), corruption("--match-release")] == ["repaired", "released"]
+    assert corruption("--match-release", "--corruption", "repaired") == "repaired"
+    assert (
+        resolved("--match-release")[0] == resolved("--match-release", "--corruption", "repaired")[0]
+    )  # inverse has none
 
 
 @pytest.mark.parametrize(

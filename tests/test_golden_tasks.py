@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 import models
 from diffusion_lib.denoising_diffusion_pytorch_1d import GaussianDiffusion1D
@@ -127,6 +128,25 @@ def test_negatives(golden, branch):
     assert_close(fake, golden[f"loss/{branch}/negative"])
     energies = torch.cat([diffusion.model.ebm.energy(cond, x) for x in (real, fake)])
     assert_close(energies[:, None], golden[f"loss/{branch}/energies"])
+
+
+@pytest.mark.parametrize("name", ["sort_conv2d", "sort2_conv1d"])
+def test_the_contrast_of_a_model_with_an_energy_per_node(name):
+    """In the release a softmax over those of both samples, (B, 2N), in which the first counts as the real one."""
+    golden = Golden(Path(__file__).parent / "golden" / "tasks" / f"{name}.npz")
+    diffusion = golden.diffusion()
+    cond, ebm = diffusion.model.ebm.condition(golden.inp, golden.t), diffusion.model.ebm
+    assert_close(ebm.released_energy(cond, golden["x_t"]), golden["energy"])
+    noise, second = golden["noise"], golden["noise"].flip(0)
+    candidates = diffusion.candidates(cond, golden.y, golden.t, second)
+    total, (denoise, contrastive, _) = diffusion.p_losses(golden.inp, golden.y, None, golden.t, noise, second)
+    real, fake = (
+        ebm.released_energy(cond, diffusion.q_sample(x, golden.t, second)).view(2, -1) for x in (golden.y, candidates)
+    )
+    expected = F.cross_entropy(-torch.cat([real, fake], 1), torch.zeros(2, dtype=torch.long))
+    assert_close(denoise, golden["loss/none/denoise"])
+    assert_close(contrastive, expected)
+    assert_close(total, denoise + 0.5 * expected)
 
 
 def test_descents(golden):

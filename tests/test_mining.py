@@ -14,6 +14,8 @@ from diffusion_lib.system.errors import ConfigError
 BAD = [
     ({"mode": "hard"}, "mining mode is 'hard'; allowed: none, random, adversarial"),
     ({"optsteps": 2}, "unknown mining key optsteps; allowed: mode, opt_steps, scale_factor, noise_scale, weight"),
+    ({"strategy": "random"}, r"unknown mining key strategy; .*; instead of strategy write mode \(none, random"),
+    ({"inference_opt_steps": 5}, "instead of inference_opt_steps give the sampler its inner_steps"),
     ({"mode": "adversarial", "opt_steps": 0}, "opt_steps is 0; allowed: a whole number from 1"),
     ({"opt_steps": 1.5}, "opt_steps is 1.5"),
     ({"opt_steps": True}, "opt_steps is True"),

@@ -1,6 +1,8 @@
 """Sudoku: made puzzles have one solution, symmetries keep it, splits share no class; published files are read."""
 
+import gzip
 import random
+import re
 
 import pytest
 import torch
@@ -185,14 +187,43 @@ def test_corruption_changes_blank_cells_only(rank):
     assert (spoiled.view(300, -1, task.side) > 0).sum(2).unique().tolist() == [1]
 
 
-def satnet(folder, count=40):
+def satnet(folder, count=40, form=lambda values: values):
     """Files of the published form, with made puzzles."""
     pool = base_puzzles(3, 31, 42, "train", count)
     labels = torch.nn.functional.one_hot(pool.solution.long(), 9).float()
     folder.mkdir(parents=True)
-    torch.save(labels * pool.given[..., None], folder / "features.pt")
-    torch.save(labels, folder / "labels.pt")
+    torch.save(form(labels * pool.given[..., None]), folder / "features.pt")
+    torch.save(form(labels), folder / "labels.pt")
     return pool
+
+
+FORMS = {
+    "as published": lambda values: values,
+    "bool": torch.Tensor.bool,
+    "uint8": torch.Tensor.byte,
+    "half": torch.Tensor.half,
+    "double": torch.Tensor.double,
+    "sparse": torch.Tensor.to_sparse,
+    "signs": lambda values: 2 * values - 1,
+    "parameter": torch.nn.Parameter,
+    "flat": lambda values: values.flatten(1),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_forms_of_satnets_tensors(here, form):
+    pool = satnet(here / "data" / "sudoku", form=FORMS[form])  # the release's folder
+    task = Sudoku("train")
+    assert task.source == "SATNet's file data/sudoku/features.pt"
+    assert torch.equal(task.boards().solution, pool.solution[:36])
+    assert torch.equal(task.boards().given, pool.given[:36])
+    assert task.sample(3)[0].dtype == torch.float32
+
+
+def test_complex_numbers_are_no_boards(here):
+    satnet(here / "data" / "sudoku", form=lambda values: values.to(torch.complex64))
+    with pytest.raises(ConfigError, match=r"data/sudoku/features.pt is damaged: it holds no tensor of real numbers"):
+        Sudoku("train")
 
 
 def test_satnets_file(here):
@@ -210,9 +241,7 @@ def test_satnets_file(here):
 def test_rrns_file(here):
     pool = base_puzzles(3, 22, 34, "train", 40)
     (here / "data" / "rrn").mkdir(parents=True)
-    lines = []
-    for solution, given in zip(pool.solution.flatten(1) + 1, pool.given.flatten(1), strict=True):
-        lines.append(",".join("".join(map(str, digits.tolist())) for digits in (solution * given, solution)))
+    lines = list(lines_of(pool))
     (here / "data" / "rrn" / "valid.csv").write_text("\n".join(lines) + "\n")
     task = SudokuRRN("val")
     assert "RRN's file data/rrn/valid.csv" in task.source
@@ -224,6 +253,54 @@ def test_rrns_file(here):
     (here / "data" / "rrn" / "test.csv").write_text(lines[0] + "\n" + lines[1][:-1] + "\n")
     with pytest.raises(ConfigError, match=r"data/rrn/test.csv is damaged: row 2 is not 81 digits"):
         SudokuRRN("test")
+
+
+def lines_of(pool):
+    """RRN's lines."""
+    for solution, given in zip(pool.solution.flatten(1) + 1, pool.given.flatten(1), strict=True):
+        yield ",".join("".join(map(str, digits.tolist())) for digits in (solution * given, solution))
+
+
+LAYOUTS = {
+    "CRLF": lambda text: text.replace("\n", "\r\n"),
+    "header": lambda text: "quizzes,solutions\n" + text,
+    "dots": lambda text: text.replace("0", "."),
+    "byte order mark": lambda text: "\ufeff" + text,
+    "quoted": lambda text: re.sub(r"(\d{81})", r'"\1"', text),
+    "tabs": lambda text: text.replace(",", "\t"),
+    "more columns": lambda text: "id,puzzle,solution,clues\n" + re.sub(r"(?m)^(.+)$", r"7,\1,36", text),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", ["rrn/train.csv", "sudoku-rrn/train.csv", "sudoku-rrn/train.csv.gz"])
+def test_layouts_of_the_lines(here, layout, name):
+    pool = base_puzzles(3, 22, 34, "train", 40)
+    content = LAYOUTS[layout]("\n".join(lines_of(pool)) + "\n").encode()
+    path = here / "data" / name
+    path.parent.mkdir(parents=True)
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    task = SudokuRRN("train")
+    assert task.source == f"RRN's file data/{name}"
+    assert torch.equal(task.boards().solution, pool.solution)
+    assert torch.equal(task.boards().given, pool.given)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"quizzes,solutions\n", "it is empty"),
+        (b"quizzes,solutions\n12,34\n", "row 2 is not 81 digits"),
+        (b"12345,54321\n", "row 1 is not 81 digits"),
+        (b"PK\x03\x04 a zip\nof another", "row 2 is not 81 digits"),
+        (gzip.compress(b"quizzes,solutions\n")[:-9], r"gzip cannot read it \(EOFError\)"),
+    ],
+)
+def test_what_is_no_table_of_boards_is_one_line(here, content, message):
+    (here / "data" / "rrn").mkdir(parents=True)
+    (here / "data" / "rrn" / "train.csv.zip").write_bytes(content)  # whatever it is called, it is not passed over
+    with pytest.raises(ConfigError, match=f"data/rrn/train.csv.zip is damaged: {message}"):
+        SudokuRRN("train")
 
 
 @pytest.mark.parametrize("part", [0, 1], ids=["a given unlike the solution", "a solution with a digit twice"])
@@ -252,6 +329,21 @@ def test_damaged_satnet_files(here):
     torch.save(torch.zeros(40, 81), folder / "labels.pt")
     with pytest.raises(ConfigError, match=r"its shape is \(40, 81\)"):
         Sudoku("train")
+
+
+@pytest.mark.parametrize(
+    "labels", [lambda odd: odd, lambda odd: odd[:, -1], lambda odd: odd[:, -1:].bool(), lambda odd: odd.to_sparse()]
+)
+def test_forms_of_the_parity_labels(here, labels):
+    folder = here / "data" / "parity" / "20"  # the release's
+    folder.mkdir(parents=True)
+    bits = torch.randint(0, 2, (100, 20), generator=seeded_generator("test", 27))
+    torch.save(bits.to_sparse(), folder / "features.pt")
+    torch.save(labels(bits.cumsum(1) % 2), folder / "labels.pt")
+    task = Parity20("train")
+    assert task.source == "SATNet's file data/parity/20/features.pt"
+    assert torch.equal(task.file.bits, bits[:90] > 0)
+    assert torch.equal(task.file.odd[:, 0], bits[:90].sum(1) % 2 == 1)
 
 
 def test_satnets_parity_file(here):

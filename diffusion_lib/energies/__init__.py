@@ -10,6 +10,9 @@ from diffusion_lib.energies.plan_conv import GNNConv1DEBM, GNNConvEBM
 from diffusion_lib.energies.sudoku import SmallSudokuEBM, SudokuDenoise, SudokuEBM
 from diffusion_lib.energies.sudoku_transformer import SudokuTransformerEBM
 
+# The release has one wrapper for each kind of model; here one serves all.
+GNNDiffusionWrapper = GNNConvDiffusionWrapper = GNNConv1DV2DiffusionWrapper = DiffusionWrapper
+
 MODELS = {
     "mlp": EBM,
     "matrix": MatrixEBM,
@@ -36,7 +39,10 @@ __all__ = [
     "GNNConv1DEBM",
     "GNNConv1DEBMV2",
     "GNNConv1DReverse",
+    "GNNConv1DV2DiffusionWrapper",
+    "GNNConvDiffusionWrapper",
     "GNNConvEBM",
+    "GNNDiffusionWrapper",
     "GraphEBM",
     "GraphReverse",
     "MLPReverse",

@@ -189,8 +189,9 @@ class MatrixTask(Task):
 
 
 class ItemTask:
-    """A torch Dataset of (inp, target) items, with `inp_dim` and `out_dim`, as a task: a batch is a draw of its items.
+    """A torch Dataset of (inp, target) or (inp, target, mask) items, with `inp_dim` and `out_dim`, as a task.
 
+    A batch is a draw of its items; a mask is as of Task.mask.
     It has no bound of its own (None: the model's). Raises ConfigError for a dataset without length or sizes.
     """
 
@@ -210,10 +211,13 @@ class ItemTask:
         return torch.randint(len(self.dataset), (count,), generator=generator).tolist()
 
     def sample(self, batch_size, generator=None, device="cpu", dtype=torch.float32):
-        """Inputs (B, *inp_shape) and targets (B, *out_shape), as of a Task."""
+        """Inputs (B, *inp_shape) and targets (B, *out_shape), as of a Task, and masks where the items have them."""
         items = default_collate([self.dataset[i] for i in self.indices(batch_size, generator)])
-        inp, target = (part.to(device, dtype) for part in items)
-        return inp, target
+        if len(items) not in (2, 3):
+            raise ConfigError(
+                f"the items of {type(self.dataset).__name__} have {len(items)} parts; allowed: inp, target, and a mask"
+            )
+        return tuple(part.to(device, dtype) for part in items)
 
 
 def rules_of(task, match_release: bool) -> Rules:
@@ -228,8 +232,15 @@ def as_task(dataset) -> "Task | ItemTask":
 
 def has_mask(dataset) -> bool:
     """Whether the input of a task can give entries of its solution."""
-    own = getattr(type(dataset), "mask", Task.mask)
-    return own is not Task.mask
+    task = as_task(dataset)
+    if isinstance(task, ItemTask):
+        return len(task.sample(1, seeded_generator("parts of an item"))) == 3
+    return getattr(type(task), "mask", Task.mask) is not Task.mask
+
+
+def mask_of(task, inp, drawn=()) -> torch.Tensor | None:
+    """The mask of inputs (B, *inp_shape): the one `drawn` with them, where the items have them, or the task's."""
+    return drawn[0].to(inp) if drawn else task.mask(inp)
 
 
 def as_image(values: torch.Tensor) -> torch.Tensor:

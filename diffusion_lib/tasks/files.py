@@ -2,12 +2,17 @@
 
     data/satnet/sudoku/features.pt, labels.pt         tensors (10000, 9, 9, 9), one-hot digits, a blank all 0
     data/satnet/parity/<bits>/features.pt, labels.pt  10,000 rows of bits; the parity is the labels' last column
-    data/rrn/train.csv, valid.csv, test.csv           "puzzle,solution" lines of 81 digits each, 0 for a blank
+    data/rrn/train.csv, valid.csv, test.csv           lines with 81 digits of a puzzle, 0 or . for a blank, then 81 of
+                                                      its solution, between other columns or none; or .csv.gz
 
-Of SATNet's rows the first 90% train, as published; the others are halved into val and test. A file that is there but
-damaged raises ConfigError; where there is none the caller makes examples itself.
+or where the release has them: data/sudoku, data/parity/<bits>, data/sudoku-rrn. Tensors may be dense or sparse, of any
+type. Of SATNet's rows the first 90% train, as published; the others are halved into val and test. A file that is there
+but damaged raises ConfigError; where there is none the caller makes examples itself.
 """
 
+import gzip
+import re
+import zlib
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +24,8 @@ from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.tasks.metrics import board_is_valid
 
 FOLDER = Path("data")
+BOARD = re.compile(rb"(?<![\d.])[\d.]{81}(?![\d.])")
+GZIP = b"\x1f\x8b"
 RRN_NAMES = {"train": "train", "val": "valid", "test": "test"}
 
 
@@ -40,30 +47,34 @@ class BitRows(NamedTuple):
 
 def satnet_sudoku(split: str) -> Boards | None:
     """SATNet's 10,000 puzzles with 31 to 42 givens, or None without its files."""
-    pair = _satnet_pair(FOLDER / "satnet" / "sudoku")
+    pair = _satnet_pair("satnet/sudoku", "sudoku")
     return pair and _boards_of_split(pair, split)
 
 
 def rrn_sudoku(split: str) -> Boards | None:
     """RRN's puzzles with 17 to 34 givens, or None without its file."""
-    path = FOLDER / "rrn" / f"{RRN_NAMES[split]}.csv"
-    return _read_csv(path.resolve(), str(path)) if path.exists() else None
+    for folder in ("rrn", "sudoku-rrn"):
+        for path in sorted(FOLDER.glob(f"{folder}/{RRN_NAMES[split]}.csv*")):
+            return _read_csv(path.resolve(), str(path))
+    return None
 
 
 def satnet_parity(bits: int, split: str) -> BitRows | None:
     """SATNet's rows of that many bits, or None without its files."""
-    pair = _satnet_pair(FOLDER / "satnet" / "parity" / str(bits))
+    pair = _satnet_pair(f"satnet/parity/{bits}", f"parity/{bits}")
     return pair and _bits_of_split(pair, bits, split)
 
 
-def _satnet_pair(folder: Path) -> tuple[Path, Path] | None:
-    pair = folder / "features.pt", folder / "labels.pt"
-    if not any(path.exists() for path in pair):
-        return None
-    for path in pair:
-        if not path.exists():
-            raise ConfigError(f"{path} is missing; put both features.pt and labels.pt into {folder}, or neither")
-    return tuple(path.absolute() for path in pair)
+def _satnet_pair(*folders: str) -> tuple[Path, Path] | None:
+    """Both files in the first of the folders that has one of them."""
+    for folder in (FOLDER / each for each in folders):
+        pair = folder / "features.pt", folder / "labels.pt"
+        missing = [path for path in pair if not path.exists()]
+        if len(missing) == 1:
+            raise ConfigError(f"{missing[0]} is missing; put both features.pt and labels.pt into {folder}, or neither")
+        if not missing:
+            return tuple(path.absolute() for path in pair)
+    return None
 
 
 def _shown(path: Path) -> str:
@@ -75,13 +86,14 @@ def _damaged(path, what: str) -> ConfigError:
 
 
 def _load(path: Path) -> torch.Tensor:
+    """A file's tensor, dense and in float32."""
     try:
         values = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # torch.load has no class of its own for what it cannot read
         raise _damaged(_shown(path), f"torch cannot read it ({type(error).__name__})") from error
-    if not isinstance(values, torch.Tensor) or values.dim() == 0 or len(values) < 20:
-        raise _damaged(_shown(path), "it holds no tensor of examples")
-    return values
+    if not isinstance(values, torch.Tensor) or values.is_complex() or values.dim() == 0 or len(values) < 20:
+        raise _damaged(_shown(path), "it holds no tensor of real numbers, a row for each example")
+    return values.detach().to_dense().float()
 
 
 def _rows_of_split(count: int, split: str) -> slice:
@@ -93,8 +105,9 @@ def _rows_of_split(count: int, split: str) -> slice:
 def _boards_of_split(pair, split) -> Boards:
     puzzle, solution = (_load(path) for path in pair)
     for path, values in zip(pair, (puzzle, solution), strict=True):
-        if values.shape[1:] != (9, 9, 9) or len(values) != len(puzzle):
+        if values[0].numel() != 729 or len(values) != len(puzzle):
             raise _damaged(_shown(path), f"its shape is {tuple(values.shape)}, not (10000, 9, 9, 9)")
+    puzzle, solution = (values.reshape(-1, 9, 9, 9) for values in (puzzle, solution))
     given = puzzle.amax(-1) > 0.5
     digits = solution.argmax(-1).to(torch.uint8)
     _check(pair[1], digits, given, puzzle.argmax(-1))
@@ -104,16 +117,22 @@ def _boards_of_split(pair, split) -> Boards:
 
 @lru_cache(maxsize=4)
 def _read_csv(path: Path, shown: str) -> Boards:
-    rows = [line.strip() for line in path.read_bytes().splitlines() if line.strip()]
-    for number, row in enumerate(rows, 1):
-        if len(row) != 163 or row[81:82] != b"," or not (row[:81] + row[82:]).isdigit():
-            raise _damaged(shown, f"row {number} is not 81 digits, a comma and 81 digits")
-    if not rows:
+    try:
+        content = path.read_bytes()
+        content = gzip.decompress(content) if content.startswith(GZIP) else content
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise _damaged(shown, f"gzip cannot read it ({type(error).__name__})") from error
+    boards = []
+    for number, line in enumerate(filter(bytes.strip, content.splitlines()), 1):
+        found = BOARD.findall(line)
+        names = number == 1 and not found and re.search(rb"[A-Za-z]", line)
+        if len(found) != 2 and not names:
+            raise _damaged(shown, f"row {number} is not 81 digits (0 or . for a blank) and 81 of the solution")
+        boards += found
+    if not boards:
         raise _damaged(shown, "it is empty")
-    text = np.frombuffer(b"".join(rows), np.uint8).reshape(-1, 163) - ord("0")
-    puzzle, solution = (
-        torch.from_numpy(part.reshape(-1, 9, 9).astype(np.int16)) for part in (text[:, :81], text[:, 82:])
-    )
+    digits = np.frombuffer(b"".join(boards).replace(b".", b"0"), np.uint8).reshape(-1, 2, 9, 9) - ord("0")
+    puzzle, solution = torch.from_numpy(digits.astype(np.int16)).unbind(1)
     _check(shown, solution - 1, puzzle > 0, puzzle - 1)
     return Boards((solution - 1).to(torch.uint8), puzzle > 0, f"RRN's file {shown}")
 
@@ -128,7 +147,8 @@ def _check(path, solution, given, puzzle):
 @lru_cache(maxsize=4)
 def _bits_of_split(pair, bits, split) -> BitRows:
     features, labels = (_load(path) for path in pair)
-    rows, odd = features.flatten(1) > 0.5, labels.flatten(1)[:, -1:] > 0.5
+    rows, odd = (values.reshape(len(values), -1) > 0.5 for values in (features, labels))
+    odd = odd[:, -1:]  # labels may be a column, or none at all
     if rows.shape[1] != bits or len(odd) != len(rows):
         raise _damaged(_shown(pair[0]), f"its shape is {tuple(features.shape)}, not (10000, {bits})")
     if not torch.equal(rows.sum(1, keepdim=True) % 2 == 1, odd):

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from diffusion_lib.seeds import seeded_generator
-from diffusion_lib.tasks.base import ItemTask, Task, as_task
+from diffusion_lib.tasks.base import ItemTask, Task, as_task, mask_of
 
 # The uses of a run's seed: each has a stream of its own, so that adding one leaves the others as they are.
 INITIAL_WEIGHTS, DATA, LEVELS_AND_NOISE, NCE_NOISE = "initial weights", "data", "levels and noise", "nce noise"
@@ -87,9 +87,9 @@ class BatchStream:
     def _make(self, index):
         count, size = self.chunk * self.batch_size, (self.chunk, self.batch_size)
         if self.items:
-            inp, target = (part.to(self.device, torch.float32) for part in self.items.batch(index))
+            inp, target, *drawn = (part.to(self.device, torch.float32) for part in self.items.batch(index))
         else:
-            inp, target = self.task.sample(count, self._generator(DATA, index), self.device)
+            inp, target, *drawn = self.task.sample(count, self._generator(DATA, index), self.device)
         levels = self._generator(LEVELS_AND_NOISE, index)
         t = torch.randint(0, self.num_timesteps, size, generator=levels, device=self.device)
         noise = torch.randn(*size, *target.shape[1:], generator=levels, device=self.device)
@@ -97,7 +97,7 @@ class BatchStream:
         if self.contrastive:
             nce = self._generator(NCE_NOISE, index)
             nce_noise = torch.randn(*size, *target.shape[1:], generator=nce, device=self.device)
-        mask = self.task.mask(inp) if self.masked else None
+        mask = mask_of(self.task, inp, drawn) if self.masked else None
         if self.corrupt:
             candidates = self.corrupt(target, self._generator(CORRUPTION, index), mask=mask).unflatten(0, size)
         mask = None if mask is None else mask.unflatten(0, size)
@@ -123,7 +123,7 @@ class ItemSource:
         self.following, self.loader = None, None
 
     def batch(self, step: int):
-        """Inputs and targets of step `step`, on the CPU. Asked for in order, they are loaded ahead."""
+        """The parts of the items of step `step`, on the CPU. Asked for in order, they are loaded ahead."""
         if step != self.following:
             self.loader = iter(DataLoader(self.task.dataset, batch_sampler=self._from(step), num_workers=self.workers))
         self.following = step + 1

@@ -10,7 +10,7 @@ from torch.optim import Adam
 from diffusion_lib.checkpoint import checkpoint_path, load_checkpoint, other_model_error, require_own, save_checkpoint
 from diffusion_lib.energies import EnergyModel
 from diffusion_lib.evaluation import EvaluationSet, Share, sampler_metrics
-from diffusion_lib.released_api import TRAINER_DEFAULTS, ReleasedTrainerCalls, require_defaults
+from diffusion_lib.released_api import TRAINER_DEFAULTS, ReleasedTrainerCalls, require_defaults, require_metric
 from diffusion_lib.seeds import derive_seed
 from diffusion_lib.system.checks import require_fraction, require_positive, require_whole
 from diffusion_lib.system.errors import ConfigError, Interrupted, NonFiniteLossError
@@ -42,7 +42,8 @@ class Trainer1D(ReleasedTrainerCalls):
     dataset: name (see SAMPLERS) -> examples, at most evaluation_size; the columns are called `val_mse_innerloop` and so
     on. cond_mask: whether the entries of the solution that the input gives are kept (None:
     where the task has such). num_samples is unused, as in the release. The datasets are tasks, or any torch
-    Dataset of (inp, target) items with `inp_dim` and `out_dim`, which data_workers processes then load.
+    Dataset of (inp, target) or (inp, target, mask) items with `inp_dim` and `out_dim`, which data_workers processes
+    then load.
     Raises ConfigError for values that are not allowed.
     """
 
@@ -81,6 +82,7 @@ class Trainer1D(ReleasedTrainerCalls):
         num_samples=None,
         **released,
     ):
+        require_metric(released, dataset)
         require_defaults("Trainer1D", released, TRAINER_DEFAULTS)
         require_trainable(diffusion_model)
         for name, value in (
@@ -205,7 +207,7 @@ class Trainer1D(ReleasedTrainerCalls):
         results_folder, so that it is continued, the other settings of the training.
         """
         path = self.checkpoint_path(milestone)
-        state = load_checkpoint(path, self.device)
+        state = load_checkpoint(path, self.device, to_train)
         free = [] if to_train else ["mining"]
         if not to_train or path.parent != self.results_folder:  # from another's file a run may start with its own
             free += ["batch_size", "ema_update_every", "learning_rate"]
@@ -214,8 +216,9 @@ class Trainer1D(ReleasedTrainerCalls):
         try:
             self.diffusion.load_state_dict(state["model"])
             self.ema.load_state_dict(state["ema"])
-            self.opt.load_state_dict(state["opt"])
-            self._fix_optimizer(self.opt.optimizer)
+            if to_train:
+                self.opt.load_state_dict(state["opt"])
+                self._fix_optimizer(self.opt.optimizer)
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise other_model_error(path, error) from None
         self.step = state["step"]
