@@ -34,7 +34,7 @@ from diffusion_lib.system.files import write_csv
 from diffusion_lib.system.lock import RunHeld, RunLock
 from diffusion_lib.system.memory import one_line_for_full_memory
 from diffusion_lib.training.device import chosen_device
-from diffusion_lib.training.precision import set_precision
+from diffusion_lib.training.precision import denormals_flushed, set_precision
 from diffusion_lib.training.run_folder import prepare_folder, read_config, shown
 
 CURVE_SIZE = 2048  # examples behind a point of the learning curve
@@ -46,6 +46,7 @@ DEAD = {  # of the release
 NOT_OURS = ("learning_rate", "schedule", "ema_update_every", "clamp")  # of the model's recipe
 
 
+@denormals_flushed()
 def main(arguments=None) -> int:
     options = parse_arguments(arguments)
     config, mining_mode = resolve(options)

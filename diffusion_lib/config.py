@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 
 from diffusion_lib.energies import MODELS
 from diffusion_lib.negatives import MiningConfig
-from diffusion_lib.system.checks import require_positive, require_whole
+from diffusion_lib.system.checks import require_positive, require_whole, with_plain_numbers
 from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.tasks import TASKS
 from diffusion_lib.training.precision import PRECISIONS
@@ -49,6 +49,7 @@ def setting(default, help: str, choices=None):
     return field(default=default, metadata={"help": help, "choices": tuple(choices) if choices else None})
 
 
+@with_plain_numbers
 @dataclass(frozen=True)
 class ExperimentConfig:
     """Everything that decides the numbers of a study, but for its strategies and seeds, which may be added to.
@@ -124,7 +125,7 @@ def check(each, value):
     if kind is int:
         require_whole(each.name, value, 1, LARGEST)
     elif kind is float:
-        require_positive(each.name, value, kinds=int | float)  # what JSON can record
+        require_positive(each.name, value)
     elif not (value in choices if choices else isinstance(value, bool)):
         raise ConfigError(f"{each.name} is {value!r}; allowed: {', '.join(choices or ('true', 'false'))}")
 

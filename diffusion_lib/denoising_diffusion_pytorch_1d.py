@@ -14,7 +14,8 @@ from diffusion_lib.masks import Given, restored
 from diffusion_lib.negatives import MODES, MiningConfig
 from diffusion_lib.released_api import DIFFUSION_DEFAULTS, ReleasedCalls, by_flags, require_defaults
 from diffusion_lib.schedule import cosine_beta_schedule, schedule_buffers
-from diffusion_lib.system.checks import require_positive, require_whole
+from diffusion_lib.system.checks import require_positive, require_whole, with_plain_numbers
+from diffusion_lib.system.defaults import torchs_defaults, usable
 from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.tasks.base import Rules
 from diffusion_lib.training.trainer import Trainer1D
@@ -51,6 +52,7 @@ def require_possible(energy, rules, mode: str, use_innerloop_opt: bool = False):
         raise ConfigError("mining mode is 'corrupt', and this task has no hand-made corruption of its own")
 
 
+@with_plain_numbers
 class GaussianDiffusion1D(ReleasedCalls, nn.Module):
     """Diffusion whose noise prediction is the gradient of an energy (IRED, ICML 2024, sections 3.1 to 3.3).
 
@@ -91,7 +93,7 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
         require_defaults("GaussianDiffusion1D", released, DIFFUSION_DEFAULTS)
         if timesteps is None:
             timesteps = DEFAULT_TIMESTEPS
-            warnings.warn("timesteps is not given: it is 10, IRED's own (the release's is 1000)", stacklevel=2)
+            warnings.warn("timesteps is not given: it is 10, IRED's own (the release's is 1000)", stacklevel=3)
         require_whole("timesteps", timesteps)
         if sampling_timesteps not in (None, timesteps):
             raise ConfigError(f"sampling_timesteps is {sampling_timesteps!r}; allowed: None or timesteps")
@@ -258,6 +260,7 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
         return self._at(self.sqrt_alphas_cumprod, t, x) * bound
 
     @without_dropout
+    @torchs_defaults()
     @torch.no_grad()
     def sample_loop(
         self,
@@ -282,6 +285,7 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
         bound = self.bound if bound is None else bound
         require_whole("inner_steps", inner_steps, 0)
         require_positive("bound", bound)
+        inp, mask, start = map(usable, (inp, mask, start))
         level_bound = bound if self.rules.level_bound is None else self.rules.level_bound
         x = start
         if x is None:

@@ -20,6 +20,7 @@ from diffusion_lib.denoising_diffusion_pytorch_1d import GaussianDiffusion1D
 from diffusion_lib.evaluation import SAMPLERS
 from diffusion_lib.seeds import seeded_generator
 from diffusion_lib.system.checks import require_whole
+from diffusion_lib.system.defaults import torchs_defaults
 from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.system.files import read_json
 from diffusion_lib.tasks import Inverse
@@ -32,6 +33,7 @@ RANGE_MARGIN = 0.5
 ROUNDING = 1e-3  # relative: that of A in float32 moves its smallest eigenvalue below the ridge
 
 
+@torchs_defaults()
 def load_model(run: Path | str, device: str | None = "cpu") -> GaussianDiffusion1D:
     """The averaged (EMA) weights of a run, in eval mode, with the task they were trained on as `model.task`.
 
@@ -71,6 +73,7 @@ def _untrained(path: Path) -> GaussianDiffusion1D:
     return model
 
 
+@torchs_defaults()
 def solve(model: GaussianDiffusion1D, A, *, innerloop: bool = True, seed: int = 0, batch_size: int = 2048):
     """Predicted inverses of symmetric matrices A, (n, n) or (B, n, n), in A's shape and type.
 
@@ -102,12 +105,18 @@ def solve(model: GaussianDiffusion1D, A, *, innerloop: bool = True, seed: int = 
 
 def _checked(A, n: int) -> torch.Tensor:
     """A as (B, n, n) float64 on the CPU. Raises ConfigError."""
-    floating = (
-        A.is_floating_point() if isinstance(A, torch.Tensor) else isinstance(A, np.ndarray) and A.dtype.kind == "f"
-    )
+    if isinstance(A, torch.Tensor):
+        if A.layout != torch.strided or A.is_meta or A.is_nested:
+            kind = "a nested tensor" if A.is_nested else "on meta, without data" if A.is_meta else str(A.layout)
+            raise ConfigError(f"A is {kind}; allowed: a dense tensor, as of A.to_dense()")
+        floating = A.is_floating_point()
+    else:
+        floating = isinstance(A, np.ndarray) and A.dtype.kind == "f"
     if not floating:
-        kind = getattr(A, "dtype", type(A).__name__)
+        kind = A.dtype if isinstance(A, np.ndarray | torch.Tensor) else type(A).__name__
         raise ConfigError(f"A is {kind}; allowed: a NumPy array or a tensor of floating-point numbers")
+    if np.ma.is_masked(A):
+        raise ConfigError("A has masked entries; allowed: arrays all of whose entries are there")
     if A.ndim not in (2, 3) or tuple(A.shape[-2:]) != (n, n) or 0 in A.shape:
         raise ConfigError(f"A has shape {tuple(A.shape)}; this model takes ({n}, {n}) or (B, {n}, {n})")
     on_cpu = A.detach().cpu().double() if isinstance(A, torch.Tensor) else torch.from_numpy(A.astype(np.float64))
@@ -133,7 +142,7 @@ def _warn_if_untrained(matrices: torch.Tensor, task: Inverse):
             reasons.append(f"{name} {least:.3g} to {most:.3g} (in training {low:.3g} to {high:.3g})")
     if reasons:
         count = f"{int(outside.sum())} of {len(matrices)} matrices lie outside the trained distribution"
-        warnings.warn(f"{count}: {'; '.join(reasons)}", stacklevel=3)
+        warnings.warn(f"{count}: {'; '.join(reasons)}", stacklevel=4)
 
 
 def _spectra(matrices: torch.Tensor) -> dict[str, torch.Tensor]:

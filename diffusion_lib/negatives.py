@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 
 from diffusion_lib.masks import restored
-from diffusion_lib.system.checks import require_positive
+from diffusion_lib.system.checks import require_positive, with_plain_numbers
 from diffusion_lib.system.errors import ConfigError
 
 LARGEST = 1e6  # beyond it a step overflows, or never ends
@@ -55,6 +55,7 @@ INSTEAD = {
 }
 
 
+@with_plain_numbers
 @dataclass(frozen=True)
 class MiningConfig:
     """How negatives are made (IRED, section 3.2, equation 6, and its released code).

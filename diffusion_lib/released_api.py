@@ -1,6 +1,7 @@
 """The released code's calls: scripts written for it run as they are, or are told in one line what to write instead."""
 
 import itertools
+import warnings
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -107,6 +108,7 @@ class ReleasedCalls:
 
     objective = DIFFUSION_DEFAULTS["objective"]
     self_condition = is_ddim_sampling = False
+    has_average = False  # whether a Trainer1D trains this model, and keeps the average of its weights
 
     @property
     def out_shape(self):
@@ -203,7 +205,16 @@ class ReleasedCalls:
         return self.sample_loop(inp, mask=mask, return_traj=return_traj)
 
     def sample(self, x, label=None, mask=None, batch_size=None, return_traj=False):
-        """Solve inputs x (B, inp_dim); `label` is unused, as in the release, and batch_size must be B."""
+        """Solve inputs x (B, inp_dim) with this model's own weights: of one that was trained the last, not the average.
+
+        `label` is unused, as in the release, and batch_size must be B. Warns where a trainer has the averaged weights.
+        """
+        if self.has_average:
+            warnings.warn(
+                "sample uses the last weights of the training; the averaged ones, of which all metrics are, are those "
+                "of trainer.ema.ema_model",
+                stacklevel=2,
+            )
         out_shape = self.model.ebm.solution_shape(x)[1:]
         return self.p_sample_loop(len(x) if batch_size is None else batch_size, out_shape, x, label, mask, return_traj)
 

@@ -1,6 +1,8 @@
 """Random streams as a function of their use: a domain's name, and whole numbers such as a run's seed and a step."""
 
 import hashlib
+import random
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -22,6 +24,21 @@ def seeded_generator(domain: str, *parts: int, device: torch.device | str = "cpu
     state = generator.get_state().numpy()
     state[24 : 24 + 624 * 8].view(np.uint64)[:] = words  # at::mt19937_data_pod, each word in 64 bits
     return generator.set_state(torch.from_numpy(state))
+
+
+@contextmanager
+def global_generators(seed: int):
+    """Inside, what Python, NumPy and torch's CPU draw from by default is a function of the seed; outside it goes on."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            random.seed(seed)
+            np.random.seed(seed)
+            torch.default_generator.manual_seed(seed)
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
 
 
 def _entropy(domain: str, parts) -> int:

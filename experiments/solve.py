@@ -3,7 +3,7 @@
     python experiments/solve.py results/published/matrix-energy matrix.npy
 
 RUN is the folder of a run or a checkpoint in it; matrix.npy holds symmetric floating-point matrices, (n, n) or
-(B, n, n). Prints the residual ||A Y - I||_F and writes the inverses in the input's shape and type.
+(B, n, n), and can be a pipe. Prints the residual ||A Y - I||_F and writes the inverses in the input's shape and type.
 Exit status: 0 done, 2 bad input, with nothing written.
 """
 
@@ -39,14 +39,18 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
 
 
 def read_array(path: Path) -> np.ndarray:
-    """The array in a .npy file. Raises ConfigError for another file, OSError for one that cannot be read."""
+    """The array in a .npy file or pipe. Raises ConfigError for another, OSError for one that cannot be read."""
     if not path.exists():
         raise ConfigError(f"no file at {path}")
-    with open(path, "rb") as file:
-        try:
-            return np.lib.format.read_array(file, allow_pickle=False)
-        except ValueError as error:
-            raise ConfigError(f"{path} cannot be read as a .npy file ({str(error).splitlines()[0]})") from None
+    content = io.BytesIO(path.read_bytes())
+    try:
+        array = np.lib.format.read_array(content, allow_pickle=False)
+    except Exception as error:  # of NumPy and of Python's parser, half a dozen unrelated types
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"{path} cannot be read as a .npy file ({reason})") from None
+    if content.read(1):
+        raise ConfigError(f"{path} goes on after its first array; allowed: one array, (n, n) or (B, n, n)")
+    return array
 
 
 def residuals(matrices: np.ndarray, inverses: np.ndarray) -> np.ndarray:
@@ -57,6 +61,8 @@ def residuals(matrices: np.ndarray, inverses: np.ndarray) -> np.ndarray:
 
 def main(arguments=None):
     options = parse_arguments(arguments)
+    if options.output is None and options.matrix.exists() and not options.matrix.is_file():
+        raise ConfigError(f"{options.matrix} is a pipe or a folder: give --output; a folder holds no matrix")
     output = options.output or options.matrix.with_name(f"{options.matrix.stem}.inverse.npy")
     if output.exists() and not options.overwrite:
         raise ConfigError(f"{output} is there; choose another --output, or --overwrite to replace it")

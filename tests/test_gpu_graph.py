@@ -98,7 +98,7 @@ def trainer_with_graph(folder, **options):
     """Settings of a GPU, which the trainer gives no CPU: a learning rate in memory, and the captured step."""
     trainer = make_trainer(folder, train_num_steps=STEPS, lr_schedule=rate, **options)
     trainer.fixed_groups["capturable"] = True
-    trainer._fix_optimizer(trainer.opt.optimizer)
+    trainer._fix_optimizer(trainer.opt)
     trainer.train_step.captures = True
     return trainer
 

@@ -18,7 +18,7 @@ class Progress:
         self.label, self.total, self.shown = label, total, shown
         self.started, self.first, self.last_line = time.monotonic(), start, time.monotonic()
         # bars of several processes would overlap
-        terminal = sys.stderr is not None and sys.stderr.isatty() and parent_process() is None
+        terminal = _is_terminal(sys.stderr) and parent_process() is None
         self.bar = tqdm(desc=label, initial=start, total=total, unit="step") if terminal and shown else None
 
     def update(self, step: int, loss: float):
@@ -38,3 +38,10 @@ class Progress:
     def close(self):
         if self.bar is not None:
             self.bar.close()
+
+
+def _is_terminal(stream) -> bool:
+    try:
+        return stream.isatty()
+    except (AttributeError, ValueError):  # None, a logger with write and flush alone, a closed file
+        return False

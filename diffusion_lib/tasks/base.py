@@ -5,10 +5,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset, default_collate
 
-from diffusion_lib.seeds import seeded_generator
+from diffusion_lib.seeds import global_generators, seeded_generator
 from diffusion_lib.system.checks import require_whole
 from diffusion_lib.system.errors import ConfigError
 
@@ -192,7 +193,8 @@ class ItemTask:
     """A torch Dataset of (inp, target) or (inp, target, mask) items, with `inp_dim` and `out_dim`, as a task.
 
     A batch is a draw of its items; a mask is as of Task.mask.
-    It has no bound of its own (None: the model's). Raises ConfigError for a dataset without length or sizes.
+    It has no bound of its own (None: the model's). Raises ConfigError for a dataset without length or sizes, and where
+    its items are no batch.
     """
 
     bound = None
@@ -211,13 +213,28 @@ class ItemTask:
         return torch.randint(len(self.dataset), (count,), generator=generator).tolist()
 
     def sample(self, batch_size, generator=None, device="cpu", dtype=torch.float32):
-        """Inputs (B, *inp_shape) and targets (B, *out_shape), as of a Task, and masks where the items have them."""
-        items = default_collate([self.dataset[i] for i in self.indices(batch_size, generator)])
-        if len(items) not in (2, 3):
+        """Inputs (B, *inp_shape) and targets (B, *out_shape), as of a Task, and masks where the items have them.
+
+        What the items draw from the generators that all share is a function of `generator` too.
+        """
+        try:
+            indices = self.indices(batch_size, generator)
+            with global_generators(torch.randint(2**32, (), generator=generator).item()):
+                items = [self.dataset[i] for i in indices]
+            if any(isinstance(part, np.ma.MaskedArray) for item in items for part in item):
+                raise TypeError("masked arrays")
+            parts = default_collate(items)
+            if len(parts) not in (2, 3):
+                raise TypeError(f"{len(parts)} parts")
+            if any(part.is_complex() for part in parts):
+                raise TypeError("complex numbers")
+            return tuple(part.to(device, dtype) for part in parts)
+        except Exception as error:  # whatever the data set's own code raises
+            reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
             raise ConfigError(
-                f"the items of {type(self.dataset).__name__} have {len(items)} parts; allowed: inp, target, and a mask"
-            )
-        return tuple(part.to(device, dtype) for part in items)
+                f"the data set {type(self.dataset).__name__} gives no batch ({reason}); allowed: items (inp, target) or "
+                "(inp, target, mask), arrays or tensors of numbers, all of the same shapes"
+            ) from error
 
 
 def rules_of(task, match_release: bool) -> Rules:
@@ -227,7 +244,7 @@ def rules_of(task, match_release: bool) -> Rules:
 
 def as_task(dataset) -> "Task | ItemTask":
     """What makes batches of its own is a task; anything else is taken item by item."""
-    return dataset if hasattr(dataset, "sample") else ItemTask(dataset)
+    return dataset if isinstance(dataset, Task | ItemTask) else ItemTask(dataset)
 
 
 def has_mask(dataset) -> bool:

@@ -1,15 +1,17 @@
 """Training batches as a function of (seed, step): resuming and repeating need no saved generator."""
 
 import itertools
+import multiprocessing
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from diffusion_lib.seeds import seeded_generator
+from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.tasks.base import ItemTask, Task, as_task, mask_of
 
 # The uses of a run's seed: each has a stream of its own, so that adding one leaves the others as they are.
@@ -119,16 +121,31 @@ class ItemSource:
     """Batches of a Dataset's items through a DataLoader; those of step k are a function of (seed, k)."""
 
     def __init__(self, task: ItemTask, batch_size: int, seed: int, workers: int):
-        self.task, self.batch_size, self.seed, self.workers = task, batch_size, seed, workers
+        self.batches = ItemBatches(task, batch_size, seed)
+        # a worker of multiprocessing.Pool can start none
+        self.workers = 0 if multiprocessing.current_process().daemon else workers
         self.following, self.loader = None, None
 
     def batch(self, step: int):
         """The parts of the items of step `step`, on the CPU. Asked for in order, they are loaded ahead."""
         if step != self.following:
-            self.loader = iter(DataLoader(self.task.dataset, batch_sampler=self._from(step), num_workers=self.workers))
+            steps = itertools.count(step)
+            self.loader = iter(DataLoader(self.batches, batch_size=None, sampler=steps, num_workers=self.workers))
         self.following = step + 1
-        return next(self.loader)
+        batch = next(self.loader)
+        if isinstance(batch, ConfigError):
+            raise batch
+        return batch
 
-    def _from(self, step):
-        for k in itertools.count(step):
-            yield self.task.indices(self.batch_size, seeded_generator(DATA, self.seed, k))
+
+class ItemBatches(Dataset):
+    """By step, its batch, or the ConfigError that says why there is none: raised by a worker it were a traceback."""
+
+    def __init__(self, task: ItemTask, batch_size: int, seed: int):
+        self.task, self.batch_size, self.seed = task, batch_size, seed
+
+    def __getitem__(self, step):
+        try:
+            return self.task.sample(self.batch_size, seeded_generator(DATA, self.seed, step))
+        except ConfigError as error:
+            return error

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin
+from accelerate.state import AcceleratorState, GradientState
 
 from diffusion_lib.system.errors import ConfigError
 
@@ -59,27 +59,27 @@ def make_accelerator(device: str | None = None, log_with: str | None = None, fol
     on_cpu = chosen_device(device).type == "cpu"
     if log_with not in (None, "tensorboard"):
         raise ConfigError(f"log_with is {log_with!r}; allowed: tensorboard")
-    with _environment_for_accelerate():
-        return Accelerator(
-            cpu=on_cpu,
-            mixed_precision="no",
-            dynamo_backend="no",
-            log_with=log_with,
-            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-            project_dir=str(folder),
+    with _environment_for_accelerate(), _state_of_its_own():
+        accelerator = Accelerator(
+            cpu=on_cpu, mixed_precision="no", dynamo_backend="no", log_with=log_with, project_dir=str(folder)
         )
+    if on_cpu != (accelerator.device.type == "cpu"):
+        raise ConfigError(
+            f"another Accelerator of this process is on {accelerator.device.type}, and so are all; allowed: that device"
+        )
+    return accelerator
 
 
-def prepare(accelerator: Accelerator, model, optimizer):
-    """What `accelerator.prepare` makes of both: where several processes train one model, held until they end.
+def prepare(accelerator: Accelerator, model):
+    """What `accelerator.prepare` makes of it: where several processes train one model, held until they end.
 
     DistributedDataParallel's reducer, when Python drops it, waits for gloo's threads while it holds Python's lock; a
     thread that just then drops the tensors of its last exchange waits for that lock: some processes never ended.
     """
-    model, optimizer = accelerator.prepare(model, optimizer)
+    model = accelerator.prepare(model)
     if accelerator.num_processes > 1:
         _HELD.append(model)
-    return model, optimizer
+    return model
 
 
 _HELD = []
@@ -94,3 +94,16 @@ def _environment_for_accelerate():
         yield
     finally:
         os.environ.update(kept)
+
+
+@contextmanager
+def _state_of_its_own():
+    """Keeps apart what all Accelerators of a process share, such as a caller's accumulation of gradients."""
+    kept = {kind: kind._shared_state for kind in (AcceleratorState, GradientState)}
+    for kind, state in kept.items():
+        kind._shared_state = type(state)()
+    try:
+        yield
+    finally:
+        for kind, state in kept.items():
+            kind._shared_state = state

@@ -1,5 +1,7 @@
 """How matrix products are computed: as accurate as float32 unless the user asks for less, and never less in silence."""
 
+import ctypes
+from contextlib import contextmanager, suppress
 from functools import cache
 
 import torch
@@ -15,6 +17,7 @@ PRECISIONS = {
     "that an energy is, and everything else in float32",
 }
 LARGEST_ERROR = 1e-6
+OMP_PAUSE_SOFT = 1  # from omp.h
 
 
 def set_precision(precision: str, model, device: torch.device):
@@ -31,13 +34,30 @@ def require_product(precision: str, model):
         raise ConfigError(f"precision is 'bf16', which {type(model).__name__} has not; allowed: auto, float32")
 
 
-def flush_denormals():
-    """Let this thread, and those that it starts, take numbers below 1.2e-38 for 0.
+@contextmanager
+def denormals_flushed():
+    """Inside, torch takes numbers below 1.2e-38 for 0, in this thread and in those that share its operations.
 
     The gradient of a negative that is already far above the real sample is that small, and a processor takes a hundred
-    times as long with such numbers: on a CPU up to two thirds of a step with negatives.
+    times as long with such numbers: on a CPU up to two thirds of a step with negatives. Outside, the caller's
+    arithmetic is as it was.
     """
-    torch.set_flush_denormal(True)
+    if not torch.full((), torch.finfo(torch.float32).tiny) / 2:  # they are flushed already
+        yield
+        return
+    _flush_denormals(True)
+    try:
+        yield
+    finally:
+        _flush_denormals(False)
+
+
+def _flush_denormals(on: bool):
+    torch.set_flush_denormal(on)
+    # GNU's OpenMP threads keep what they were started with: these end, and the next operation starts others
+    if torch.get_num_threads() > 1:
+        with suppress(AttributeError):  # another OpenMP, whose threads follow the one that they work for
+            ctypes.CDLL(torch._C.__file__).omp_pause_resource_all(OMP_PAUSE_SOFT)
 
 
 def choose_products(precision: str, device: torch.device):
@@ -47,7 +67,6 @@ def choose_products(precision: str, device: torch.device):
     """
     if precision == "tf32" and not has_tf32(device):
         raise ConfigError("precision is 'tf32', which this device has not; allowed here: auto, float32, bf16")
-    flush_denormals()  # before the first product starts torch's threads
     accurate = precision == "auto" and medium_error(device.type) < LARGEST_ERROR
     # "high" is TF32 on a GPU, by this call in every version of torch
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "medium" if accurate else "highest")

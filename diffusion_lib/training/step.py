@@ -24,7 +24,7 @@ class TrainStep:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.non_finite = torch.zeros((), device=accelerator.device)
         self.clipped = torch.zeros((), device=accelerator.device)
-        optimizer.optimizer.found_inf = self.non_finite  # torch's fused Adam skips its update where this is 1
+        optimizer.found_inf = self.non_finite  # torch's fused Adam skips its update where this is 1
         self.captures = cuda_graph and accelerator.device.type != "cpu" and accelerator.num_processes == 1
         self.restart()
 
@@ -48,7 +48,7 @@ class TrainStep:
     def _run(self, batch):
         self.optimizer.zero_grad(set_to_none=True)
         loss, parts = self.model(*batch)
-        self.accelerator.backward(loss)
+        loss.backward()
         norm = self.accelerator.clip_grad_norm_(self.parameters, self.max_norm)
         # over all processes, each of which has the losses of its own rows
         measured = torch.stack([loss, *(part for part in parts if isinstance(part, torch.Tensor))]).detach()

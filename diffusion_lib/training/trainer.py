@@ -1,6 +1,8 @@
 """Trainer1D: the one training loop, with EMA, checkpoints, exact resume and fixed evaluation sets."""
 
+import math
 import time
+import warnings
 from pathlib import Path
 
 import torch
@@ -11,25 +13,32 @@ from diffusion_lib.checkpoint import checkpoint_path, load_checkpoint, other_mod
 from diffusion_lib.energies import EnergyModel
 from diffusion_lib.evaluation import EvaluationSet, Share, sampler_metrics
 from diffusion_lib.released_api import TRAINER_DEFAULTS, ReleasedTrainerCalls, require_defaults, require_metric
-from diffusion_lib.seeds import derive_seed
-from diffusion_lib.system.checks import require_fraction, require_positive, require_whole
+from diffusion_lib.seeds import derive_seed, seeded_generator
+from diffusion_lib.system.checks import plain, require_fraction, require_positive, require_whole, with_plain_numbers
+from diffusion_lib.system.defaults import torchs_defaults
 from diffusion_lib.system.errors import ConfigError, Interrupted, NonFiniteLossError
 from diffusion_lib.system.files import write_csv
 from diffusion_lib.system.memory import keep_freed_memory
 from diffusion_lib.system.progress import Progress
 from diffusion_lib.system.signals import stop_requests
-from diffusion_lib.tasks.base import has_mask
+from diffusion_lib.tasks.base import as_task, has_mask
 from diffusion_lib.training.batches import DROPOUT, stream_of
 from diffusion_lib.training.device import make_accelerator, prepare
-from diffusion_lib.training.precision import flush_denormals
+from diffusion_lib.training.precision import denormals_flushed
 from diffusion_lib.training.step import TrainStep
 
 MAX_GRADIENT_NORM = 1.0
+EXAMPLES = 64  # of a data set, looked at before it is trained on
+CHECKED = "checked examples"  # their random stream
+ROUNDING = 1e-6  # relative: that of float32
 GPU_CHECK_EVERY = 100  # steps between two looks at the loss on a GPU: each look waits for the device
 
 
+@with_plain_numbers
 class Trainer1D(ReleasedTrainerCalls):
     """Trains a GaussianDiffusion1D on a Task (names and defaults as in IRED's released trainer).
+
+    The model itself has the last weights; all metrics are of their average, the model `trainer.ema.ema_model`.
 
     seed: with the step, it decides each batch, its levels and its noise. lr_schedule: factor of train_lr at a
     step (None: 1). device: 'cpu', 'cuda' or None. cuda_graph: see TrainStep. data_workers: threads that make batches
@@ -43,10 +52,11 @@ class Trainer1D(ReleasedTrainerCalls):
     on. cond_mask: whether the entries of the solution that the input gives are kept (None:
     where the task has such). num_samples is unused, as in the release. The datasets are tasks, or any torch
     Dataset of (inp, target) or (inp, target, mask) items with `inp_dim` and `out_dim`, which data_workers processes
-    then load.
-    Raises ConfigError for values that are not allowed.
+    then load. Raises ConfigError for values that are not allowed, and for a dataset that does not fit the model; warns
+    where its solutions go beyond the model's bound, or where the same items are not drawn twice.
     """
 
+    @torchs_defaults()
     def __init__(
         self,
         diffusion_model,
@@ -97,13 +107,20 @@ class Trainer1D(ReleasedTrainerCalls):
         ):
             require_whole(name, value)
         require_whole("data_workers", data_workers or 0, 0)
+        require_whole("seed", seed, 0)
         require_positive("train_lr", train_lr)
         require_fraction("ema_decay", ema_decay)
+        adam_betas = tuple(map(plain, adam_betas))
         for i, beta in enumerate(adam_betas):
             require_fraction(f"adam_betas[{i}]", beta)
         masked = has_mask(dataset) if cond_mask is None else cond_mask
         if masked and not has_mask(dataset):
             raise ConfigError("cond_mask is True; this task has no mask: allowed is False")
+        tasks = {"val": validation_dataset, **(extra_validation_datasets or {})}
+        tasks = {name: as_task(task) for name, task in tasks.items() if task is not None}
+        for task in (as_task(dataset), *tasks.values()):
+            require_fitting(diffusion_model, task)
+        check_examples(diffusion_model, as_task(dataset))
         self.results_folder = Path(results_folder)
         self.results_folder.mkdir(parents=True, exist_ok=True)
         self.keep_milestones = keep_milestones
@@ -121,14 +138,14 @@ class Trainer1D(ReleasedTrainerCalls):
         self.step, self.history, self.train_seconds = 0, [], 0.0
 
         keep_freed_memory()
-        flush_denormals()
         diffusion_model.to(accelerator.device)
         self.ema = make_ema(diffusion_model, ema_decay, ema_update_every)
+        diffusion_model.has_average, self.ema.ema_model.has_average = True, False
         on_gpu = accelerator.device.type != "cpu"
         optimizer = Adam(diffusion_model.parameters(), lr=train_lr, betas=adam_betas, fused=True)
         self.fixed_groups = {"fused": True, "capturable": on_gpu, "foreach": None}
         self._fix_optimizer(optimizer)
-        self.model, self.opt = prepare(accelerator, diffusion_model, optimizer)
+        self.model, self.opt = prepare(accelerator, diffusion_model), optimizer
         self.train_step = TrainStep(accelerator, self.model, self.opt, MAX_GRADIENT_NORM, cuda_graph)
         self.check_every = GPU_CHECK_EVERY if on_gpu else 1
         # since the last row of metrics.csv: the loss, its three parts, clipped gradients, and the number of steps
@@ -138,12 +155,10 @@ class Trainer1D(ReleasedTrainerCalls):
         self.has_dropout = diffusion_model.has_dropout
         options = {"masked": masked, "workers": data_workers or 0, **share._asdict()}
         self.stream = stream_of(diffusion_model, dataset, train_batch_size, seed, accelerator.device, **options)
-        tasks = {"val": validation_dataset, **(extra_validation_datasets or {})}
         self.evaluation_sets = {
-            name: EvaluationSet(task, evaluation_size, accelerator.device, masked)
-            for name, task in tasks.items()
-            if task
+            name: EvaluationSet(task, evaluation_size, accelerator.device, masked) for name, task in tasks.items()
         }
+        self._set_learning_rate()  # which refuses a schedule that gives no rate
         self.curve_sets = {
             sampler: self.evaluation_sets["val"]
             if size >= evaluation_size
@@ -200,6 +215,7 @@ class Trainer1D(ReleasedTrainerCalls):
             "learning_rate": f"{self._learning_rate(max(0, step - 1)):g} at step {step}",  # of the last update
         }
 
+    @torchs_defaults()
     def load(self, milestone="last", to_train: bool = True):
         """Continue from a checkpoint, the released code's included. Raises CheckpointError; the file stays.
 
@@ -218,7 +234,7 @@ class Trainer1D(ReleasedTrainerCalls):
             self.ema.load_state_dict(state["ema"])
             if to_train:
                 self.opt.load_state_dict(state["opt"])
-                self._fix_optimizer(self.opt.optimizer)
+                self._fix_optimizer(self.opt)
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise other_model_error(path, error) from None
         self.step = state["step"]
@@ -239,7 +255,10 @@ class Trainer1D(ReleasedTrainerCalls):
             state["step"] = torch.as_tensor(state["step"], dtype=torch.float32, device=self.device)
 
     def _learning_rate(self, step: int) -> float:
-        return self.train_lr * (self.lr_schedule(step) if self.lr_schedule else 1.0)
+        factor = float(self.lr_schedule(step)) if self.lr_schedule else 1.0
+        if not 0 <= factor < math.inf:
+            raise ConfigError(f"lr_schedule is {factor} at step {step}; allowed: a number from 0")
+        return self.train_lr * factor
 
     def _set_learning_rate(self):
         if self.lr_schedule is None:
@@ -251,6 +270,8 @@ class Trainer1D(ReleasedTrainerCalls):
             else:
                 group["lr"] = rate
 
+    @torchs_defaults()
+    @denormals_flushed()
     def train(self) -> list[dict]:
         """Train to `train_num_steps` and return the rows of metrics.csv.
 
@@ -263,7 +284,9 @@ class Trainer1D(ReleasedTrainerCalls):
             self.evaluate()
         progress = Progress(self.label, self.step, self.train_num_steps, self.accelerator.is_main_process)
         try:
-            with stop_requests() as request:
+            # what dropout draws from is the caller's again afterwards
+            gpus = [self.device] if self.device.type == "cuda" else []
+            with torch.random.fork_rng(gpus), stop_requests() as request:
                 while self.step < self.train_num_steps:
                     self._advance(progress)
                     if self._asked_to_stop(request):
@@ -350,11 +373,12 @@ class Trainer1D(ReleasedTrainerCalls):
         for name, chosen in self.evaluation_sets.items():
             if everything or name == "val":
                 metric = chosen.task.metrics[0]
-                measured[f"{name}_{metric}"] = sampler_metrics(model, chosen, None, batch_size, self.share)[metric]
+                value = sampler_metrics(model, chosen, None, batch_size, self.share)[metric]
+                measured[f"{name}_{metric}"] = float(value)
         for sampler, chosen in self.curve_sets.items():
             metric = chosen.task.metrics[0]
             value = sampler_metrics(model, chosen, sampler, batch_size, self.share)[metric]
-            measured[f"val_{metric}_{sampler}"] = value
+            measured[f"val_{metric}_{sampler}"] = float(value)
         return measured
 
 
@@ -365,8 +389,50 @@ def require_trainable(model):
     kinds = {str(weights.dtype) for weights in model.parameters()} - {"torch.float32"}
     if kinds:
         raise ConfigError(f"the model has weights of {', '.join(sorted(kinds))}; allowed: torch.float32")
+    if any(weights.is_inference() for weights in model.parameters()):
+        raise ConfigError("the model was made within torch.inference_mode(), which knows no gradients; make it outside")
     if not any(weights.requires_grad for weights in model.parameters()):
         raise ConfigError("none of the model's weights has requires_grad; allowed: at least one that is trained")
+
+
+def require_fitting(diffusion, task):
+    """Raises ConfigError where the examples of a task are not what the model takes."""
+    name = type(getattr(task, "dataset", task)).__name__
+    for dim in ("inp_dim", "out_dim"):
+        own, needed = getattr(task, dim, None), getattr(diffusion, dim)
+        if own != needed:
+            raise ConfigError(f"{name} has {dim} {own}; the model's is {needed}")
+    place = diffusion.betas.device
+    inp, target = (part.to(place) for part in task.sample(1, seeded_generator(CHECKED))[:2])
+    try:
+        fits = target.shape == tuple(diffusion.model.ebm.solution_shape(inp))
+        fits = fits and diffusion.sample_loop(inp, start=target, levels=[0], inner_steps=0).shape == target.shape
+    except (RuntimeError, IndexError, ValueError, TypeError):
+        fits = False
+    if not fits:
+        shapes = f"inputs {tuple(inp.shape[1:])} and solutions {tuple(target.shape[1:])}"
+        raise ConfigError(f"{name} gives {shapes}, which a model of {task.inp_dim} to {task.out_dim} does not take")
+
+
+def check_examples(diffusion, task):
+    """Warn of examples that training would take, but not as the caller means it. Raises ConfigError for nan and inf."""
+    name = type(getattr(task, "dataset", task)).__name__
+    first, again = (task.sample(EXAMPLES, seeded_generator(CHECKED)) for _ in range(2))
+    if not all(part.isfinite().all() for part in first):
+        raise ConfigError(f"{name} has entries that are not finite")
+    largest = first[1].abs().max().item()
+    if largest > diffusion.bound * (1 + ROUNDING):
+        warnings.warn(
+            f"solutions of {name} reach {largest:.4g}, and samples are cut at +-{diffusion.bound:g}; set "
+            "GaussianDiffusion1D's bound to their largest entry, or scale them",
+            stacklevel=5,
+        )
+    if not all(torch.equal(*parts) for parts in zip(first, again, strict=True)):
+        warnings.warn(
+            f"the same items of {name} differ when they are drawn again: a run that was interrupted will not end as "
+            "one that was not",
+            stacklevel=5,
+        )
 
 
 def make_ema(diffusion_model, decay, update_every) -> EMA:

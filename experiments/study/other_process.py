@@ -31,7 +31,7 @@ class OtherProcess:
         context = multiprocessing.get_context("spawn")  # a fork would inherit locks, threads and CUDA's state
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, threads))
-        with _no_main_from_stdin(), _free_of_the_first_core(), _deaf_to_the_terminal():
+        with _no_main_from_stdin(), _free_of_the_first_core(), _deaf_to_the_terminal(), _also_of_a_daemon():
             self.process.start()
         theirs.close()
 
@@ -111,6 +111,20 @@ def _deaf_to_the_terminal():
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _also_of_a_daemon():
+    """Inside, a worker of multiprocessing.Pool has children too, which Python forbids lest they outlive it.
+
+    Those started here end with their parent.
+    """
+    process = multiprocessing.current_process()
+    daemon, process.daemon = process.daemon, False
+    try:
+        yield
+    finally:
+        process.daemon = daemon
 
 
 def _serve(connection, threads):

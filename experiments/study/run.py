@@ -23,7 +23,7 @@ from diffusion_lib.system.lock import RunLock
 from diffusion_lib.system.memory import one_line_for_full_memory, peak_memory_bytes, reset_peak_memory
 from diffusion_lib.training.device import chosen_device
 from diffusion_lib.training.flops import train_flops
-from diffusion_lib.training.precision import choose_products, set_precision
+from diffusion_lib.training.precision import choose_products, denormals_flushed, set_precision
 from diffusion_lib.training.run_folder import (
     REMEDY,
     ended_result,
@@ -121,6 +121,7 @@ def run_experiment(
     return result
 
 
+@denormals_flushed()
 def train_and_evaluate(trainer: Trainer1D, config: ExperimentConfig) -> dict:
     """Train from where the folder's checkpoint stands; `status`, and `reason` or the costs and metrics.
 

@@ -1,0 +1,31 @@
+"""What a caller can have set for the whole of torch, where this code counts on what torch begins with."""
+
+from contextlib import ExitStack, contextmanager
+
+import torch
+
+
+@contextmanager
+def torchs_defaults():
+    """Inside, gradients can be had, also within torch.inference_mode(); float32 and the CPU are what is not named.
+
+    Nothing is computed in another type, as torch.autocast has it.
+    """
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(torch.inference_mode(False))
+            if torch.get_default_device().type != "cpu":
+                stack.enter_context(torch.device("cpu"))
+            for device in ("cpu", "cuda"):
+                if torch.is_autocast_enabled(device):
+                    stack.enter_context(torch.autocast(device, enabled=False))
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def usable(tensor: torch.Tensor | None) -> torch.Tensor | None:
+    """The tensor, or where it was made within torch.inference_mode() a copy that autograd takes."""
+    return tensor.clone() if tensor is not None and tensor.is_inference() else tensor
