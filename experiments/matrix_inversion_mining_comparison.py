@@ -8,6 +8,10 @@ failed run, 75 stopped by a signal with everything saved, or other processes hav
 """
 
 if __name__ == "__main__":
+    import sys
+    from pathlib import Path
+
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, whichever one is installed
     from diffusion_lib.system import startup
 
     startup.begin()
