@@ -97,24 +97,35 @@ def check_model(config: ExperimentConfig):
     except (RuntimeError, OverflowError, TypeError):
         raise ConfigError(f"rank is {config.rank}; its {config.model} model is larger than torch can count") from None
     require_fitting_shapes(config, ebm, task)
+    if config.rank != task.default_rank:  # by accident, 8 × 8 matrices have the size of a sudoku's 4 × 4 board
+        try:
+            check_model(replace(config, rank=task.default_rank))
+        except ConfigError:
+            raise ConfigError(_no_match(config, task)) from None
     require_product(config.precision, ebm)
     return ebm
 
 
-def check_fits(config: ExperimentConfig, device: torch.device, at_once: int = 1):
-    """Raises ConfigError where the model fits neither task nor precision, or the sizes cannot fit the memory.
+def memory_needs(config: ExperimentConfig) -> dict[str, int]:
+    """Bytes of memory that a run needs at the least, by the setting that decides them.
 
-    The estimate leaves out what only some models and strategies need, so that nothing is refused that could run.
+    Left out is what only some models and strategies need, so that nothing is refused that could run. Raises ConfigError
+    as `check_model`.
     """
     task, ebm, number = training_task(config), check_model(config), 4  # bytes of a float32
-    choose_products(config.precision, device)
     size = math.prod(task.inp_shape) + math.prod(task.out_shape)
-    needs = {
+    return {
         "rank": COPIES_OF_WEIGHTS * number * sum(weights.numel() for weights in ebm.parameters()),
         "batch_size": COPIES_OF_BATCH * number * size * config.batch_size,
         "evaluation_size": COPIES_OF_SETS * number * size * config.evaluation_size,
         "diffusion_steps": COPIES_OF_SCHEDULE * number * config.diffusion_steps,
     }
+
+
+def check_fits(config: ExperimentConfig, device: torch.device, at_once: int = 1):
+    """Raises ConfigError where the model fits neither task nor precision, or the sizes cannot fit the memory."""
+    needs = memory_needs(config)
+    choose_products(config.precision, device)
     needed, limit = at_once * sum(needs.values()), memory_limit(device)
     if needed > limit:
         largest = max(needs, key=needs.get)
@@ -134,7 +145,9 @@ def require_fitting_shapes(config: ExperimentConfig, ebm, task: Task):
     except (RuntimeError, IndexError, ValueError, TypeError):
         fits = False
     if not fits:
-        raise ConfigError(
-            f"model is {config.model!r}, which cannot take dataset {config.dataset!r}; IRED's own for that is "
-            f"{task.model!r}"
-        )
+        raise ConfigError(_no_match(config, task))
+
+
+def _no_match(config: ExperimentConfig, task: Task) -> str:
+    own = f"IRED's own for that is {task.model!r}"
+    return f"model is {config.model!r}, which cannot take dataset {config.dataset!r}; {own}"

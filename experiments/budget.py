@@ -9,6 +9,10 @@ Writes <results>/<name>/: budget.png, budget.md, and runs.csv and ratios.csv, wh
 """
 
 if __name__ == "__main__":
+    import sys
+    from pathlib import Path
+
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, whichever one is installed
     from diffusion_lib.system import startup
 
     startup.begin()

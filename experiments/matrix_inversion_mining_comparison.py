@@ -8,6 +8,10 @@ failed run, 75 stopped by a signal with everything saved, or other processes hav
 """
 
 if __name__ == "__main__":
+    import sys
+    from pathlib import Path
+
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, whichever one is installed
     from diffusion_lib.system import startup
 
     startup.begin()
@@ -15,13 +19,15 @@ if __name__ == "__main__":
 import argparse
 import os
 import sys
+from collections import Counter
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
+from tabulate import tabulate
 
-from diffusion_lib.build import check_fits, check_model, check_modes, describe_data
+from diffusion_lib.build import check_fits, check_model, check_modes, describe_data, memory_needs
 from diffusion_lib.config import ExperimentConfig, add_flags, check_name, given, parse_seeds, recipe
 from diffusion_lib.energies import MODELS
 from diffusion_lib.negatives import MiningConfig
@@ -30,9 +36,10 @@ from diffusion_lib.system.checks import require_whole
 from diffusion_lib.system.environment import ROOT, granted_cores
 from diffusion_lib.system.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, ConfigError, exit_status, say, show
 from diffusion_lib.system.files import require_writable
+from diffusion_lib.system.memory import memory_limit
 from diffusion_lib.tasks import TASKS
 from diffusion_lib.training.device import check_device_name, chosen_device, processes
-from diffusion_lib.training.flops import equal_compute_steps
+from diffusion_lib.training.flops import equal_compute_steps, example_flops
 from diffusion_lib.training.run_folder import (
     REMEDY,
     ended_runs,
@@ -49,7 +56,7 @@ from experiments.speed.gpu_sharing import recorded_best
 from experiments.study.run import run_experiment
 from experiments.study.run_list import Outcome, delete_study, remove_leftovers, require_deletable, run_all
 from experiments.study.status import status_table
-from experiments.study.step_times import write_step_times
+from experiments.study.step_times import step_seconds, write_step_times
 
 # The strategies, by what they change in training. To compare another one, add its line.
 STRATEGIES = {
@@ -62,6 +69,7 @@ STRATEGIES = {
 TASK_STRATEGIES = {"corrupt": {"mode": "corrupt"}}  # IRED's choice for connectivity, shortest path and sudoku
 # Strategies that train as long as the training FLOPs of another one last.
 EQUAL_COMPUTE = {"baseline-compute": "adversarial"}
+TIMED_FLOPS = 3e10  # at most, of a step that --check times: a batch that takes more is timed by its first examples
 
 
 # What each preset fixes; every value can be overridden by its own flag. `seeds` is a range as on the command line.
@@ -117,8 +125,9 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
 def add_study_flags(parser: Parser, leave_out=(), run_flag="--task"):
     """What a command takes that trains a study. run_flag: what chooses one run, by its number."""
     add = parser.add_argument
-    add("--preset", choices=PRESETS, help="demo (minutes on a laptop), pilot (10K steps), full (100K)")
-    add("--pilot", action="store_const", const="pilot", dest="preset", help="same as --preset pilot")
+    preset = parser.add_mutually_exclusive_group().add_argument
+    preset("--preset", choices=PRESETS, help="demo (minutes on a laptop), pilot (10K steps), full (100K)")
+    preset("--pilot", action="store_const", const="pilot", dest="preset", help="same as --preset pilot")
     add(
         "--strategies",
         nargs="+",
@@ -142,7 +151,7 @@ def add_study_flags(parser: Parser, leave_out=(), run_flag="--task"):
     add("--no-lock", action="store_true", help="where the file system has no locks, and nobody else trains")
     add("--report-only", action="store_true", help="train nothing; report the finished runs")
     add("--status", action="store_true", help="train nothing; show where each run stands")
-    add("--check", action="store_true", help="train nothing; check the command, as slurm/submit does")
+    add("--check", action="store_true", help="train and write nothing; check the command, print its plan")
     add(
         run_flag,
         type=int,
@@ -209,7 +218,8 @@ def run_study(options, config: ExperimentConfig, study: Path, mining_configs: di
         runs = {numbered[options.task]: runs[numbered[options.task]]}
     if options.check:
         check_command(options, config, study, mining_configs)
-        require_writable(options.results)
+        require_writable(study)
+        print(plan(options, config, study, runs, mining_configs))
         return 0
     if options.status or options.report_only:
         require_study(study)
@@ -236,8 +246,6 @@ def run_study(options, config: ExperimentConfig, study: Path, mining_configs: di
 
 def train(options, config: ExperimentConfig, study: Path, runs: dict[Path, tuple[str, int]], mining_configs) -> Outcome:
     """Train what has not ended of `runs`, folder -> (strategy, seed). Raises ConfigError where no run could start."""
-    if processes() > 1:
-        raise ConfigError("a run is trained by one process; start this script once for each GPU, they share the runs")
     check_command(options, config, study, mining_configs)
     check_here(options, config, study, len(runs))
     at_once, threads = shares(options, len(runs))
@@ -291,6 +299,8 @@ def time_steps(options, config: ExperimentConfig, study: Path, mining_configs: d
 
 def check_command(options, config: ExperimentConfig, study: Path, mining_configs: dict[str, dict]):
     """Raises ConfigError for what is wrong on every machine, whatever its device and memory; writes nothing."""
+    if processes() > 1:
+        raise ConfigError("a run is trained by one process; start this script once for each GPU, they share the runs")
     if options.at_once is not None:
         require_whole("at_once", options.at_once)
     check_device_name(options.device)
@@ -313,6 +323,40 @@ def check_here(options, config: ExperimentConfig, study: Path, runs: int):
 def deletes(options) -> bool:
     """Whether the command deletes what is there: a requeued job continues its own work."""
     return options.fresh and os.environ.get("SLURM_RESTART_COUNT", "0") == "0"
+
+
+def plan(options, config: ExperimentConfig, study: Path, runs: dict, mining_configs: dict[str, dict]) -> str:
+    """What the command would train, and the minutes that the steps take by steps that are timed here and now."""
+    counts = Counter(strategy for strategy, _ in runs.values())
+    configs = {name: run_config(name, config, mining_configs[name]) for name in counts}
+    same = {name: next(other for other in counts if mining_configs[other] == mining_configs[name]) for name in counts}
+    memory = f"memory of a run: {sum(memory_needs(config).values()) / 1e9:.3g} GB or more"
+    try:
+        at_once, threads = shares(options, len(runs))
+        device = chosen_device(options.device)
+        check_fits(config, device, at_once)
+        timed = {name: mining_configs[name] for name in same.values()}
+        most = max(example_flops(each) for each in configs.values())
+        batch = min(config.batch_size, max(1, int(TIMED_FLOPS / most)))
+        seconds = step_seconds(
+            replace(config, batch_size=batch), timed, options.device, threads, not options.no_cuda_graph
+        )
+    except ConfigError as error:  # of this machine, which need not be the one that trains
+        minutes, words = dict.fromkeys(counts), f"{memory}\nno step was timed: {error}"
+    else:
+        minutes = {
+            name: each.train_steps * seconds[same[name]] * config.batch_size / batch / 60
+            for name, each in configs.items()
+        }
+        total = sum(counts[name] * minutes[name] for name in counts) / (at_once if device.type == "cpu" else 1)
+        words = (
+            f"{memory}, {memory_limit(device) / 1e9:.3g} GB are here\n"
+            f"estimated minutes: {total:.3g}, {at_once} runs at once on this machine's {device.type}, evaluation and "
+            "report not counted"
+        )
+    rows = [[name, counts[name], f"{each.train_steps:,}", minutes[name]] for name, each in configs.items()]
+    table = tabulate(rows, ("strategy", "runs", "steps of each", "minutes of each"), floatfmt=".3g")
+    return f"{study}: {len(runs)} runs\n\n{table}\n\n{words}"
 
 
 def shares(options, runs: int) -> tuple[int, int]:

@@ -10,6 +10,10 @@ takes can follow, but for --strategies and --task. Writes <results>/<name>/: sea
 """
 
 if __name__ == "__main__":
+    import sys
+    from pathlib import Path
+
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, whichever one is installed
     from diffusion_lib.system import startup
 
     startup.begin()

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import secrets
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -58,9 +59,13 @@ def _write(path, content, put_in_place):
 
 
 def require_writable(folder: Path):
-    """Make `folder`. Raises OSError, which names it, where nothing can be written there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_temporary(folder / "test", "").unlink()
+    """Raises OSError, which names `folder`, where it cannot be written in, or made; leaves nothing there."""
+    places = (folder.absolute(), *folder.absolute().parents)
+    try:
+        tempfile.TemporaryFile(dir=next(filter(os.path.lexists, places))).close()
+    except OSError as error:
+        error.filename = str(folder)
+        raise
 
 
 def _write_temporary(path, content) -> Path:

@@ -232,8 +232,8 @@ class ItemTask:
         except Exception as error:  # whatever the data set's own code raises
             reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
             raise ConfigError(
-                f"the data set {type(self.dataset).__name__} gives no batch ({reason}); allowed: items (inp, target) or "
-                "(inp, target, mask), arrays or tensors of numbers, all of the same shapes"
+                f"the data set {type(self.dataset).__name__} gives no batch ({reason}); allowed: items (inp, target) "
+                "or (inp, target, mask), arrays or tensors of numbers, all of the same shapes"
             ) from error
 
 

@@ -26,10 +26,10 @@ def step_flops(config: ExperimentConfig, batch_size: int, task=None) -> int:
     Counted on torch's meta device, which computes nothing.
     """
     task = task or training_task(config)
-    with torch.random.fork_rng(devices=[]):
-        diffusion = build_diffusion(config, config.mining.to_dict(), 0, task).to("meta")
-        inp, target = (torch.zeros(batch_size, *shape, device="meta") for shape in (task.inp_shape, task.out_shape))
-        levels = torch.zeros(batch_size, dtype=torch.long, device="meta")
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        diffusion = build_diffusion(config, config.mining.to_dict(), 0, task)
+        inp, target = (torch.zeros(batch_size, *shape) for shape in (task.inp_shape, task.out_shape))
+        levels = torch.zeros(batch_size, dtype=torch.long)
         with FlopCounterMode(display=False) as counter:
             candidates = target if config.mining.mode == "corrupt" else None  # those come with a batch
             diffusion(inp, target, t=levels, candidates=candidates)[0].backward()
