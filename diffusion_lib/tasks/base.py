@@ -255,7 +255,7 @@ def has_mask(dataset) -> bool:
     return getattr(type(task), "mask", Task.mask) is not Task.mask
 
 
-def mask_of(task, inp, drawn=()) -> torch.Tensor | None:
+def mask_of(task, inp, drawn) -> torch.Tensor | None:
     """The mask of inputs (B, *inp_shape): the one `drawn` with them, where the items have them, or the task's."""
     return drawn[0].to(inp) if drawn else task.mask(inp)
 
