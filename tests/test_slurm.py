@@ -309,7 +309,7 @@ def test_the_commands_own_environment_wins_over_the_sites(site, project):
 @pytest.mark.parametrize(("task", "asked"), [({}, "700"), ({"SLURM_ARRAY_TASK_ID": "2"}, "700_2")], ids=["job", "task"])
 def test_a_job_that_is_to_stop_requeues_itself_alone(name, task, asked, site, project):
     make_program(site, "scontrol", f'echo "$*" > {site}/asked')
-    make_program(site, "python", f"trap 'exit 75' {name}; kill -{name} $PPID; while :; do :; done")
+    make_program(site, "python", f"trap 'exit 75' {name}; kill -{name} $PPID; for i in $(seq 200); do sleep 0.1; done")
     script = ["bash", "-c", 'cd "$0"; source slurm/common.sh; run_python train', project]
     done = at_site(site, script, SLURM_JOB_ID="700", SLURM_ARRAY_JOB_ID="700", **task)
     assert done.returncode == 75, done.stderr
