@@ -2,17 +2,22 @@
 
 import os
 import signal
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from conftest import make_trainer
+from conftest import assert_same_weights, fork, make_diffusion, make_trainer, weights
 
+from dataset import TASKS
+from diffusion_lib.denoising_diffusion_pytorch_1d import GaussianDiffusion1D
 from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.system.startup import CORES
 from diffusion_lib.training import device as devices
 from experiments.study.other_process import OtherProcess
+from models import MODELS
 
 LAUNCHERS = {
     "srun with PMI": {"PMI_SIZE": "2", "PMI_RANK": "0"},
@@ -61,11 +66,11 @@ def test_a_gpu_that_was_granted_in_vain_is_said(name, monkeypatch):
 
 def test_other_accelerators_are_not_chosen_by_chance(monkeypatch):
     """accelerate alone would take an Apple GPU, say."""
-    asked = []
+    asked, made = [], SimpleNamespace(device=torch.device("cpu"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(devices, "Accelerator", lambda **options: asked.append(SimpleNamespace(**options)))
+    monkeypatch.setattr(devices, "Accelerator", lambda **options: asked.append(options) or made)
     devices.make_accelerator(None)
-    assert asked[0].cpu is True
+    assert asked[0]["cpu"] is True
 
 
 def test_a_ctrl_c_while_other_processes_import_is_left_to_the_first(capfd):
@@ -73,6 +78,73 @@ def test_a_ctrl_c_while_other_processes_import_is_left_to_the_first(capfd):
         os.kill(process.process.pid, signal.SIGINT)
         assert process.call(abs, -1) == 1
     assert capfd.readouterr().err == ""
+
+
+def call_from_here():
+    with OtherProcess() as process:
+        return process.call(abs, -1)
+
+
+def test_a_worker_of_a_pool_has_processes_too():
+    with fork.Pool(1) as pool:
+        assert pool.apply(call_from_here) == 1
+
+
+@contextmanager
+def set_for_the_process(switch, value, before):
+    switch(value)
+    try:
+        yield
+    finally:
+        switch(before)
+
+
+CALLERS = {
+    "inference_mode": lambda: torch.inference_mode(),
+    "no_grad": lambda: torch.no_grad(),
+    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    "float64": lambda: set_for_the_process(torch.set_default_dtype, torch.float64, torch.float32),
+    "another device": lambda: set_for_the_process(torch.set_default_device, "meta", None),
+}
+
+
+@pytest.mark.parametrize("caller", CALLERS.values(), ids=CALLERS)
+def test_what_a_caller_has_set_changes_no_training(caller, tmp_path):
+    alone = make_trainer(tmp_path / "alone", train_num_steps=3)
+    alone.train()
+    diffusion = make_diffusion(mining_config={"mode": "adversarial"}, use_innerloop_opt=False)
+    task, options = alone.dataset, {"train_batch_size": 16, "evaluation_size": 64, "device": "cpu"}
+    with caller():
+        beside = type(alone)(diffusion, task, train_num_steps=3, results_folder=tmp_path / "beside", **options)
+        beside.train()
+    assert_same_weights(weights(beside.diffusion), weights(alone.diffusion))
+
+
+@pytest.mark.parametrize("caller", CALLERS.values(), ids=CALLERS)
+@pytest.mark.parametrize(("model", "task"), [("mlp", "inverse"), ("gnn", "connectivity-2")])
+def test_what_a_caller_has_set_changes_no_sample(caller, model, task):
+    task = TASKS[task]("train", 4)
+    diffusion = GaussianDiffusion1D(MODELS[model](task.inp_dim, task.out_dim), timesteps=3)
+    inp, start = task.sample(2, torch.Generator().manual_seed(0))
+    expected = diffusion.sample_loop(inp, start=start, inner_steps=1)
+    with caller():
+        if caller is CALLERS["inference_mode"]:
+            inp, start = inp.clone(), start.clone()  # which autograd refuses elsewhere
+        assert torch.equal(diffusion.sample_loop(inp, start=start, inner_steps=1), expected)
+
+
+def test_another_accelerator_and_this_one_leave_each_other_alone(tmp_path):
+    alone = make_trainer(tmp_path / "alone", train_num_steps=3)
+    alone.train()
+    AcceleratorState._reset_state(reset_partial_state=True)
+    other = Accelerator(gradient_accumulation_steps=4, mixed_precision="bf16", cpu=True)
+    model = other.prepare(torch.nn.Linear(2, 2))
+    with other.accumulate(model):
+        beside = make_trainer(tmp_path / "beside", train_num_steps=3)
+        beside.train()
+    assert_same_weights(weights(beside.diffusion), weights(alone.diffusion))
+    assert (other.gradient_accumulation_steps, other.mixed_precision, other.sync_gradients) == (4, "bf16", False)
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def in_use():

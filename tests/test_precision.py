@@ -129,12 +129,20 @@ def test_unknown_precision_is_named():
         ExperimentConfig(precision="half")
 
 
-@pytest.mark.parametrize("start", [lambda _: choose_products("float32", CPU), make_trainer])
-def test_numbers_too_small_for_float32_are_zero(start, tmp_path):
+@pytest.mark.parametrize("threads", [1, 2])
+def test_numbers_too_small_for_float32_are_zero_in_training_and_as_before_after_it(tmp_path, threads):
     """Else a processor takes a hundred times as long with the gradients of negatives that are far above."""
     if not torch.set_flush_denormal(False):
         pytest.skip("this processor cannot flush them")
-    smallest = torch.full((64,), torch.finfo(torch.float32).tiny)
-    assert (smallest / 4).any()
-    start(tmp_path)
-    assert not (smallest / 4).any()
+
+    def kept():  # of so many that all threads have some
+        return (torch.full((200_000,), torch.finfo(torch.float32).tiny) / 4 != 0).double().mean().item()
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        at_first, in_training = kept(), []
+        make_trainer(tmp_path, train_num_steps=1, on_log=lambda _: in_training.append(kept())).train()
+        assert (at_first, set(in_training), kept()) == (1, {0}, 1)
+    finally:
+        torch.set_num_threads(before)

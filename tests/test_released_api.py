@@ -205,7 +205,7 @@ def test_items_bring_their_masks(tmp_path):
     assert torch.allclose(solved[mask > 0].double(), target[mask > 0], atol=1e-5)
     assert made.train_step(made.stream.batch(0))[0].isfinite()
     assert len(next(trainer(cond_mask=False).dl)) == 2
-    with pytest.raises(ConfigError, match="the items of SizedList have 1 parts"):
+    with pytest.raises(ConfigError, match=r"SizedList gives no batch \(TypeError: items of 1 parts\)"):
         has_mask(SizedList([(torch.zeros(9),)]))
 
 

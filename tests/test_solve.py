@@ -1,6 +1,7 @@
 """A trained model in use: loaded from each kind of folder, asked for inverses, refusing what it cannot do."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.sparse
 import torch
 from conftest import assert_same_weights, make_diffusion
 
@@ -180,6 +182,11 @@ def with_entry(value):
         (np.eye(3, dtype=int), "A is int64; allowed: a NumPy array or a tensor of floating-point numbers"),
         (torch.eye(3, dtype=torch.complex64), "A is torch.complex64; allowed"),
         (np.eye(3).tolist(), "A is list; allowed"),
+        (scipy.sparse.csr_array(np.eye(3)), "A is csr_array; allowed: a NumPy array or a tensor"),
+        (torch.eye(3).to_sparse(), r"A is torch.sparse_coo; allowed: a dense tensor, as of A.to_dense\(\)"),
+        (torch.eye(3).to("meta"), "A is on meta, without data"),
+        (torch.nested.nested_tensor([torch.eye(3), torch.eye(3)]), "A is a nested tensor"),
+        (np.ma.masked_array(np.eye(3), np.eye(3)), "A has masked entries"),
     ],
 )
 def test_what_it_cannot_invert_is_named(trained, a, message):
@@ -234,6 +241,16 @@ def test_the_command_writes_the_inverses(tmp_path):
     assert errors.max() < 1e-2
 
 
+def test_the_command_reads_a_pipe(tmp_path):
+    np.save(tmp_path / "a.npy", drawn(2))
+    arguments = [PUBLISHED, "/dev/stdin", "--output", tmp_path / "y.npy"]
+    line = [sys.executable, str(ROOT / "experiments" / "solve.py"), *arguments]
+    with subprocess.Popen(["cat", tmp_path / "a.npy"], stdout=subprocess.PIPE) as cat:
+        done = subprocess.run(line, stdin=cat.stdout, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0
+    np.testing.assert_array_equal(np.load(tmp_path / "y.npy"), solve(load_model(PUBLISHED), drawn(2)))
+
+
 def test_the_command_warns_overwrites_when_told_and_takes_the_plain_sampler(tmp_path):
     np.save(tmp_path / "a.npy", drawn(1, ridge=0.2)[0])
     (tmp_path / "y.npy").write_bytes(b"mine")
@@ -257,6 +274,11 @@ def test_the_command_names_bad_input_in_one_line_and_writes_nothing(tmp_path, ca
     np.save(tmp_path / "objects.npy", np.array([{}]), allow_pickle=True)
     np.savez(tmp_path / "several.npz", drawn(1))
     (tmp_path / "text.npy").write_text("1 0\n0 1\n")
+    good = (tmp_path / "good.npy").read_bytes()
+    (tmp_path / "two.npy").write_bytes(good + good)
+    (tmp_path / "syntax.npy").write_bytes(good.replace(b"'<f8'", b"',f8'", 1))
+    (tmp_path / "parenthesis.npy").write_bytes(good.replace(b"}", b" ", 1))
+    os.mkfifo(tmp_path / "pipe.npy")
     (tmp_path / "half.npy").write_bytes((tmp_path / "good.npy").read_bytes()[:300])
     before = sorted(tmp_path.iterdir())
     for run, matrix, message in (
@@ -267,6 +289,11 @@ def test_the_command_names_bad_input_in_one_line_and_writes_nothing(tmp_path, ca
         (PUBLISHED, "several.npz", "cannot be read as a .npy file"),
         (PUBLISHED, "half.npy", "cannot be read as a .npy file"),
         (PUBLISHED, "objects.npy", "cannot be read as a .npy file"),
+        (PUBLISHED, "syntax.npy", "cannot be read as a .npy file"),
+        (PUBLISHED, "parenthesis.npy", "cannot be read as a .npy file"),
+        (PUBLISHED, "two.npy", "goes on after its first array"),
+        (PUBLISHED, ".", "is a pipe or a folder"),
+        (PUBLISHED, "pipe.npy", "give --output"),
         (PUBLISHED, "shape.npy", "A has shape (1, 4, 4)"),
         (PUBLISHED, "nan.npy", "not finite"),
         (PUBLISHED, "asymmetric.npy", "not symmetric"),

@@ -3,8 +3,12 @@
 import errno
 import os
 import signal
+import sys
+import warnings
 import zipfile
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from conftest import assert_same_weights, make_diffusion, make_trainer, weights
@@ -317,6 +321,8 @@ def test_learning_rate_schedule(tmp_path):
         ({"train_lr": "1e-3"}, "train_lr is '1e-3'; allowed: a positive number"),
         ({"ema_decay": 2.0}, "ema_decay is 2.0; allowed: a number from 0, below 1"),
         ({"adam_betas": (0.9, 1)}, r"adam_betas\[1\] is 1; allowed: a number from 0, below 1"),
+        ({"seed": "3"}, "seed is '3'; allowed: a whole number from 0"),
+        ({"lr_schedule": lambda _: float("nan")}, "lr_schedule is nan at step 0; allowed: a number from 0"),
         ({"device": "tpu"}, "device is 'tpu'; allowed: cpu, cuda"),
         ({"cond_mask": True}, "cond_mask is True; this task has no mask"),
     ],
@@ -339,6 +345,153 @@ def test_a_model_that_cannot_be_trained_is_named(tmp_path, change, message):
     with pytest.raises(ConfigError, match=message):
         Trainer1D(change(make_diffusion()), Inverse("train", 4), results_folder=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+NUMPYS = {
+    "seed": {"seed": np.int64(3)},
+    "rate": {"train_lr": np.float64(1e-3)},
+    "betas": {"adam_betas": (np.float64(0.9), np.float32(0.99))},
+    "schedule": {"lr_schedule": lambda step: 1 + np.cos(step / 10)},
+    "sizes": {"train_batch_size": np.int32(8), "log_every": np.int64(2)},
+    "weight": {"weight": np.linspace(0, 1, 5)[1]},
+}
+
+
+@pytest.mark.parametrize("options", NUMPYS.values(), ids=NUMPYS)
+def test_numpy_s_numbers_are_numbers(tmp_path, options):
+    def made():
+        mining = {"mode": "random"} | {key: value for key, value in options.items() if key == "weight"}
+        rest = {key: value for key, value in options.items() if key != "weight"}
+        return Trainer1D(
+            make_diffusion(mining_config=mining, bound=np.float32(2)),
+            Inverse("train", 3),
+            **{"train_num_steps": 3, "results_folder": tmp_path, "device": "cpu", **rest},
+        )
+
+    made().train()
+    again = made()
+    again.load("last")  # which reads no other types
+    assert again.step == 3
+
+
+class Items(torch.utils.data.Dataset):
+    """What `make(index)` gives, for a model of 9 to 9 numbers."""
+
+    inp_dim = out_dim = 9
+
+    def __init__(self, make, **dims):
+        self.make = make
+        vars(self).update(dims)
+
+    def __len__(self):
+        return 100
+
+    def __getitem__(self, index):
+        return self.make(index)
+
+
+def item_trainer(folder, make, steps=3, **options):
+    settings = {"train_num_steps": steps, "train_batch_size": 8, "train_lr": 1e-2, "device": "cpu", **options}
+    dims = {key: settings.pop(key) for key in ("inp_dim", "out_dim") if key in settings}
+    return Trainer1D(make_diffusion(), Items(make, **dims), results_folder=folder, **settings)
+
+
+def drawn(_index):
+    return np.random.rand(9), torch.rand(9)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_items_that_are_drawn_resume_exactly(tmp_path, workers):
+    whole = item_trainer(tmp_path / "whole", drawn, 4, data_workers=workers)
+    before = np.random.get_state()[1].copy()
+    whole.train()
+    assert (np.random.get_state()[1] == before).all()  # the caller's own draws go on as if nothing had been
+    item_trainer(tmp_path / "parts", drawn, 2).train()
+    second = item_trainer(tmp_path / "parts", drawn, 4, data_workers=workers)
+    second.load("last")
+    second.train()
+    assert_same_weights(weights(second.diffusion), weights(whole.diffusion))
+
+
+def test_what_a_run_would_do_with_examples_in_silence_is_said(tmp_path):
+    own = np.random.default_rng(0)
+    for make, message in (
+        (lambda _: (own.random(9), np.ones(9)), "^the same items of Items differ when they are drawn again"),
+        (
+            lambda _: (np.ones(9), np.full(9, -4.5)),
+            r"^solutions of Items reach 4\.5, and samples are cut at \+-2",
+        ),
+    ):
+        with pytest.warns(UserWarning, match=message) as warned:
+            item_trainer(tmp_path, make)
+        assert [warning.filename for warning in warned] == [__file__]
+
+
+ONES = np.ones(9)
+MISFITS = {
+    "another inp_dim": (lambda _: (ONES, ONES), {"inp_dim": 8}, "Items has inp_dim 8; the model's is 9"),
+    "wider": (
+        lambda _: (np.ones(10), ONES),
+        {},
+        r"Items gives inputs \(10,\) and solutions \(9,\), which a",
+    ),
+    "a number for a vector": (lambda _: (ONES, 1.0), {}, r"solutions \(\), which a model"),
+    "of several widths": (lambda i: (np.ones(1 + i % 9), ONES), {}, "Items"),
+    "words": (lambda _: ("a", "b"), {}, "Items gives no batch"),
+    "one part": (lambda _: ONES, {}, "Items gives no batch"),
+    "complex": (lambda _: (ONES + 1j, ONES), {}, r"no batch \(TypeError: complex numbers\)"),
+    "masked": (lambda _: (np.ma.masked_array(ONES, ONES), ONES), {}, "masked arrays"),
+    "nan": (lambda _: (ONES, ONES * np.nan), {}, "entries that are not finite"),
+    "an error": (lambda i: {}[i], {}, r"Items gives no batch \(KeyError: \d+\)"),
+}
+
+
+@pytest.mark.parametrize(("make", "dims", "message"), MISFITS.values(), ids=MISFITS)
+def test_a_data_set_that_does_not_fit_is_refused_before_anything_is_written(tmp_path, make, dims, message):
+    with pytest.raises(ConfigError, match=message) as refused:
+        item_trainer(tmp_path / "run", make, **dims)
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_item_that_breaks_later_is_one_line_from_a_worker_too(tmp_path):
+    def make(index):
+        assert index < 95, "two\nlines"
+        return ONES, ONES
+
+    with pytest.raises(ConfigError, match=r"Items gives no batch \(AssertionError: two\); allowed") as refused:
+        item_trainer(tmp_path, make, 30, data_workers=1).train()
+    assert "\n" not in str(refused.value)
+
+
+def test_sample_says_that_it_uses_the_last_weights(tmp_path):
+    trainer = make_trainer(tmp_path, train_num_steps=1)
+    inp, _ = trainer.dataset.sample(2)
+    with pytest.warns(UserWarning, match="the last weights .*trainer.ema.ema_model"):
+        trainer.diffusion.sample(inp)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trainer.ema.ema_model.sample(inp)
+
+
+def test_a_checkpoint_without_its_optimizer_can_be_evaluated(tmp_path):
+    trainer = make_trainer(tmp_path)
+    trainer.train()
+    state = torch.load(tmp_path / "last.pt", weights_only=True)
+    del state["opt"]
+    torch.save(state, tmp_path / "last.pt")
+    with pytest.raises(CheckpointError, match="see its opt"):
+        make_trainer(tmp_path).load("last")
+    again = make_trainer(tmp_path)
+    again.load("last", to_train=False)
+    assert again.evaluate() == trainer.evaluate()
+
+
+def test_progress_needs_of_stderr_no_more_than_write(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(sys, "stderr", SimpleNamespace(write=said.append, flush=lambda: None))
+    make_trainer(tmp_path).train()
+    assert any("step 12/12" in line for line in said)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")

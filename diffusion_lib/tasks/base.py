@@ -221,6 +221,8 @@ class ItemTask:
             indices = self.indices(batch_size, generator)
             with global_generators(torch.randint(2**32, (), generator=generator).item()):
                 items = [self.dataset[i] for i in indices]
+            if any(len(item) not in (2, 3) for item in items):
+                raise TypeError(f"items of {len(items[0])} parts")
             if any(isinstance(part, np.ma.MaskedArray) for item in items for part in item):
                 raise TypeError("masked arrays")
             parts = default_collate(items)
