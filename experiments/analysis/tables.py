@@ -8,8 +8,7 @@ from tabulate import tabulate
 
 from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.evaluation import SAMPLERS
-from diffusion_lib.system.files import read_json
-from diffusion_lib.training.run_folder import read_result, run_folders
+from diffusion_lib.training.run_folder import read_result, recorded_config, run_folders
 from experiments.analysis.metrics import Metric, number
 from experiments.analysis.statistics import Paired, compare_to_baseline, interquartile_mean
 from experiments.analysis.verdict import BASELINE
@@ -36,7 +35,7 @@ def run_rows(study: Path) -> list[dict]:
             "seed": result["seed"],
             "sampler": sampler,
             "status": result["status"],
-            "train_steps": read_json(folder / "config.json")["config"]["train_steps"],
+            "train_steps": recorded_config(folder).train_steps,
             **measured,
             **_samplers(result).get(sampler, {}),
             **{name: result.get(name, math.nan) for name in COSTS},
