@@ -138,7 +138,7 @@ def add_study_flags(parser: Parser, leave_out=(), run_flag="--task"):
     )
     add("--name", help="name of the study, default: the preset's and the model's")
     add("--results", type=directory, default=ROOT / "results", help="default: results/ of this project")
-    add("--fresh", action="store_true", help="delete what an earlier study of this name left")
+    add("--fresh", action="store_true", help="delete an earlier study of this name, its tables too")
     add("--no-lock", action="store_true", help="where the file system has no locks, and nobody else trains")
     add("--report-only", action="store_true", help="train nothing; report the finished runs")
     add("--status", action="store_true", help="train nothing; show where each run stands")

@@ -22,6 +22,7 @@ from experiments import matrix_inversion_mining_comparison as comparison
 from experiments.analysis import report
 from experiments.matrix_inversion_mining_comparison import main
 from experiments.study import run
+from experiments.study.other_process import OtherProcess
 from experiments.study.run_list import Outcome, delete_study, run_all
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -108,6 +109,29 @@ def test_a_signal_stops_the_list():
         run_all({"first": raising(Interrupted("SIGTERM")), "second": raising(AssertionError("was started"))})
 
 
+def test_the_death_of_a_process_before_its_work_is_said():
+    with pytest.raises(ChildProcessError, match="ended before its work, with status -9"), OtherProcess(1) as process:
+        process.send(abs, -1)
+        process.process.kill()
+        process.receive()
+
+
+def test_a_run_of_another_configuration_than_its_study_is_not_begun(tmp_path):
+    """As where another command's --fresh has put its own study there."""
+    arguments = small_study(tmp_path, "--strategies", "baseline", "--task", "0")
+    real = comparison.run_all
+
+    def replaced_meanwhile(runs, *rest):
+        recorded = tmp_path / "shared" / "config.json"
+        recorded.write_text(recorded.read_text().replace('"batch_size": 16', '"batch_size": 17'))
+        return real(runs, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(comparison, "run_all", replaced_meanwhile)
+        assert main(arguments) == 2
+    assert not list(tmp_path.rglob("last.pt"))
+
+
 def test_two_processes_share_a_study(tmp_path):
     runs = small_study(tmp_path, "--strategies", "baseline", "random", "--seeds", "0-1")
     command = [sys.executable, str(SCRIPT), *runs]
@@ -190,7 +214,7 @@ def test_a_run_that_ends_during_the_report_is_in_the_next_one(tmp_path, monkeypa
     def write_report(study, *_):
         seen.append(len(ended_runs(study)))
         last.write_text(json.dumps(DIVERGED | {"seed": 1}))
-        (last.parent / "config.json").write_text('{"config": {}}')
+        (last.parent / "config.json").write_text((study / "config.json").read_text())
 
     monkeypatch.setattr(report, "write_report", write_report)
 
