@@ -1,6 +1,7 @@
 """What is written is whole, named where it fails, and as open to others as the user's umask says."""
 
 import errno
+import json
 import multiprocessing
 import os
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffusion_lib.build import check_fits
+from diffusion_lib.build import check_fits, describe_data
 from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.system import files
 from diffusion_lib.system.errors import ConfigError
@@ -243,6 +244,28 @@ def test_what_a_terminal_cannot_show_does_not_end_the_command():
         [sys.executable, "-c", code], env=os.environ | {"PYTHONIOENCODING": "ascii"}, capture_output=True
     )
     assert (shown.returncode, shown.stdout) == (0, b"0.759?\n")
+
+
+def test_the_data_of_a_run_are_recorded_and_others_refused(tmp_path, monkeypatch):
+    """Whether SATNet's file is there decides what parity is learned from; an earlier version's folder continues."""
+    config = ExperimentConfig(dataset="parity-20")
+    monkeypatch.chdir(tmp_path)
+    made_up = describe_data.__wrapped__(config)
+    prepare_folder(tmp_path / "run", config.to_dict(), CPU, data=made_up)
+    assert json.loads((tmp_path / "run/config.json").read_text())["data"] == made_up
+    folder = tmp_path / "data/satnet/parity/20"
+    folder.mkdir(parents=True)
+    bits = torch.randint(0, 2, (200, 20), generator=torch.Generator().manual_seed(0))
+    torch.save(bits, folder / "features.pt")
+    torch.save(bits.cumsum(1) % 2, folder / "labels.pt")
+    published = describe_data.__wrapped__(config)
+    assert "SATNet's file" in published["source"]
+    with pytest.raises(ConfigError, match=r"made from other data: there generated .*, now SATNet's file"):
+        prepare_folder(tmp_path / "run", config.to_dict(), CPU, data=published)
+    last_digits = {**made_up, "fingerprint": [number + 1e-5 for number in made_up["fingerprint"]]}
+    prepare_folder(tmp_path / "run", config.to_dict(), CPU, data=last_digits)  # another processor's
+    prepare_folder(tmp_path / "old", config.to_dict(), CPU)
+    prepare_folder(tmp_path / "old", config.to_dict(), CPU, data=published)
 
 
 def test_streams_that_are_closed_are_open_for_all_that_inherit_them(tmp_path):
