@@ -120,16 +120,14 @@ def test_what_a_caller_has_set_changes_no_training(caller, tmp_path):
     assert_same_weights(weights(beside.diffusion), weights(alone.diffusion))
 
 
-@pytest.mark.parametrize("caller", CALLERS.values(), ids=CALLERS)
-@pytest.mark.parametrize(("model", "task"), [("mlp", "inverse"), ("gnn", "connectivity-2")])
-def test_what_a_caller_has_set_changes_no_sample(caller, model, task):
-    task = TASKS[task]("train", 4)
-    diffusion = GaussianDiffusion1D(MODELS[model](task.inp_dim, task.out_dim), timesteps=3)
+@pytest.mark.parametrize("caller", ["inference_mode", "autocast"])
+def test_what_a_caller_has_set_changes_no_sample(caller):
+    task = TASKS["connectivity-2"]("train", 4)
+    diffusion = GaussianDiffusion1D(MODELS["gnn"](task.inp_dim, task.out_dim), timesteps=3)
     inp, start = task.sample(2, torch.Generator().manual_seed(0))
     expected = diffusion.sample_loop(inp, start=start, inner_steps=1)
-    with caller():
-        if caller is CALLERS["inference_mode"]:
-            inp, start = inp.clone(), start.clone()  # which autograd refuses elsewhere
+    with CALLERS[caller]():
+        inp, start = inp.clone(), start.clone()  # inference_mode's, which autograd refuses
         assert torch.equal(diffusion.sample_loop(inp, start=start, inner_steps=1), expected)
 
 

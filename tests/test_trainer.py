@@ -474,19 +474,6 @@ def test_sample_says_that_it_uses_the_last_weights(tmp_path):
         trainer.ema.ema_model.sample(inp)
 
 
-def test_a_checkpoint_without_its_optimizer_can_be_evaluated(tmp_path):
-    trainer = make_trainer(tmp_path)
-    trainer.train()
-    state = torch.load(tmp_path / "last.pt", weights_only=True)
-    del state["opt"]
-    torch.save(state, tmp_path / "last.pt")
-    with pytest.raises(CheckpointError, match="see its opt"):
-        make_trainer(tmp_path).load("last")
-    again = make_trainer(tmp_path)
-    again.load("last", to_train=False)
-    assert again.evaluate() == trainer.evaluate()
-
-
 def test_progress_needs_of_stderr_no_more_than_write(tmp_path, monkeypatch):
     said = []
     monkeypatch.setattr(sys, "stderr", SimpleNamespace(write=said.append, flush=lambda: None))
