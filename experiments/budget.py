@@ -75,7 +75,8 @@ def read_comparable(studies: list[Path]) -> tuple[list[EndedRun], dict[Path, str
     """As `read_ended`. Raises ConfigError where no run has ended, or two differ in more than budget and mining."""
     ended, damaged = read_ended(*studies)
     if not ended:
-        raise ConfigError(f"no run in {', '.join(map(str, studies))} has ended; nothing to compare")
+        nothing = f"no run in {', '.join(map(str, studies))} has ended; nothing to compare"
+        raise ConfigError("; ".join(damaged.values()) or nothing)
     for run in ended:
         require_comparable(ended[0], run)
     return ended, damaged

@@ -268,7 +268,7 @@ def test_what_is_no_result_of_its_run_is_left_out_and_said(results, tmp_path, ca
     study = tmp_path / "ablation-opt_steps-a"
     damage(study / "runs" / "opt_steps=1" / "seed-1")
     arguments = ["--report-only", "--name", study.name, f"--results={tmp_path}", "--seeds=0"]
-    assert comparison(arguments) == 0
+    assert comparison(arguments) == 2
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("left out: ")]
     assert len(said) == 1 and re.search(message, said[0])
     assert f"- {said[0]}\n" in (study / "report.md").read_text()

@@ -96,10 +96,16 @@ def read_data(folder: Path) -> dict | None:
 
 
 def require_study_data(study: Path, data: dict, remedy: str = REMEDY):
-    """Raises ConfigError where a study or one of its runs was made from other data."""
-    for folder in (study, *run_folders(study)):
-        if (folder / "config.json").exists():
-            require_same_data(folder, data, remedy)
+    """Raises ConfigError where a study or one of its runs was made from other data; damaged runs are passed over."""
+    for folder in (study, *filter(has_data, run_folders(study))):
+        require_same_data(folder, data, remedy)
+
+
+def has_data(folder: Path) -> bool:
+    """Whether the folder records its data."""
+    with suppress(ConfigError, OSError):
+        return read_data(folder) is not None
+    return False
 
 
 def require_of_study(folder: Path, config: dict):

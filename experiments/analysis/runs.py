@@ -6,7 +6,7 @@ from typing import NamedTuple
 from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.tasks import TASKS
-from diffusion_lib.training.run_folder import recorded_config, run_folders, trusted_result
+from diffusion_lib.training.run_folder import read_data, recorded_config, run_folders, trusted_result
 from experiments.analysis.metrics import task_metrics
 
 
@@ -30,6 +30,7 @@ def read_ended(*studies: Path) -> tuple[list[EndedRun], dict[Path, str]]:
         try:
             result = trusted_result(folder)
             if result:
+                read_data(folder)
                 run = EndedRun(folder, recorded_config(folder), result)
                 require_possible(run)
                 runs.append(run)
