@@ -121,6 +121,7 @@ def test_of_different_settings_at_the_same_instant_one_makes_the_study(tmp_path,
         assert sum("was made by another configuration: rank" in str(answer) for answer in got) == 3
 
 
+SMALL = ["--rank=3", "--train-steps=3", "--batch-size=4", "--evaluation-size=8", "--device=cpu", "--at-once=1"]
 TOO_LARGE = {
     "rank": 5000,
     "batch_size": 10**9,
@@ -201,7 +202,7 @@ def test_fresh_deletes_nothing_but_a_whole_study(tmp_path, make, message):
     (tmp_path / "it.runs.csv").touch()
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(ConfigError, match=message):
-        main(["--fresh", "--name=it", f"--results={tmp_path}", "--device=cpu", "--rank=3", "--batch-size=4"])
+        main(["--fresh", "--name=it", f"--results={tmp_path}", "--strategies", "baseline", *SMALL])
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -217,10 +218,9 @@ def test_a_deleted_study_leaves_no_tables(tmp_path):
 def test_of_several_studies_none_is_deleted_where_one_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("diffusion_lib.build.memory_limit", lambda _device: 8e9)
     study_of_runs(tmp_path / "it-rank-3")
-    small = ["--train-steps=3", "--batch-size=4", "--evaluation-size=8", "--device=cpu", "--at-once=1"]
     with pytest.raises(ConfigError, match="rank is 5000"):
-        ablations.main(["rank", "--values", "3", "5000", *small, "--name=it", f"--results={tmp_path}", "--fresh"])
-    assert (tmp_path / "it-rank-3" / "runs").exists()
+        ablations.main(["rank", "--values", "3", "5000", *SMALL[1:], "--name=it", f"--results={tmp_path}", "--fresh"])
+    assert (tmp_path / "it-rank-3" / "runs" / "baseline" / "seed-0" / "config.json").read_text() == "{}\n"
 
 
 @pytest.mark.parametrize("asked", ["--status", "--report-only"])
