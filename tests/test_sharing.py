@@ -164,7 +164,7 @@ def test_a_command_that_finds_all_runs_held_says_so_and_is_not_done(tmp_path, ho
 
 
 def test_a_command_that_leaves_one_run_to_its_holder_is_not_done(tmp_path, holder, monkeypatch):
-    monkeypatch.setattr(report, "write_report", lambda *_: None)
+    monkeypatch.setattr(report, "write_report", lambda *_: {})
     holder(tmp_path / "shared" / "runs" / "random" / "seed-0")
     arguments = small_study(tmp_path, "--strategies", "baseline", "random", "--at-once", "1")
     assert main(arguments) == 75
@@ -172,7 +172,7 @@ def test_a_command_that_leaves_one_run_to_its_holder_is_not_done(tmp_path, holde
 
 
 def test_the_next_command_removes_what_killed_ones_left_beside_the_runs(tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "write_report", lambda *_: None)
+    monkeypatch.setattr(report, "write_report", lambda *_: {})
     study = tmp_path / "shared"
     study.mkdir()
     left = [study / ".report.md.0a1b2c3d.tmp", tmp_path / ".shared.runs.csv.0a1b2c3d.tmp"]
@@ -197,7 +197,7 @@ def test_fresh_waits_for_no_one(tmp_path, holder):
 
 
 def test_a_requeued_job_keeps_what_it_made_fresh(tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "write_report", lambda *_: None)
+    monkeypatch.setattr(report, "write_report", lambda *_: {})
     arguments = small_study(tmp_path, "--fresh", "--strategies", "baseline")
     result = tmp_path / "shared" / "runs" / "baseline" / "seed-0" / "result.json"
     assert main(arguments) == 0
@@ -215,6 +215,7 @@ def test_a_run_that_ends_during_the_report_is_in_the_next_one(tmp_path, monkeypa
         seen.append(len(ended_runs(study)))
         last.write_text(json.dumps(DIVERGED | {"seed": 1}))
         (last.parent / "config.json").write_text((study / "config.json").read_text())
+        return {}
 
     monkeypatch.setattr(report, "write_report", write_report)
 
