@@ -99,8 +99,11 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
             raise ConfigError(f"sampling_timesteps is {sampling_timesteps!r}; allowed: None or timesteps")
         if isinstance(model, EnergyModel) and not isinstance(model, NoiseModel):
             model = DiffusionWrapper(model)
-        if not isinstance(getattr(model, "ebm", None), nn.Module):
-            raise ConfigError(f"model is {type(model).__name__}; allowed: an EnergyModel, or a DiffusionWrapper of one")
+        if not isinstance(getattr(model, "ebm", None), EnergyModel):
+            raise ConfigError(
+                f"model is {type(model).__name__}; allowed: an EnergyModel, or a DiffusionWrapper of one (to write "
+                "one: docs/adding-an-energy-model.md)"
+            )
         if not isinstance(rules, Rules):
             raise ConfigError(f"rules is {rules!r}; allowed: the rules of a task")
         if bound is not None:

@@ -14,7 +14,7 @@ from diffusion_lib.inference import load_model
 from diffusion_lib.released_api import METRICS, require_metric
 from diffusion_lib.system.errors import CheckpointError, ConfigError
 from diffusion_lib.tasks.base import has_mask
-from models import EBM
+from models import EBM, DiffusionWrapper
 
 PUBLISHED = Path(__file__).parent.parent / "results" / "published" / "matrix-energy"
 
@@ -276,3 +276,15 @@ def test_a_data_set_of_items_trains_and_continues_exactly(tmp_path, workers):
 def test_a_data_set_without_sizes_is_one_line(tmp_path):
     with pytest.raises(ConfigError, match="the data set list has no inp_dim"):
         Trainer1D(make_diffusion(), [1, 2], results_folder=tmp_path, device="cpu")
+
+
+class OwnWrapper(torch.nn.Module):
+    """Of a network written for the release."""
+
+    ebm, inp_dim, out_dim = torch.nn.Linear(18, 1), 9, 9
+
+
+@pytest.mark.parametrize("make", [OwnWrapper, lambda: DiffusionWrapper(torch.nn.Linear(18, 1))])
+def test_a_network_written_for_the_release_is_told_what_to_write(make):
+    with pytest.raises(ConfigError, match=r"EnergyModel.*docs/adding-an-energy-model\.md"):
+        GaussianDiffusion1D(make(), timesteps=10)

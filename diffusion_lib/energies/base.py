@@ -111,7 +111,10 @@ class DiffusionWrapper(nn.Module):
     def __init__(self, ebm: EnergyModel):
         super().__init__()
         if not isinstance(ebm, EnergyModel):
-            raise ConfigError(f"DiffusionWrapper needs an EnergyModel, not {type(ebm).__name__}")
+            raise ConfigError(
+                f"DiffusionWrapper needs an EnergyModel, not {type(ebm).__name__} (to write one: "
+                "docs/adding-an-energy-model.md)"
+            )
         self.ebm = ebm
         self.inp_dim, self.out_dim = ebm.inp_dim, ebm.out_dim
 
