@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -193,7 +194,8 @@ def test_a_failing_run_fails_the_job_and_leaves_the_others(small_jobs, capsys):
 @pytest.mark.usefixtures("slurm")
 def test_two_jobs_on_one_study_share_its_runs(tmp_path):
     runs = [*SMALL, "--train-steps", "40", "--seeds", "0-1", "--strategies", "baseline", "random", "--name", "shared"]
-    jobs = [submit("compare", tmp_path, *runs)[0] for _ in "ab"]
+    with ThreadPoolExecutor() as both:  # at once: a submission takes as long as the runs
+        jobs = list(both.map(lambda _: submit("compare", tmp_path, *runs)[0], "ab"))
     # who ends first leaves a run to the other, and must not look done
     last, first = sorted(ended(identity) for identity in jobs)
     assert last == ("COMPLETED", "0:0") and first in (last, ("FAILED", "75:0"))
