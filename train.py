@@ -8,6 +8,10 @@ Exit status: 0 done, 2 bad input or a failed run, 75 stopped by a signal with ev
 """
 
 if __name__ == "__main__":
+    import sys
+    from pathlib import Path
+
+    sys.path.insert(0, str(Path(__file__).resolve().parent))  # this checkout, whichever one is installed
     from diffusion_lib.system import startup
 
     startup.begin()
@@ -21,20 +25,21 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from diffusion_lib.build import build_diffusion, check_fits, evaluation_tasks, training_task
+from diffusion_lib.build import build_diffusion, check_fits, describe_data, evaluation_tasks, training_task
+from diffusion_lib.checkpoint import checkpoint_path
 from diffusion_lib.config import ExperimentConfig, add_flags, current, given, recipe
 from diffusion_lib.denoising_diffusion_pytorch_1d import Trainer1D
 from diffusion_lib.evaluation import EvaluationSet, sampler_metrics, samplers_of
 from diffusion_lib.negatives import MiningConfig
 from diffusion_lib.released_api import released_mode
 from diffusion_lib.system.arguments import Parser, directory, header, whole
-from diffusion_lib.system.errors import ConfigError, exit_status, say
+from diffusion_lib.system.errors import ConfigError, exit_status, say, show
 from diffusion_lib.system.files import write_csv
 from diffusion_lib.system.lock import RunHeld, RunLock
 from diffusion_lib.system.memory import one_line_for_full_memory
 from diffusion_lib.training.device import chosen_device
 from diffusion_lib.training.precision import denormals_flushed, set_precision
-from diffusion_lib.training.run_folder import prepare_folder, read_config
+from diffusion_lib.training.run_folder import prepare_folder, read_config, shown
 
 CURVE_SIZE = 2048  # examples behind a point of the learning curve
 RELEASED = {"train_steps": 1_300_000}  # where the release differs from the comparison
@@ -53,15 +58,21 @@ def main(arguments=None) -> int:
     folder = options.results_folder or default_folder(config)
     if options.evaluate:
         require_same_task(folder, config)
+    if options.evaluate or options.load_milestone is not None:
+        milestone = checkpoint_path(folder, options.load_milestone or "last")
+        if not milestone.exists():
+            raise ConfigError(f"load_milestone is {options.load_milestone or 'last'!r}; there is no file {milestone}")
     trainer = build_trainer(options, config, mining_mode, folder)
     if trainer.accelerator.is_main_process:
-        header(task=config.dataset, model=config.model, mining=mining_mode, device=trainer.device.type, folder=folder)
+        where = {"device": trainer.device.type, "folder": folder, "data": shown(describe_data(config, options.ood))}
+        header(task=config.dataset, model=config.model, mining=mining_mode, **where)
     try:
         if options.evaluate:
             trainer.load(options.load_milestone or "last", to_train=False)
         else:
             train(trainer, options, config)
-        print_errors(trainer, config)
+        # whose numbers a run's own evaluation.csv would not say
+        print_errors(trainer, config, write=not (options.evaluate and (folder / "config.json").exists()))
         trainer.accelerator.wait_for_everyone()  # nobody leaves while another still talks to it
     except RunHeld as error:
         raise ConfigError(f"{trainer.results_folder} is {error}") from None
@@ -203,23 +214,25 @@ def train(trainer: Trainer1D, options, config: ExperimentConfig):
     if config.schedule == "constant":  # then a run may be prolonged
         del recorded["train_steps"]
     folder, accelerator = trainer.results_folder, trainer.accelerator
+    if options.load_milestone is not None:  # before anything is written
+        if not trainer.checkpoint_path("last").exists():
+            trainer.load(options.load_milestone)
+        elif accelerator.is_main_process:
+            say(f"{folder} continues from its last.pt, not from --load-milestone {options.load_milestone}")
     with accelerator.main_process_first():
-        prepare_folder(folder, recorded, trainer.device, "Choose another --results-folder or the earlier values")
+        remedy = "Choose another --results-folder or the earlier values"
+        prepare_folder(folder, recorded, trainer.device, remedy, data=describe_data(config, options.ood))
     lock = RunLock(folder, not options.no_lock) if accelerator.is_main_process else None
     with lock or nullcontext():
         if lock:
             trainer.on_log, trainer.before_save = lock.note, lock.check
-        if options.load_milestone is not None and not trainer.checkpoint_path(options.load_milestone).exists():
-            raise ConfigError(f"load_milestone is {options.load_milestone!r}; there is no such file")
         if trainer.checkpoint_path("last").exists():
             trainer.load("last")
-        elif options.load_milestone is not None:
-            trainer.load(options.load_milestone)
         trainer.train()
 
 
-def print_errors(trainer: Trainer1D, config: ExperimentConfig):
-    """Print the averaged weights' metrics on all fixed sets, by sampler, and write them to evaluation.csv."""
+def print_errors(trainer: Trainer1D, config: ExperimentConfig, write: bool = True):
+    """Print the averaged weights' metrics on all fixed sets, by sampler, and `write` them to evaluation.csv."""
     rows = []
     same, harder = evaluation_tasks(config, trainer.dataset)
     for difficulty, task in {"same": same, "harder": harder, **same.extra_sets()}.items():
@@ -231,9 +244,10 @@ def print_errors(trainer: Trainer1D, config: ExperimentConfig):
             defined = {name: value for name, value in measured.items() if not math.isnan(value)}
             rows.append({"difficulty": difficulty, "sampler": sampler, **defined})
     if trainer.accelerator.is_main_process:
-        print(f"step {trainer.step}, {config.evaluation_size} examples each")
-        print(tabulate(rows, headers="keys", floatfmt=".6g"))
-        write_csv(trainer.results_folder / "evaluation.csv", [{"step": trainer.step, **row} for row in rows])
+        if write:
+            write_csv(trainer.results_folder / "evaluation.csv", [{"step": trainer.step, **row} for row in rows])
+        show(f"step {trainer.step}, {config.evaluation_size} examples each")
+        show(tabulate(rows, headers="keys", floatfmt=".6g"))
 
 
 def leave(status: int):

@@ -2,17 +2,18 @@
 
 import math
 from dataclasses import replace
+from functools import cache
 
 import torch
 
 from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.denoising_diffusion_pytorch_1d import GaussianDiffusion1D, require_possible
 from diffusion_lib.energies import MODELS
-from diffusion_lib.seeds import derive_seed
+from diffusion_lib.seeds import derive_seed, seeded_generator
 from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.system.memory import memory_limit
 from diffusion_lib.tasks import TASKS, Task
-from diffusion_lib.tasks.base import rules_of
+from diffusion_lib.tasks.base import SPLITS, rules_of
 from diffusion_lib.training.batches import INITIAL_WEIGHTS
 from diffusion_lib.training.precision import choose_products, require_product
 
@@ -20,6 +21,7 @@ COPIES_OF_WEIGHTS = 5  # in memory at once: the weights, their gradient, Adam's 
 COPIES_OF_BATCH = 2  # input and target, noise and candidate
 COPIES_OF_SETS = 2  # both difficulties
 COPIES_OF_SCHEDULE = 8  # buffers, of the model and its average
+FINGERPRINTED = 16  # examples of each set
 
 
 def training_task(config: ExperimentConfig, ood: bool = False) -> Task:
@@ -59,6 +61,23 @@ def evaluation_tasks(config: ExperimentConfig, trained_on: Task) -> tuple[Task, 
     return val, harder
 
 
+@cache
+def describe_data(config: ExperimentConfig, ood: bool = False) -> dict:
+    """What a run learns from and is judged by: its `source`, and a `fingerprint`, a number for each of the three sets.
+
+    It is a projection of the set's first inputs on the CPU, which other processors give but for its last digits. ood:
+    as of training_task.
+    """
+    task, numbers = training_task(config, ood), []
+    sets = task, *evaluation_tasks(config, task)
+    for chosen in sets:
+        chosen.pool_size = dict.fromkeys(SPLITS, FINGERPRINTED)  # the whole pools take minutes
+        inp, _ = chosen.sample(FINGERPRINTED, seeded_generator("fingerprint"), dtype=torch.float64)
+        weights = torch.randn(inp.shape, generator=seeded_generator("fingerprint's weights"), dtype=torch.float64)
+        numbers.append(round((inp * weights).sum().item() / math.sqrt(inp.numel()), 6))
+    return {"source": "; ".join(dict.fromkeys(chosen.source for chosen in sets)), "fingerprint": numbers}
+
+
 def check_modes(config: ExperimentConfig, modes):
     """Raises ConfigError where a mining mode needs what the configuration's model or task lacks."""
     rules = rules_of(training_task(config), config.match_release)
@@ -78,24 +97,35 @@ def check_model(config: ExperimentConfig):
     except (RuntimeError, OverflowError, TypeError):
         raise ConfigError(f"rank is {config.rank}; its {config.model} model is larger than torch can count") from None
     require_fitting_shapes(config, ebm, task)
+    if config.rank != task.default_rank:  # by accident, 8 × 8 matrices have the size of a sudoku's 4 × 4 board
+        try:
+            check_model(replace(config, rank=task.default_rank))
+        except ConfigError:
+            raise ConfigError(_no_match(config, task)) from None
     require_product(config.precision, ebm)
     return ebm
 
 
-def check_fits(config: ExperimentConfig, device: torch.device, at_once: int = 1):
-    """Raises ConfigError where the model fits neither task nor precision, or the sizes cannot fit the memory.
+def memory_needs(config: ExperimentConfig) -> dict[str, int]:
+    """Bytes of memory that a run needs at the least, by the setting that decides them.
 
-    The estimate leaves out what only some models and strategies need, so that nothing is refused that could run.
+    Left out is what only some models and strategies need, so that nothing is refused that could run. Raises ConfigError
+    as `check_model`.
     """
     task, ebm, number = training_task(config), check_model(config), 4  # bytes of a float32
-    choose_products(config.precision, device)
     size = math.prod(task.inp_shape) + math.prod(task.out_shape)
-    needs = {
+    return {
         "rank": COPIES_OF_WEIGHTS * number * sum(weights.numel() for weights in ebm.parameters()),
         "batch_size": COPIES_OF_BATCH * number * size * config.batch_size,
         "evaluation_size": COPIES_OF_SETS * number * size * config.evaluation_size,
         "diffusion_steps": COPIES_OF_SCHEDULE * number * config.diffusion_steps,
     }
+
+
+def check_fits(config: ExperimentConfig, device: torch.device, at_once: int = 1):
+    """Raises ConfigError where the model fits neither task nor precision, or the sizes cannot fit the memory."""
+    needs = memory_needs(config)
+    choose_products(config.precision, device)
     needed, limit = at_once * sum(needs.values()), memory_limit(device)
     if needed > limit:
         largest = max(needs, key=needs.get)
@@ -115,7 +145,9 @@ def require_fitting_shapes(config: ExperimentConfig, ebm, task: Task):
     except (RuntimeError, IndexError, ValueError, TypeError):
         fits = False
     if not fits:
-        raise ConfigError(
-            f"model is {config.model!r}, which cannot take dataset {config.dataset!r}; IRED's own for that is "
-            f"{task.model!r}"
-        )
+        raise ConfigError(_no_match(config, task))
+
+
+def _no_match(config: ExperimentConfig, task: Task) -> str:
+    own = f"IRED's own for that is {task.model!r}"
+    return f"model is {config.model!r}, which cannot take dataset {config.dataset!r}; {own}"

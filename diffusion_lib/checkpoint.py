@@ -19,6 +19,7 @@ The first four are needed (opt only for training on) and are also what a checkpo
 
 import io
 import zipfile
+from pathlib import Path
 
 import torch
 
@@ -41,6 +42,14 @@ def save_checkpoint(path, state: dict):
     buffer = io.BytesIO()
     torch.save(state, buffer)
     write_atomic(path, buffer.getvalue())
+
+
+def checkpoint_path(folder: Path, milestone) -> Path:
+    """Where a milestone of a run's folder lies: `last`, a number as in the released trainer, or the path of a file."""
+    name = str(milestone)
+    if name == "last":
+        return folder / "last.pt"
+    return folder / f"model-{name}.pt" if name.isdigit() else Path(name)
 
 
 def load_checkpoint(path, device, to_train: bool) -> dict:
@@ -77,12 +86,12 @@ def require_own(path, state: dict, own: dict, seed: int, last: int | None):
     """
     if state.get("seed", seed) != seed:
         raise CheckpointError(f"{path} is of seed {state['seed']}, this run has seed {seed}")
-    recorded = state.get("run", {})  # the release's checkpoints have none
+    if state["step"] < 0 or (last is not None and state["step"] > last):
+        raise CheckpointError(f"{path} is of step {state['step']}, this run has {last} steps; it is left as it was")
+    recorded = state.get("run", {})  # the release's checkpoints have none, earlier versions' not all of it
     for key, value in own.items():
         if value is not None and recorded.get(key, value) != value:
             raise CheckpointError(f"{path} is of {key} {recorded[key]}, this run has {value}; it is left as it was")
-    if state["step"] < 0 or (last is not None and state["step"] > last):
-        raise CheckpointError(f"{path} is of step {state['step']}, this run has {last} steps; it is left as it was")
 
 
 def _is_one_of(value, kinds) -> bool:

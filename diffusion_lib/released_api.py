@@ -107,8 +107,8 @@ class ReleasedCalls:
     """Methods and attributes of the released GaussianDiffusion1D, in terms of this project's."""
 
     objective = DIFFUSION_DEFAULTS["objective"]
-    has_average = False  # whether a Trainer1D trains this model, and keeps the average of its weights
     self_condition = is_ddim_sampling = False
+    has_average = False  # whether a Trainer1D trains this model, and keeps the average of its weights
 
     @property
     def out_shape(self):

@@ -9,6 +9,10 @@ comparison takes (--preset, --seeds, --model, …) can follow.
 """
 
 if __name__ == "__main__":
+    import sys
+    from pathlib import Path
+
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, whichever one is installed
     from diffusion_lib.system import startup
 
     startup.begin()
@@ -95,10 +99,10 @@ def run_ranks(values, options) -> int:
         config, seeds, name = comparison.resolve(options)
         names = options.strategies or comparison.possible_strategies(config)
         strategies = {strategy: comparison.get_mining_config(strategy, config) for strategy in names}
-        resolved[rank] = config, options.results / name, strategies, seeds
-    statuses = [comparison.run_study(options, *study) for study in resolved.values()]
+        resolved[rank] = options, config, options.results / name, strategies, seeds
+    statuses = comparison.run_studies(list(resolved.values()))
     if reports(options):
-        studies = {rank: (study, "adversarial") for rank, (_, study, _, _) in resolved.items()}
+        studies = {rank: (study, "adversarial") for rank, (_, _, study, _, _) in resolved.items()}
         draw_curve("rank", studies, None, deciding(config), path=studies[values[0]][0] / "ablation.png")
     return max(statuses)
 

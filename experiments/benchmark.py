@@ -9,6 +9,10 @@ diffusion_lib/training/flops.py; the peak is this machine's own best float32 pro
 """
 
 if __name__ == "__main__":
+    import sys
+    from pathlib import Path
+
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, whichever one is installed
     from diffusion_lib.system import startup
 
     startup.begin()

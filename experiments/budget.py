@@ -9,6 +9,10 @@ Writes <results>/<name>/: budget.png, budget.md, and runs.csv and ratios.csv, wh
 """
 
 if __name__ == "__main__":
+    import sys
+    from pathlib import Path
+
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, whichever one is installed
     from diffusion_lib.system import startup
 
     startup.begin()
@@ -17,24 +21,26 @@ if __name__ == "__main__":
 import argparse
 import math
 import os
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from tabulate import tabulate
 
-from diffusion_lib.config import ExperimentConfig, check_name
+from diffusion_lib.config import check_name
 from diffusion_lib.evaluation import SAMPLERS
 from diffusion_lib.negatives import MiningConfig
 from diffusion_lib.system.arguments import Parser, header
 from diffusion_lib.system.environment import ROOT
-from diffusion_lib.system.errors import ConfigError, exit_status, say
+from diffusion_lib.system.errors import EXIT_BAD_INPUT, ConfigError, exit_status, say
 from diffusion_lib.system.files import write_atomic, write_csv
 from diffusion_lib.tasks import TASKS
 from diffusion_lib.training.flops import recorded_flops
-from diffusion_lib.training.run_folder import read_config, read_result, require_study, run_folders
+from diffusion_lib.training.run_folder import read_data, require_same_data, require_study, say_once
 from experiments.analysis.figures import ERROR_LABEL, choose_scale, drawing, guarded, legend_below, strategy_colors
 from experiments.analysis.metrics import Metric, chosen_metric
+from experiments.analysis.runs import EndedRun, read_ended
 from experiments.analysis.statistics import holm
 from experiments.analysis.verdict import ADVERSARIAL, BASELINE, scenario
 
@@ -65,23 +71,22 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def ended(studies: list[Path]) -> dict[Path, ExperimentConfig]:
-    """By folder, the runs of the studies that ended. Raises ConfigError where there are none, or where they differ."""
-    folders = [folder for study in studies for folder in run_folders(study) if read_result(folder)]
-    configs = {folder: ExperimentConfig.from_dict(read_config(folder)) for folder in folders}
-    if not configs:
-        raise ConfigError(f"no run in {', '.join(map(str, studies))} has ended; nothing to compare")
-    for folder, config in configs.items():
-        require_comparable(folders[0], configs[folders[0]], folder, config)
-    return configs
+def read_comparable(studies: list[Path]) -> tuple[list[EndedRun], dict[Path, str]]:
+    """As `read_ended`. Raises ConfigError where no run has ended, or two differ in more than budget and mining."""
+    ended, damaged = read_ended(*studies)
+    if not ended:
+        nothing = f"no run in {', '.join(map(str, studies))} has ended; nothing to compare"
+        raise ConfigError("; ".join(damaged.values()) or nothing)
+    for run in ended:
+        require_comparable(ended[0], run)
+    return ended, damaged
 
 
-def read_runs(configs: dict[Path, ExperimentConfig], metric: Metric) -> list[Run]:
-    """The runs in the folders, each once."""
-    settings, runs = mining_settings(configs), {}
+def read_runs(ended: list[EndedRun], metric: Metric) -> list[Run]:
+    """The runs that ended, each once."""
+    settings, runs = mining_settings(ended), {}
     differing = [key for key, values in settings.items() if len(values) > 1]
-    for folder, config in configs.items():
-        result = read_result(folder)
+    for folder, config, result in ended:
         samplers = result.get("samplers", {})
         values = {sampler: samplers.get(sampler, {}).get(metric.column, math.nan) for sampler in SAMPLERS}
         about = (strategy_name(config.mining, differing), result["seed"], config.train_steps)
@@ -91,24 +96,27 @@ def read_runs(configs: dict[Path, ExperimentConfig], metric: Metric) -> list[Run
     return [runs[key] for key in sorted(runs)]
 
 
-def require_comparable(one: Path, one_config: ExperimentConfig, other: Path, other_config: ExperimentConfig):
-    """Raises ConfigError where two runs differ in more than their budget and mining."""
-    here, there = ({**each.to_dict(), "train_steps": 0, "mining": {}} for each in (one_config, other_config))
+def require_comparable(one: EndedRun, other: EndedRun):
+    """Raises ConfigError where two runs differ in more than their budget and mining, or were made from other data."""
+    require_same_data(other.folder, read_data(one.folder), f"It is compared with {one.folder}")
+    here, there = ({**each.config.to_dict(), "train_steps": 0, "mining": {}} for each in (one, other))
     differing = [f"{key} {here[key]!r} and {there[key]!r}" for key in here if here[key] != there[key]]
     if differing:
-        raise ConfigError(f"{one} and {other} differ in {', '.join(differing)}; allowed: train_steps and mining")
+        raise ConfigError(
+            f"{one.folder} and {other.folder} differ in {', '.join(differing)}; allowed: train_steps and mining"
+        )
 
 
-def mining_settings(configs: dict[Path, ExperimentConfig]) -> dict[str, set]:
+def mining_settings(ended: list[EndedRun]) -> dict[str, set]:
     """By setting, the values that the runs with negatives have of it."""
-    mined = [config.mining.to_dict() for config in configs.values() if config.mining.mode != "none"]
+    mined = [run.config.mining.to_dict() for run in ended if run.config.mining.mode != "none"]
     return {key: {mining[key] for mining in mined} for key in MiningConfig().to_dict()}
 
 
-def shared_settings(configs: dict[Path, ExperimentConfig]) -> str:
+def shared_settings(ended: list[EndedRun]) -> str:
     """What all runs with negatives have in common and not by default, such as `weight 0.05`."""
     default = MiningConfig().to_dict()
-    shared = {key: next(iter(values)) for key, values in mining_settings(configs).items() if len(values) == 1}
+    shared = {key: next(iter(values)) for key, values in mining_settings(ended).items() if len(values) == 1}
     return ", ".join(f"{key} {value}" for key, value in shared.items() if key != "mode" and value != default[key])
 
 
@@ -168,7 +176,7 @@ def comparison(
     pairs = [pair for pair in pairs if not metric.zeros(pair)]  # an error of exactly 0 has no ratio
     found = metric.compare([one for one, _ in pairs], [other for _, other in pairs])
     one, other = treated[seeds[0]], baseline[seeds[0]]
-    diverged = sum(run.status == "failed" for run in treated.values())
+    diverged = sum(not math.isfinite(run.values[sampler]) for run in treated.values())
     return {
         "strategy": one.strategy,
         "matched": matched,
@@ -204,7 +212,7 @@ def is_primary(row: dict) -> bool:
 
 
 def endings(rows: list[dict], metric: Metric) -> list[str]:
-    """For each kind of match and sampler, the budget up to which adversarial's whole interval is on the better side."""
+    """For each kind of match and sampler, the budgets at which adversarial's whole interval is on the better side."""
     sentences = []
     for matched in ("steps", "FLOPs"):
         for sampler in SAMPLERS:
@@ -219,16 +227,18 @@ def endings(rows: list[dict], metric: Metric) -> list[str]:
 def where_ahead(rows: list[dict], metric: Metric) -> str:
     """rows: of one match and sampler, by steps."""
     low, high = f"{metric.effect}_low", f"{metric.effect}_high"
-    ahead = [i for i, row in enumerate(rows) if (row[low] > 0 if metric.rate else row[high] < 1)]
+    ahead = [row for row in rows if (row[low] > 0 if metric.rate else row[high] < 1)]
+    others = [row for row in rows if row not in ahead]
     if not ahead:
-        budgets = ", ".join(f"{row['train_steps']:,}" for row in rows)
-        return f"ahead at no budget (steps: {budgets})"
-    last = rows[ahead[-1]]
-    words = f"ahead up to {last['train_steps']:,} steps, {shown(last, metric)}"
-    if last is rows[-1]:
-        return f"{words}, the largest budget"
-    following = rows[ahead[-1] + 1]
-    return f"{words}, and no longer at {following['train_steps']:,}, {shown(following, metric)}"
+        return "ahead at no budget (steps: " + ", ".join(f"{row['train_steps']:,}" for row in rows) + ")"
+    if ahead != rows[: len(ahead)]:
+        return f"ahead at {listed(ahead, metric)}, but not at {listed(others, metric)}"
+    words = f"ahead up to {ahead[-1]['train_steps']:,} steps, {shown(ahead[-1], metric)}"
+    return f"{words}, and no longer at {listed(others[:1], metric)}" if others else f"{words}, the largest budget"
+
+
+def listed(rows: list[dict], metric: Metric) -> str:
+    return "; ".join(f"{row['train_steps']:,}, {shown(row, metric)}" for row in rows)
 
 
 def shown(row: dict, metric: Metric) -> str:
@@ -319,7 +329,7 @@ def comparison_table(rows: list[dict], metric: Metric) -> str:
     return tabulate(cells, headers, tablefmt="github", disable_numparse=True)
 
 
-def main(arguments=None):
+def main(arguments=None) -> int:
     options = parse_arguments(arguments)
     studies = [Path(word) if Path(word).is_dir() else options.results / word for word in options.studies]
     folder = options.results / check_name(options.name)
@@ -327,24 +337,27 @@ def main(arguments=None):
         raise ConfigError(f"{folder} is a study; choose another --name")
     for study in studies:
         require_study(study)
-    configs = ended(studies)
-    task = TASKS[next(iter(configs.values())).dataset]
+    ended, damaged = read_comparable(studies)
+    task = TASKS[ended[0].config.dataset]
     metric = chosen_metric(task, options.metric)
     header(studies=" ".join(options.studies), metric=metric.column, folder=folder)
-    runs = read_runs(configs, metric)
+    runs = read_runs(ended, metric)
     rows = comparison_rows(runs, metric, decides=metric == chosen_metric(task, None))
     budget_figure(runs, metric, path=folder / "budget.png")
     write_csv(folder / "runs.csv", run_table(runs, metric, folder))
     write_csv(folder / "ratios.csv", rows)
     sentences = "\n".join(endings(rows, metric))
     what = "differences of means to the baseline's" if metric.rate else "ratios of geometric means to the baseline's"
-    mining = shared_settings(configs)
+    mining = shared_settings(ended)
     about = f"{what}, paired by seed{f'; all mining with {mining}' if mining else ''}"
     text = f"{metric.column}: {about}\n\n{comparison_table(rows, metric)}\n\n"
     write_atomic(folder / "budget.md", f"{text}{sentences}\n\n![{metric.column} against FLOPs](budget.png)\n")
     print(f"{text}{sentences}\nWritten: {folder}")
+    for reason in damaged.values():
+        say_once(f"left out: {reason}")
+    return EXIT_BAD_INPUT if damaged else 0
 
 
 if __name__ == "__main__":
     with exit_status():
-        main()
+        sys.exit(main())

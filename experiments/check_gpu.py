@@ -8,6 +8,10 @@ try the check itself. Exit status: 0 all right, 2 no CUDA device, or a check fai
 """
 
 if __name__ == "__main__":
+    import sys
+    from pathlib import Path
+
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, whichever one is installed
     from diffusion_lib.system import startup
 
     startup.begin()

@@ -9,6 +9,10 @@ the targets), and timing.csv. Exit status: 0 done, 2 bad input.
 """
 
 if __name__ == "__main__":
+    import sys
+    from pathlib import Path
+
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, whichever one is installed
     from diffusion_lib.system import startup
 
     startup.begin()
@@ -25,13 +29,13 @@ from diffusion_lib.evaluation import SAMPLERS, EvaluationSet, prediction_metrics
 from diffusion_lib.inference import load_model
 from diffusion_lib.system.arguments import Parser, directory, header, whole
 from diffusion_lib.system.environment import ROOT
-from diffusion_lib.system.errors import ConfigError, exit_status
+from diffusion_lib.system.errors import ConfigError, exit_status, show
 from diffusion_lib.system.files import require_writable, write_csv
 from diffusion_lib.system.memory import one_line_for_full_memory
 from diffusion_lib.tasks import Inverse
 from diffusion_lib.tasks.matrix_references import exact_inverse, fitted, newton_schulz
 from diffusion_lib.training.precision import choose_products
-from diffusion_lib.training.run_folder import read_config, read_result, run_folders
+from diffusion_lib.training.run_folder import read_result, recorded_config, run_folders
 from experiments.analysis.figures import ERROR_LABEL, choose_scale, drawing, guarded, legend_below
 from experiments.analysis.landscape_figures import draw
 from experiments.speed.timing import alternate
@@ -193,7 +197,7 @@ def main(arguments=None):
     options = parse_arguments(arguments)
     study = options.results / check_name(options.study)
     runs = finished_runs(study)
-    config = ExperimentConfig.from_dict(read_config(study))
+    config = recorded_config(study)
     count = ExperimentConfig(**DEFAULTS | given(options, ExperimentConfig)).evaluation_size
     check_fits(replace(config, evaluation_size=count), torch.device("cpu"))
     require_writable(study)
@@ -203,15 +207,15 @@ def main(arguments=None):
     sizes = size_rows(models, config, count)
     if sizes:
         write_csv(study / "sizes.csv", sizes)
-    else:
-        print(f"sizes left out: the weights of {config.model} depend on n")
     ridges = ridge_rows(models, config, count)
     write_csv(study / "ridge.csv", ridges)
     ridge_figure(ridges, path=study / "ridge.png")
     write_csv(study / "scale.csv", scale_rows(models, config, count))
     write_csv(study / "timing.csv", timing_rows(next(iter(models.values())), config, options.repeats))
     written = ["sizes.csv"] * bool(sizes) + ["ridge.csv", "ridge.png", "scale.csv", "timing.csv"]
-    print(f"{len(models)} runs; written to {study}: {', '.join(written)}")
+    if not sizes:
+        show(f"sizes left out: the weights of {config.model} depend on n")
+    show(f"{len(models)} runs; written to {study}: {', '.join(written)}")
 
 
 if __name__ == "__main__":

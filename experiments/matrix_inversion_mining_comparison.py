@@ -8,6 +8,10 @@ failed run, 75 stopped by a signal with everything saved, or other processes hav
 """
 
 if __name__ == "__main__":
+    import sys
+    from pathlib import Path
+
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, whichever one is installed
     from diffusion_lib.system import startup
 
     startup.begin()
@@ -15,38 +19,44 @@ if __name__ == "__main__":
 import argparse
 import os
 import sys
+from collections import Counter
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
+from tabulate import tabulate
 
-from diffusion_lib.build import check_fits, check_model, check_modes
+from diffusion_lib.build import check_fits, check_model, check_modes, describe_data, memory_needs
 from diffusion_lib.config import ExperimentConfig, add_flags, check_name, given, parse_seeds, recipe
 from diffusion_lib.energies import MODELS
 from diffusion_lib.negatives import MiningConfig
 from diffusion_lib.system.arguments import Parser, directory, header
 from diffusion_lib.system.checks import require_whole
 from diffusion_lib.system.environment import ROOT, granted_cores
-from diffusion_lib.system.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, ConfigError, exit_status, say
+from diffusion_lib.system.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, ConfigError, exit_status, say, show
 from diffusion_lib.system.files import require_writable
+from diffusion_lib.system.memory import memory_limit
 from diffusion_lib.tasks import TASKS
 from diffusion_lib.training.device import check_device_name, chosen_device, processes
-from diffusion_lib.training.flops import equal_compute_steps
+from diffusion_lib.training.flops import equal_compute_steps, example_flops
 from diffusion_lib.training.run_folder import (
     REMEDY,
     ended_runs,
     prepare_folder,
-    read_config,
+    recorded_config,
     require_same,
     require_study,
+    require_study_data,
+    say_once,
+    shown,
 )
 from experiments.analysis.verdict import ADVERSARIAL, BASELINE
 from experiments.speed.gpu_sharing import recorded_best
 from experiments.study.run import run_experiment
-from experiments.study.run_list import Outcome, delete_study, remove_leftovers, run_all
+from experiments.study.run_list import Outcome, delete_study, remove_leftovers, require_deletable, run_all
 from experiments.study.status import status_table
-from experiments.study.step_times import write_step_times
+from experiments.study.step_times import step_seconds, write_step_times
 
 # The strategies, by what they change in training. To compare another one, add its line.
 STRATEGIES = {
@@ -59,6 +69,7 @@ STRATEGIES = {
 TASK_STRATEGIES = {"corrupt": {"mode": "corrupt"}}  # IRED's choice for connectivity, shortest path and sudoku
 # Strategies that train as long as the training FLOPs of another one last.
 EQUAL_COMPUTE = {"baseline-compute": "adversarial"}
+TIMED_FLOPS = 3e10  # at most, of a step that --check times: a batch that takes more is timed by its first examples
 
 
 # What each preset fixes; every value can be overridden by its own flag. `seeds` is a range as on the command line.
@@ -114,8 +125,9 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
 def add_study_flags(parser: Parser, leave_out=(), run_flag="--task"):
     """What a command takes that trains a study. run_flag: what chooses one run, by its number."""
     add = parser.add_argument
-    add("--preset", choices=PRESETS, help="demo (minutes on a laptop), pilot (10K steps), full (100K)")
-    add("--pilot", action="store_const", const="pilot", dest="preset", help="same as --preset pilot")
+    preset = parser.add_mutually_exclusive_group().add_argument
+    preset("--preset", choices=PRESETS, help="demo (minutes on a laptop), pilot (10K steps), full (100K)")
+    preset("--pilot", action="store_const", const="pilot", dest="preset", help="same as --preset pilot")
     add(
         "--strategies",
         nargs="+",
@@ -135,11 +147,11 @@ def add_study_flags(parser: Parser, leave_out=(), run_flag="--task"):
     )
     add("--name", help="name of the study, default: the preset's and the model's")
     add("--results", type=directory, default=ROOT / "results", help="default: results/ of this project")
-    add("--fresh", action="store_true", help="delete what an earlier study of this name left")
+    add("--fresh", action="store_true", help="delete an earlier study of this name, its tables too")
     add("--no-lock", action="store_true", help="where the file system has no locks, and nobody else trains")
     add("--report-only", action="store_true", help="train nothing; report the finished runs")
     add("--status", action="store_true", help="train nothing; show where each run stands")
-    add("--check", action="store_true", help="train nothing; check the command, as slurm/submit does")
+    add("--check", action="store_true", help="train and write nothing; check the command, print its plan")
     add(
         run_flag,
         type=int,
@@ -178,6 +190,19 @@ def compare(options) -> int:
     return run_study(options, config, options.results / name, mining_configs, seeds)
 
 
+def run_studies(studies: list[tuple]) -> list[int]:
+    """`run_study` of each tuple of its arguments; all are checked before the first is deleted or trained."""
+    for options, config, study, mining_configs, seeds in studies:
+        if trains(options):
+            check_command(options, config, study, mining_configs)
+            check_here(options, config, study, 1 if options.task is not None else len(mining_configs) * len(seeds))
+    return [run_study(*arguments) for arguments in studies]
+
+
+def trains(options) -> bool:
+    return not (options.check or options.status or options.report_only)
+
+
 def run_study(options, config: ExperimentConfig, study: Path, mining_configs: dict[str, dict], seeds: list[int]) -> int:
     """Train, report, or show the status of one study, as `options` say, and return the exit status.
 
@@ -193,23 +218,25 @@ def run_study(options, config: ExperimentConfig, study: Path, mining_configs: di
         runs = {numbered[options.task]: runs[numbered[options.task]]}
     if options.check:
         check_command(options, config, study, mining_configs)
-        require_writable(options.results)
+        require_writable(study)
+        print(plan(options, config, study, runs, mining_configs))
         return 0
     if options.status or options.report_only:
         require_study(study)
     if options.status:
-        print(status_table(study, list(runs)))
+        show(status_table(study, list(runs)))
         return 0
     outcome = Outcome({}, {}) if options.report_only else train(options, config, study, runs, mining_configs)
     if options.task is not None and not options.report_only and whole <= ended_runs(study):  # an array's last job
         time_steps(options, config, study, mining_configs, shares(options, len(runs))[1])
+    sound = True
     if options.report_only or (options.task is None and ended_runs(study)):
-        report(study, list(runs), list(dict.fromkeys([*STRATEGIES, *mining_configs])))
+        sound = report(study, list(runs), list(dict.fromkeys([*STRATEGIES, *mining_configs])))
     for run, reason in outcome.failures.items():
         say(f"failed: {run}: {reason}")
     for run, reason in outcome.held.items():
         say(f"left to its holder: {run}: {reason}")
-    if outcome.failures:
+    if outcome.failures or not sound:
         return EXIT_BAD_INPUT
     if outcome.held and not ended_runs(study).issuperset(runs):
         say("not done: other processes have the runs above; run the same command again when they have ended")
@@ -219,17 +246,16 @@ def run_study(options, config: ExperimentConfig, study: Path, mining_configs: di
 
 def train(options, config: ExperimentConfig, study: Path, runs: dict[Path, tuple[str, int]], mining_configs) -> Outcome:
     """Train what has not ended of `runs`, folder -> (strategy, seed). Raises ConfigError where no run could start."""
-    if processes() > 1:
-        raise ConfigError("a run is trained by one process; start this script once for each GPU, they share the runs")
     check_command(options, config, study, mining_configs)
+    check_here(options, config, study, len(runs))
     at_once, threads = shares(options, len(runs))
     device = chosen_device(options.device)
-    check_fits(config, device, at_once)
-    if options.fresh and os.environ.get("SLURM_RESTART_COUNT", "0") == "0":  # a requeued job continues its own work
-        delete_study(study)
+    if deletes(options):
+        delete_study(study, not options.no_lock)
     remove_leftovers(study)
     # a published study comes without its runs: those made now are of this machine and version
-    prepare_folder(study, config.to_dict(), device, renew=not (study / "runs").exists(), at_once=at_once)
+    data, new = describe_data(config), not (study / "runs").exists()
+    prepare_folder(study, config.to_dict(), device, renew=new, at_once=at_once, data=data)
     header(
         study=study,
         model=config.model,
@@ -237,6 +263,7 @@ def train(options, config: ExperimentConfig, study: Path, runs: dict[Path, tuple
         runs=len(runs),
         at_once=at_once,
         device=device.type,
+        data=shown(data),
     )
     if options.task is None:  # before the runs, which are then followed by their report at once
         time_steps(options, config, study, mining_configs, threads)
@@ -272,6 +299,8 @@ def time_steps(options, config: ExperimentConfig, study: Path, mining_configs: d
 
 def check_command(options, config: ExperimentConfig, study: Path, mining_configs: dict[str, dict]):
     """Raises ConfigError for what is wrong on every machine, whatever its device and memory; writes nothing."""
+    if processes() > 1:
+        raise ConfigError("a run is trained by one process; start this script once for each GPU, they share the runs")
     if options.at_once is not None:
         require_whole("at_once", options.at_once)
     check_device_name(options.device)
@@ -281,6 +310,53 @@ def check_command(options, config: ExperimentConfig, study: Path, mining_configs
         raise ConfigError("--fresh would delete the runs of the other tasks; choose another --name")
     if (study / "config.json").exists() and not options.fresh:
         require_same(study, config.to_dict(), REMEDY)
+        require_study_data(study, describe_data(config))
+
+
+def check_here(options, config: ExperimentConfig, study: Path, runs: int):
+    """Raises ConfigError for what is wrong on this machine: too little memory, or a folder that --fresh must leave."""
+    check_fits(config, chosen_device(options.device), shares(options, runs)[0])
+    if deletes(options):
+        require_deletable(study, not options.no_lock)
+
+
+def deletes(options) -> bool:
+    """Whether the command deletes what is there: a requeued job continues its own work."""
+    return options.fresh and os.environ.get("SLURM_RESTART_COUNT", "0") == "0"
+
+
+def plan(options, config: ExperimentConfig, study: Path, runs: dict, mining_configs: dict[str, dict]) -> str:
+    """What the command would train, and the minutes that the steps take by steps that are timed here and now."""
+    counts = Counter(strategy for strategy, _ in runs.values())
+    configs = {name: run_config(name, config, mining_configs[name]) for name in counts}
+    same = {name: next(other for other in counts if mining_configs[other] == mining_configs[name]) for name in counts}
+    memory = f"memory of a run: {sum(memory_needs(config).values()) / 1e9:.3g} GB or more"
+    try:
+        at_once, threads = shares(options, len(runs))
+        device = chosen_device(options.device)
+        check_fits(config, device, at_once)
+        timed = {name: mining_configs[name] for name in same.values()}
+        most = max(example_flops(each) for each in configs.values())
+        batch = min(config.batch_size, max(1, int(TIMED_FLOPS / most)))
+        seconds = step_seconds(
+            replace(config, batch_size=batch), timed, options.device, threads, not options.no_cuda_graph
+        )
+    except ConfigError as error:  # of this machine, which need not be the one that trains
+        minutes, words = dict.fromkeys(counts), f"{memory}\nno step was timed: {error}"
+    else:
+        minutes = {
+            name: each.train_steps * seconds[same[name]] * config.batch_size / batch / 60
+            for name, each in configs.items()
+        }
+        total = sum(counts[name] * minutes[name] for name in counts) / (at_once if device.type == "cpu" else 1)
+        words = (
+            f"{memory}, {memory_limit(device) / 1e9:.3g} GB are here\n"
+            f"estimated minutes: {total:.3g}, {at_once} runs at once on this machine's {device.type}, evaluation and "
+            "report not counted"
+        )
+    rows = [[name, counts[name], f"{each.train_steps:,}", minutes[name]] for name, each in configs.items()]
+    table = tabulate(rows, ("strategy", "runs", "steps of each", "minutes of each"), floatfmt=".3g")
+    return f"{study}: {len(runs)} runs\n\n{table}\n\n{words}"
 
 
 def shares(options, runs: int) -> tuple[int, int]:
@@ -294,21 +370,27 @@ def shares(options, runs: int) -> tuple[int, int]:
     return at_once, max(1, threads // at_once)
 
 
-def report(study: Path, asked: list[Path], order: list[str]):
-    """Report all runs that ended, and say if those asked for are not among them. Raises ConfigError if none ended."""
+def report(study: Path, asked: list[Path], order: list[str]) -> bool:
+    """Report all runs that ended, and say if those asked for are not among them; False where a run is damaged.
+
+    Raises ConfigError if none ended.
+    """
     # here, since it imports matplotlib and SciPy, which take seconds, and a task of an array reports nothing
     from experiments.analysis.report import write_report
 
-    config, reported, ended = ExperimentConfig.from_dict(read_config(study)), None, ended_runs(study)
+    config, reported, ended = recorded_config(study), None, ended_runs(study)
     while ended != reported:  # again if a run ended meanwhile: of two reports made at a time the last must have all
-        write_report(study, config, order)
+        damaged = write_report(study, config, order)
         reported, ended = ended, ended_runs(study)
-    missing = len(set(asked) - ended)
+    for reason in damaged.values():
+        say_once(f"left out: {reason}")
+    missing = len(set(asked) - ended - damaged.keys())
     if missing:
         say(
             f"this report is partial, without the {missing} runs that have not ended: --status shows where they "
             "stand, and --report-only reports again"
         )
+    return not damaged
 
 
 if __name__ == "__main__":

@@ -8,24 +8,27 @@ results/<second>/against-<first>.csv, or for another metric than the task's firs
 """
 
 if __name__ == "__main__":
+    import sys
+    from pathlib import Path
+
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, whichever one is installed
     from diffusion_lib.system import startup
 
     startup.begin()
 
 import argparse
-import csv
 from pathlib import Path
 
 from tabulate import tabulate
 
-from diffusion_lib.config import ExperimentConfig, check_name
+from diffusion_lib.config import check_name
 from diffusion_lib.system.arguments import Parser, directory, header
 from diffusion_lib.system.environment import ROOT
 from diffusion_lib.system.errors import ConfigError, exit_status
 from diffusion_lib.system.files import read_csv, write_csv
 from diffusion_lib.tasks import TASKS
 from diffusion_lib.tasks.base import Task
-from diffusion_lib.training.run_folder import read_config
+from diffusion_lib.training.run_folder import read_config, read_data, recorded_config, require_same_data
 from experiments.analysis.metrics import Metric, chosen_metric
 
 
@@ -43,7 +46,7 @@ def task_of(results: Path, name: str) -> type[Task]:
     study = results / check_name(name)
     if not (study / "config.json").exists():
         raise ConfigError(f"there is no study {study}; allowed: the name of one that has a report")
-    return TASKS[ExperimentConfig.from_dict(read_config(study)).dataset]
+    return TASKS[recorded_config(study).dataset]
 
 
 def read_runs(results: Path, name: str, metric: str) -> dict[tuple[str, str], dict[int, float]]:
@@ -52,11 +55,8 @@ def read_runs(results: Path, name: str, metric: str) -> dict[tuple[str, str], di
     if not path.exists():
         raise ConfigError(f"there is no {path}; allowed: the name of a study that has a report")
     runs = {}
-    try:
-        for row in read_csv(path):
-            runs.setdefault((row["strategy"], row["sampler"]), {})[int(row["seed"])] = float(row[metric])
-    except (ValueError, KeyError, TypeError, csv.Error) as error:
-        raise ConfigError(f"{path} is no table of runs with numbers for seed and {metric} ({error})") from None
+    for row in read_csv(path, "seed", metric):
+        runs.setdefault((row["strategy"], row["sampler"]), {})[int(row["seed"])] = row[metric]
     return runs
 
 
@@ -86,7 +86,8 @@ def paired_rows(first: dict, second: dict, metric: Metric) -> list[dict]:
 
 
 def differing_settings(results: Path, first: str, second: str) -> str:
-    """'precision: float32, bf16' for each setting that is not the same."""
+    """'precision: float32, bf16' for each setting that is not the same. Raises ConfigError for other data."""
+    require_same_data(results / second, read_data(results / first), f"It is compared with {first}")
     one, two = (read_config(results / name) for name in (first, second))
     return "; ".join(f"{key}: {one.get(key)}, {two.get(key)}" for key in one | two if one.get(key) != two.get(key))
 
@@ -97,9 +98,9 @@ def main(arguments=None):
     metric, usual = chosen_metric(task, options.metric), chosen_metric(task, None)
     runs = [read_runs(options.results, name, metric.column) for name in (options.first, options.second)]
     rows = paired_rows(*runs, metric)
+    settings = differing_settings(options.results, options.first, options.second)
     header(first=options.first, second=options.second, metric=metric.column, results=options.results)
     of = "" if metric == usual else f"-{metric.column}"
-    settings = differing_settings(options.results, options.first, options.second)
     write_csv(options.results / options.second / f"against-{options.first}{of}.csv", rows)
     print(f"{metric.column}; {settings or 'no setting differs'}")
     effect = (metric.effect, f"{metric.effect}_low", f"{metric.effect}_high")

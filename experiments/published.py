@@ -8,6 +8,10 @@ place of the one with the same header. A test holds the pages to both.
 """
 
 if __name__ == "__main__":
+    import sys
+    from pathlib import Path
+
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, whichever one is installed
     from diffusion_lib.system import startup
 
     startup.begin()
@@ -20,6 +24,7 @@ from diffusion_lib.system.arguments import Parser, header
 from diffusion_lib.system.environment import ROOT
 from diffusion_lib.system.errors import ConfigError, exit_status
 from diffusion_lib.system.files import write_atomic
+from experiments.analysis.runs import read_ended
 from experiments.pages import ladder, matrix_energies, pilot, tasks, tuned
 from experiments.pages.words import VERDICT_HEADERS, table
 
@@ -82,6 +87,9 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     if not list(PUBLISHED.glob("ladder-*/")):
         raise ConfigError(f"no ladder-* in {PUBLISHED}")
+    _, damaged = read_ended(*{path.parent for path in PUBLISHED.rglob("runs/")})
+    if damaged:
+        raise ConfigError("; ".join(damaged.values()))
     header(results=PUBLISHED)
     tables = {page: [make(PUBLISHED) for make in makers] for page, makers in TABLES.items()}
     print("\n\n".join([table for made in tables.values() for table in made] + ["\n".join(answer_words(PUBLISHED))]))

@@ -7,6 +7,10 @@ is `--run I` here; `--dataset` is named by `--task`.
 """
 
 if __name__ == "__main__":
+    import sys
+    from pathlib import Path
+
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, whichever one is installed
     from diffusion_lib.system import startup
 
     startup.begin()

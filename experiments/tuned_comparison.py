@@ -10,6 +10,10 @@ takes can follow, but for --strategies and --task. Writes <results>/<name>/: sea
 """
 
 if __name__ == "__main__":
+    import sys
+    from pathlib import Path
+
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, whichever one is installed
     from diffusion_lib.system import startup
 
     startup.begin()
@@ -28,7 +32,7 @@ from diffusion_lib.config import ExperimentConfig, parse_seeds
 from diffusion_lib.evaluation import SAMPLERS
 from diffusion_lib.negatives import MiningConfig
 from diffusion_lib.system.arguments import Parser
-from diffusion_lib.system.errors import ConfigError, exit_status
+from diffusion_lib.system.errors import ConfigError, exit_status, show
 from diffusion_lib.system.files import write_atomic, write_csv
 from diffusion_lib.tasks import TASKS
 from diffusion_lib.training.run_folder import ended_runs
@@ -173,7 +177,7 @@ def report(options, folder: Path, config: ExperimentConfig, rows: list[dict], st
     search_figure(rows, metrics[0], path=folder / "search.png")
     write_csv(folder / "search.csv", rows)
     write_atomic(folder / "report.md", f"# {folder.name}\n\n{text}\n\n![the search](search.png)\n")
-    print(f"{text}\nReport: {folder / 'report.md'}")
+    show(f"{text}\nReport: {folder / 'report.md'}")
 
 
 @guarded
@@ -205,12 +209,15 @@ def all_ended(arguments: tuple) -> bool:
 
 def main(arguments=None) -> int:
     options = parse_arguments(arguments)
-    config, _, name = comparison.resolve(options)
+    config, seeds, name = comparison.resolve(options)
     folder = options.results / name
     if (folder / "config.json").exists():
         raise ConfigError(f"{folder} is a study; choose another --name")
     searches = search_parts(options, name)  # all are checked before the first is trained
-    statuses = [comparison.run_study(*arguments) for arguments in searches.values()]
+    if comparison.trains(options):  # the choices' too, whatever the search will find
+        for strategy in STRATEGIES:
+            comparison.check_here(options, config, options.results / f"{name}-{strategy}", len(seeds))
+    statuses = comparison.run_studies(list(searches.values()))
     if options.check or not all(map(all_ended, searches.values())):
         return max(statuses)
     rows = found(searches, options, task_metrics(TASKS[config.dataset])[0])
@@ -218,7 +225,7 @@ def main(arguments=None) -> int:
         strategy: part(options, [setting], [strategy], f"{name}-{strategy}")
         for strategy, setting in chosen_settings(rows).items()
     }
-    statuses = [comparison.run_study(*arguments) for arguments in finals.values()]
+    statuses = comparison.run_studies(list(finals.values()))
     studies = [study for _, _, study, _, _ in finals.values()]
     if not options.status and any(map(ended_runs, studies)):
         report(options, folder, config, rows, studies)

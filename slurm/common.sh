@@ -1,9 +1,7 @@
 # Sourced by the jobs, in the project's root. `run_python` runs a script so that the job's signals reach it, and puts
 # the job back into the queue when it was stopped before its time limit, or preempted, with everything saved.
 
-# an environment's scripts may read variables that are not set
-if [ -f slurm/site.env ]; then set +u; source slurm/site.env; set -u; fi
-IRED_PYTHON=${IRED_PYTHON:-.venv/bin/python}
+source slurm/site.sh
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}} PYTHONUNBUFFERED=1
 
 if [ -n "${IRED_MPS:-}" ]; then  # several runs at once then compute at the same time, instead of in turn
@@ -20,10 +18,11 @@ forward() {  # a signal to the script
   if [ -n "$child" ]; then kill -s "$1" "$child" 2>/dev/null || true; fi
 }
 trap 'forward USR1' USR1  # from Slurm, 120 s before the time limit (--signal)
+trap 'forward USR2' USR2  # the same, where a site's SBATCH_SIGNAL says so
 trap 'forward TERM' TERM  # from scancel, or a preemption that Slurm itself follows by a requeue
 
 run_python() {
-  local seen code status=127
+  local seen code status=127 job=$SLURM_JOB_ID
   "$IRED_PYTHON" "$@" &
   child=$!
   if [ -n "$last_signal" ]; then forward "$last_signal"; fi  # it came before there was a child
@@ -33,10 +32,12 @@ run_python() {
     if [ "$code" != 127 ]; then status=$code; fi  # 127: the child's status was already given
     if [ "$signals" = "$seen" ]; then break; fi  # else the wait was cut short by a signal
   done
-  # 75: stopped with everything saved; 138: by SIGUSR1 before it could listen, with nothing begun
-  if [ "$last_signal" = USR1 ] && { [ "$status" = 75 ] || [ "$status" = 138 ]; }; then
-    echo "job $SLURM_JOB_ID was asked to stop: back into the queue, to continue"
-    scontrol requeue "$SLURM_JOB_ID" || echo "it cannot be requeued; submit it again to continue"
+  # 75: stopped with everything saved; above 128: by the signal before it could listen, with nothing begun
+  if [[ $last_signal = USR? && ($status = 75 || $status = $((128 + $(kill -l "$last_signal")))) ]]; then
+    # an array's last task has the id of the whole array, which a requeue would put back with it
+    if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID; fi
+    echo "job $job was asked to stop: back into the queue, to continue"
+    scontrol requeue "$job" || echo "it cannot be requeued; submit it again to continue"
     exit 75
   fi
   exit "$status"

@@ -1,11 +1,16 @@
 """Command lines: what every command says of itself, and of a word that it cannot take."""
 
+import re
+import subprocess
+import sys
+
 import pytest
 
 import train
 from diffusion_lib.system.arguments import Parser, directory, whole
 from experiments import ablations, benchmark, matrix_generalisation, paired_studies, solve, tuned_comparison
 from experiments import matrix_inversion_mining_comparison as comparison
+from experiments.study import step_times
 
 COMMANDS = (train, comparison, ablations, benchmark, matrix_generalisation, paired_studies, solve, tuned_comparison)
 NEEDED = {
@@ -52,9 +57,27 @@ def test_a_wrong_word_is_one_line(word, message, capsys):
     assert message in said and said.count("\n") == 1
 
 
-def test_check_trains_and_writes_nothing(tmp_path, capsys):
-    arguments = ["--results", str(tmp_path), "--device", "cuda", "--check"]
-    assert comparison.main(arguments) == 0  # wherever there is no such device: it is the job that needs it
-    assert ablations.main(["rank", *arguments]) == 0
+def test_check_prints_the_plan_and_writes_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(step_times, "WARM_UP", 0.0)
+    monkeypatch.setattr(step_times, "LIMIT", 0.0)
+    arguments = ["--results", str(tmp_path / "new" / "results"), "--check", "--train-steps", "100", "--seeds", "0-1"]
+    # wherever there is no such device: it is the job that needs it
+    assert ablations.main(["rank", *arguments, "--device", "cuda"]) == 0
+    assert capsys.readouterr().out.count("8 runs") == 3
+    assert comparison.main([*arguments, "--rank", "3", "--batch-size", "8", "--device", "cpu"]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"^baseline-compute +2 +2\d\d +\d", shown, re.MULTILINE)
+    assert re.search(r"^estimated minutes: [\d.e-]+, ", shown, re.MULTILINE) and "GB or more" in shown
     assert not list(tmp_path.iterdir())
-    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("words", [["--preset", "demo", "--pilot"], ["--model", "sudoku", "--rank", "8"]])
+def test_what_contradicts_is_refused(words, tmp_path):
+    done = subprocess.run(
+        [sys.executable, comparison.__file__, *words, "--results", str(tmp_path / "new")],
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "not allowed with" in done.stderr or "cannot take dataset 'inverse'" in done.stderr
+    assert not list(tmp_path.iterdir())

@@ -125,6 +125,34 @@ def test_it_says_where_the_advantage_ends(studies, capsys):
     assert (studies / "out" / "budget.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_ahead_up_to_a_budget_only_where_it_is_ahead_at_all_below_it(studies, capsys):
+    for seed, error in enumerate(BASELINE_ERRORS):
+        write_run(studies / "least", "baseline", 500, seed, error)
+        write_run(studies / "least", "adversarial", 500, seed, 1.5 * error * (1 + 0.01 * seed))
+    run(studies, "least", "one", "two")
+    lines = capsys.readouterr().out
+    assert re.search(r"plain sampler: .* is ahead at 1,000, 0.505× .*, but not at 500, 1.515× .*; 5,000, 1.000×", lines)
+
+
+def test_a_damaged_run_is_named_and_left_out(studies, capsys):
+    path = studies / "two/runs/adversarial/seed-2/result.json"
+    path.write_text(path.read_text().replace("0.0", "-0.0"))
+    assert main([str(studies / "two"), "--results", str(studies), "--name", "out"]) == 2
+    assert f"left out: {path} is damaged (val_mse of plain is -" in capsys.readouterr().err
+    with open(studies / "out" / "runs.csv", newline="") as file:
+        assert not [r for r in csv.DictReader(file) if (r["strategy"], r["seed"]) == ("adversarial", "2")]
+
+
+def test_runs_of_other_data_are_not_compared(studies):
+    for study, numbers in (("one", [1.0, 2.0]), ("two", [1.0, 2.5])):
+        for path in (studies / study).glob("runs/*/*/config.json"):
+            record = json.loads(path.read_text())
+            path.write_text(json.dumps(record | {"data": {"source": f"{study}'s file", "fingerprint": numbers}}))
+    with pytest.raises(ConfigError, match=r"made from other data: there two's file .* now one's file"):
+        run(studies, "one", "two")
+    assert not (studies / "out").exists()
+
+
 def test_a_task_is_judged_by_its_own_first_metric(tmp_path, capsys):
     """A rate: more is better, compared in points. A weight that all runs share is not part of a strategy's name."""
     task = {"dataset": "parity-20", "model": "mlp"}

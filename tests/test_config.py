@@ -99,6 +99,11 @@ def test_a_new_strategy_renumbers_no_task(monkeypatch, tmp_path):
     assert folders()[: len(before)] == before
 
 
+def test_a_number_of_numpy_is_the_number_that_it_is():
+    config = ExperimentConfig(learning_rate=np.float32(0.25), rank=np.int64(3))
+    assert json.loads(json.dumps(config.to_dict())) == ExperimentConfig(learning_rate=0.25, rank=3).to_dict()
+
+
 def test_a_new_mode_is_one_function_and_one_line(monkeypatch):
     def zero_matrix(_diffusion, _cond, x_start, *_):
         return torch.zeros_like(x_start)

@@ -16,7 +16,7 @@ from conftest import assert_same_weights, make_diffusion
 
 import train
 from diffusion_lib.checkpoint import save_checkpoint
-from diffusion_lib.system.errors import ConfigError
+from diffusion_lib.system.errors import CheckpointError, ConfigError
 from diffusion_lib.system.lock import RunLock
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -223,7 +223,7 @@ def test_every_task_trains_continues_and_is_evaluated(tmp_path, capsys, dataset)
     assert (tmp_path / "last.pt").read_bytes() == before
 
 
-def test_a_milestone_starts_a_new_folder_and_does_not_undo_progress(tmp_path):
+def test_a_milestone_starts_a_new_folder_and_does_not_undo_progress(tmp_path, capsys):
     main(tmp_path / "first", "--train-steps", 4)
     milestone = tmp_path / "second" / "model-3.pt"
     milestone.parent.mkdir()
@@ -231,10 +231,37 @@ def test_a_milestone_starts_a_new_folder_and_does_not_undo_progress(tmp_path):
     main(tmp_path / "second", "--load-milestone", 3, "--train-steps", 6)
     assert [row["step"] for row in checkpoint(tmp_path / "second")["history"]] == [1, 2, 3, 4, 5, 6]
     save_checkpoint(milestone, {**torch.load(milestone, weights_only=True), "step": 0})
+    capsys.readouterr()
     main(tmp_path / "second", "--load-milestone", 3, "--train-steps", 8)
+    assert "continues from its last.pt, not from --load-milestone 3" in capsys.readouterr().err
     assert [row["step"] for row in checkpoint(tmp_path / "second")["history"]] == [1, 2, 3, 4, 5, 6, 7, 8]
     main(tmp_path / "third", "--load-milestone", milestone, "--evaluate")
     assert [path.name for path in (tmp_path / "third").iterdir()] == ["evaluation.csv"]
+
+
+def test_a_refused_milestone_leaves_no_run(tmp_path):
+    (tmp_path / "no.pt").write_bytes(b"no")
+    for error, milestone in ((ConfigError, 77), (CheckpointError, tmp_path / "no.pt")):
+        with pytest.raises(error):
+            main(tmp_path / "run", "--load-milestone", milestone, "--train-steps", 4)
+        assert not list((tmp_path / "run").glob("*"))
+    with pytest.raises(ConfigError, match="there is no file"):
+        main(tmp_path / "absent", "--evaluate")
+    assert not (tmp_path / "absent").exists()
+
+
+def test_a_runs_own_errors_stay_and_are_written_before_they_are_printed(tmp_path, monkeypatch, capsys):
+    def full(_text):
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "show", full)
+        with pytest.raises(OSError, match="No space"):
+            main(tmp_path, "--train-steps", 2)
+    before = (tmp_path / "evaluation.csv").read_text()
+    assert main(tmp_path, "--evaluate", "--evaluation-size", 9) == 0
+    assert "9 examples each" in capsys.readouterr().out
+    assert (tmp_path / "evaluation.csv").read_text() == before
 
 
 def test_the_recorded_settings_are_those_of_the_run(tmp_path):

@@ -25,7 +25,14 @@ METRICS = (Metric("val_mse"), Metric("ood_mse"))
 @pytest.fixture
 def study():
     rows = [
-        {"strategy": name, "seed": seed, "sampler": sampler, "val_mse": 10.0 ** (i - seed), "ood_mse": 1 + 0.1 * seed}
+        {
+            "strategy": name,
+            "seed": seed,
+            "sampler": sampler,
+            "status": "finished",
+            "val_mse": 10.0 ** (i - seed),
+            "ood_mse": 1 + 0.1 * seed,
+        }
         for i, name in enumerate(("baseline", "random"))
         for seed in range(3)
         for sampler in ("plain", "innerloop")
@@ -82,6 +89,11 @@ def test_png_and_pdf_and_the_same_again(tmp_path, study):
     assert dict(matplotlib.rcParams.copy()) == before
 
 
+def test_a_pdf_has_truetype_fonts(tmp_path, study):
+    interval_plot(study, [], path=tmp_path / "a.png")
+    assert b"/Type3" not in (tmp_path / "a.pdf").read_bytes()
+
+
 def test_threads_draw_without_disturbing_each_other(tmp_path, study):
     before = dict(matplotlib.rcParams.copy())
     paths = [tmp_path / f"{i}.png" for i in range(6)]
@@ -121,6 +133,15 @@ def drawn_axes(monkeypatch, tmp_path, study, references=()):
     interval_plot(study, list(references), path=tmp_path / "a.png")
     assert (tmp_path / "a.png").exists()
     return axes
+
+
+def test_runs_that_are_not_finite_are_counted_in_the_figure(tmp_path, monkeypatch, study):
+    for row in study.rows:
+        if (row["strategy"], row["seed"], row["sampler"]) == ("random", 0, "plain"):
+            row["ood_mse"] = np.nan
+    axes = drawn_axes(monkeypatch, tmp_path, study)
+    words = {axis.get_title(): [text.get_text() for text in axis.texts] for axis in axes}
+    assert words["ood_mse, plain sampler"] == ["1 not finite"] and words["val_mse, plain sampler"] == []
 
 
 def test_errors_have_a_log_axis_and_rates_a_linear_one(tmp_path, monkeypatch, study):

@@ -1,6 +1,9 @@
 """Imports go one way: system, tasks and energies <- diffusion <- training <- experiments."""
 
 import ast
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -64,7 +67,27 @@ def test_no_module_imports_a_higher_layer(path):
     }
     assert not above
     text = path.read_text()
-    assert "sys.path" not in text
+    assert text.count("sys.path") == text.count("startup.begin()")  # a command finds its own checkout, once
+
+
+COMMANDS = [path for path in SOURCES if "startup.begin()" in path.read_text()]
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=lambda path: path.stem)
+def test_a_command_uses_its_own_checkout_where_another_one_is_installed(path, tmp_path):
+    """The import of torch stands for the rest of the command: it ends there, and says whose code it was."""
+    (tmp_path / "diffusion_lib").mkdir()
+    (tmp_path / "diffusion_lib" / "__init__.py").touch()
+    for name in ("torch", "numpy"):
+        (tmp_path / f"{name}.py").write_text("import diffusion_lib; raise SystemExit(diffusion_lib.__file__)")
+    done = subprocess.run(
+        [sys.executable, path],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONSAFEPATH": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stderr.strip() == str(ROOT / "diffusion_lib" / "__init__.py")
 
 
 def test_tasks_and_energies_know_nothing_of_each_other():

@@ -15,6 +15,7 @@ from diffusion_lib.system import lock as locks
 from diffusion_lib.system.errors import CheckpointError, ConfigError, Interrupted
 from diffusion_lib.system.lock import RunHeld, RunLock, held_by
 from experiments.study import run
+from experiments.study.status import run_status
 
 TAKERS, ROUNDS = 12, 40
 
@@ -85,6 +86,22 @@ def test_a_holder_that_lost_its_run_writes_nothing(tmp_path):
         lock.check()
     with pytest.raises(RunHeld, match="taken over by another process"), RunLock(tmp_path / "gone") as lock:
         shutil.rmtree(tmp_path / "gone")
+        lock.check()
+
+
+def test_an_error_of_the_file_system_is_no_answer(tmp_path, monkeypatch):
+    """Neither that nobody has the run, nor that another process took it over."""
+
+    def stale(path, *_, **__):
+        raise OSError(errno.ESTALE, "Stale file handle", str(path))
+
+    with pytest.raises(OSError, match="Stale file handle"), RunLock(tmp_path) as lock:
+        with monkeypatch.context() as patch:
+            patch.setattr(locks.fcntl, "flock", stale)
+            with pytest.raises(OSError, match="Stale file handle"):
+                held_by(tmp_path)
+            assert run_status(tmp_path, 10)[0] == "unknown"
+        monkeypatch.setattr(Path, "read_text", stale)
         lock.check()
 
 

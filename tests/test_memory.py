@@ -4,6 +4,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from diffusion_lib.system import environment, memory
 
 ROOT = Path(__file__).resolve().parent.parent
 # How much of a freed array stays resident. Below 32 MB glibc may or may not keep it, as its heap happens to lie.
@@ -54,3 +57,31 @@ def test_the_peak_is_that_of_what_came_after_the_reset():
     first, second = map(int, done.stdout.split())
     assert first == pytest.approx(4 * 2**26, rel=0.1)
     assert second == pytest.approx(4 * 2**24, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("membership", "outer", "files"),
+    [
+        ("0::/job/step", "job", {"memory.max": "300000\n", "cpu.max": "100000 100000\n"}),
+        ("0::/job/step", "", {"memory.max": "300000\n", "cpu.max": "100000 100000\n"}),
+        ("4:memory:/job/step", "memory/job", {"memory.limit_in_bytes": "300000\n"}),
+        ("4:memory:/docker/of-the-host", "memory", {"memory.limit_in_bytes": "300000\n"}),
+        ("1:cpu,cpuacct:/job/step", "cpu/job", {"cpu.cfs_quota_us": "100000\n", "cpu.cfs_period_us": "100000\n"}),
+    ],
+    ids=["version 2", "version 2, at its root", "version 1", "version 1, in a container", "version 1, cores"],
+)
+def test_the_least_limit_of_all_cgroups_around_counts(membership, outer, files, tmp_path, monkeypatch):
+    (tmp_path / "job" / "step").mkdir(parents=True)
+    (tmp_path / "job" / "step" / "memory.max").write_text("max\n")
+    (tmp_path / "job" / "step" / "cpu.max").write_text("max 100000\n")
+    (tmp_path / outer).mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (tmp_path / outer / name).write_text(content)
+    (tmp_path / "membership").write_text(f"9:name=systemd:/\n{membership}\n")
+    monkeypatch.setattr(environment, "MEMBERSHIP", tmp_path / "membership")
+    monkeypatch.setattr(environment, "CGROUPS", tmp_path)
+    monkeypatch.setattr(environment, "CORES", set(range(8)))
+    if any(name.startswith("memory") for name in files):
+        assert memory.memory_limit(torch.device("cpu")) == 300_000
+    if any(name.startswith("cpu") for name in files):
+        assert environment.granted_cores() == 1

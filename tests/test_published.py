@@ -6,7 +6,7 @@ import pytest
 
 from diffusion_lib.system.errors import ConfigError
 from experiments import published
-from experiments.pages import matrix_energies
+from experiments.pages import ladder, matrix_energies
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -37,6 +37,15 @@ def test_a_table_follows_its_runs(tmp_path):
     row[column] = "0.5"
     copied.write_text("\n".join([lines[0], ",".join(row), *lines[2:]]) + "\n")
     assert matrix_energies.others_table(tmp_path) != matrix_energies.others_table(published.PUBLISHED)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"a,b\n", b"step,loss_denoise\n1\n", b"step,loss_denoise\n1,x\n", b"\xff\xfe"]
+)
+def test_a_damaged_table_is_one_line_that_names_it(tmp_path, content):
+    (tmp_path / "metrics.csv").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"metrics\.csv is damaged"):
+        ladder.loss_rise(tmp_path)
 
 
 def test_a_table_takes_the_place_of_the_one_with_its_header():

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import pytest
 
 from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.evaluation import DIFFICULTIES
+from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.tasks import TASKS, Inverse, matrix_references
+from diffusion_lib.training.run_folder import ended_result, write_result
 from experiments.ablations import main
 from experiments.analysis import figures, report
 from experiments.analysis.metrics import task_metrics
@@ -200,6 +203,81 @@ def test_a_report_can_be_made_where_no_figure_can(results, monkeypatch):
     assert (results / "ablation-opt_steps-a" / "report.md").read_text().count("was not drawn") == 8
     monkeypatch.undo()
     assert report.image(results, "absent", "x") == "(x: the figure was not drawn)"
+
+
+def test_no_flipped_bit_is_read_as_another_result(tmp_path):
+    (tmp_path / "config.json").write_text('{"config": {}}')
+    result = {"status": "failed", "reason": "it grew", "strategy": "baseline", "seed": 0}
+    write_result(tmp_path, result)
+    path, read = tmp_path / "result.json", 0
+    whole = path.read_bytes()
+    for bit in range(8 * len(whole)):
+        flipped = bytearray(whole)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        try:
+            assert ended_result(tmp_path) == result
+            read += 1
+        except ConfigError:
+            pass
+    assert read < 8
+    path.write_text(json.dumps(result))  # as earlier versions did
+    assert ended_result(tmp_path) == result
+
+
+def flip(folder):
+    text = (folder / "result.json").read_text()
+    (folder / "result.json").write_text(text.replace('"val_mse": ', '"val_mse": 1', 1))
+
+
+def copy_from_another_strategy(folder):
+    shutil.copy(folder.parent.parent / "baseline" / folder.name / "result.json", folder)
+
+
+def copy_from_another_seed(folder):
+    shutil.rmtree(folder)
+    shutil.copytree(folder.with_name("seed-0"), folder)
+
+
+def copy_from_another_study(folder):
+    record = json.loads((folder / "config.json").read_text())
+    record["config"]["learning_rate"] = 0.5
+    (folder / "config.json").write_text(json.dumps(record))
+    write_result(folder, ended_result(folder.with_name("seed-0")) | {"seed": 1})
+
+
+def misshape(folder):
+    (folder / "config.json").write_text('{"config": {"mining": [1]}}')
+    result = ended_result(folder.with_name("seed-0")) | {"seed": 1}
+    (folder / "result.json").write_text(json.dumps(result))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (flip, "its digest differs"),
+        (copy_from_another_strategy, "its digest differs"),
+        (copy_from_another_seed, "is of opt_steps=1 seed 0"),
+        (copy_from_another_study, r"another configuration: learning_rate \(there 0.0001, now 0.5\)"),
+        (misshape, "another shape"),
+    ],
+)
+@pytest.mark.usefixtures("cheap_report")
+def test_what_is_no_result_of_its_run_is_left_out_and_said(results, tmp_path, capsys, damage, message):
+    shutil.copytree(results, tmp_path, dirs_exist_ok=True)
+    study = tmp_path / "ablation-opt_steps-a"
+    damage(study / "runs" / "opt_steps=1" / "seed-1")
+    arguments = ["--report-only", "--name", study.name, f"--results={tmp_path}", "--seeds=0"]
+    assert comparison(arguments) == 2
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("left out: ")]
+    assert len(said) == 1 and re.search(message, said[0])
+    assert f"- {said[0]}\n" in (study / "report.md").read_text()
+    rows = read_csv(tmp_path / f"{study.name}.runs.csv")
+    assert {(row["strategy"], row["seed"]) for row in rows} == {
+        ("baseline", "0"),
+        ("baseline", "1"),
+        ("opt_steps=1", "0"),
+    }
 
 
 IGNORED = (

@@ -22,6 +22,7 @@ from experiments import matrix_inversion_mining_comparison as comparison
 from experiments.analysis import report
 from experiments.matrix_inversion_mining_comparison import main
 from experiments.study import run
+from experiments.study.other_process import OtherProcess
 from experiments.study.run_list import Outcome, delete_study, run_all
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -108,6 +109,29 @@ def test_a_signal_stops_the_list():
         run_all({"first": raising(Interrupted("SIGTERM")), "second": raising(AssertionError("was started"))})
 
 
+def test_the_death_of_a_process_before_its_work_is_said():
+    with pytest.raises(ChildProcessError, match="ended before its work, with status -9"), OtherProcess(1) as process:
+        process.send(abs, -1)
+        process.process.kill()
+        process.receive()
+
+
+def test_a_run_of_another_configuration_than_its_study_is_not_begun(tmp_path):
+    """As where another command's --fresh has put its own study there."""
+    arguments = small_study(tmp_path, "--strategies", "baseline", "--task", "0")
+    real = comparison.run_all
+
+    def replaced_meanwhile(runs, *rest):
+        recorded = tmp_path / "shared" / "config.json"
+        recorded.write_text(recorded.read_text().replace('"batch_size": 16', '"batch_size": 17'))
+        return real(runs, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(comparison, "run_all", replaced_meanwhile)
+        assert main(arguments) == 2
+    assert not list(tmp_path.rglob("last.pt"))
+
+
 def test_two_processes_share_a_study(tmp_path):
     runs = small_study(tmp_path, "--strategies", "baseline", "random", "--seeds", "0-1")
     command = [sys.executable, str(SCRIPT), *runs]
@@ -140,7 +164,7 @@ def test_a_command_that_finds_all_runs_held_says_so_and_is_not_done(tmp_path, ho
 
 
 def test_a_command_that_leaves_one_run_to_its_holder_is_not_done(tmp_path, holder, monkeypatch):
-    monkeypatch.setattr(report, "write_report", lambda *_: None)
+    monkeypatch.setattr(report, "write_report", lambda *_: {})
     holder(tmp_path / "shared" / "runs" / "random" / "seed-0")
     arguments = small_study(tmp_path, "--strategies", "baseline", "random", "--at-once", "1")
     assert main(arguments) == 75
@@ -148,7 +172,7 @@ def test_a_command_that_leaves_one_run_to_its_holder_is_not_done(tmp_path, holde
 
 
 def test_the_next_command_removes_what_killed_ones_left_beside_the_runs(tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "write_report", lambda *_: None)
+    monkeypatch.setattr(report, "write_report", lambda *_: {})
     study = tmp_path / "shared"
     study.mkdir()
     left = [study / ".report.md.0a1b2c3d.tmp", tmp_path / ".shared.runs.csv.0a1b2c3d.tmp"]
@@ -173,7 +197,7 @@ def test_fresh_waits_for_no_one(tmp_path, holder):
 
 
 def test_a_requeued_job_keeps_what_it_made_fresh(tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "write_report", lambda *_: None)
+    monkeypatch.setattr(report, "write_report", lambda *_: {})
     arguments = small_study(tmp_path, "--fresh", "--strategies", "baseline")
     result = tmp_path / "shared" / "runs" / "baseline" / "seed-0" / "result.json"
     assert main(arguments) == 0
@@ -190,7 +214,8 @@ def test_a_run_that_ends_during_the_report_is_in_the_next_one(tmp_path, monkeypa
     def write_report(study, *_):
         seen.append(len(ended_runs(study)))
         last.write_text(json.dumps(DIVERGED | {"seed": 1}))
-        (last.parent / "config.json").write_text('{"config": {}}')
+        (last.parent / "config.json").write_text((study / "config.json").read_text())
+        return {}
 
     monkeypatch.setattr(report, "write_report", write_report)
 

@@ -77,13 +77,14 @@ def test_a_signal_in_the_last_step_stops_after_saving(tmp_path):
     assert [row["step"] for row in again.train()] == [3, 4, 6, 8, 9, 12]
 
 
-def test_a_program_that_forgets_nothing_ends_with_75():
+@pytest.mark.parametrize("name", ["SIGUSR1", "SIGUSR2"])
+def test_a_program_that_forgets_nothing_ends_with_75(name):
     program = (
         "import os, signal; from diffusion_lib.system.errors import exit_status\n"
-        "with exit_status(): os.kill(os.getpid(), signal.SIGUSR1)\n"
+        f"with exit_status(): os.kill(os.getpid(), signal.{name})\n"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stderr) == (75, "stopped: SIGUSR1; the same command continues\n")
+    assert (done.returncode, done.stderr) == (75, f"stopped: {name}; the same command continues\n")
 
 
 @pytest.mark.parametrize("ignored", [signal.SIGHUP, signal.SIGINT], ids=["nohup", "a script's &"])

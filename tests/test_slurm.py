@@ -6,10 +6,12 @@ Skipped where no Slurm runs, but in CI, which installs one (as root, by apt).
 import csv
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -192,7 +194,8 @@ def test_a_failing_run_fails_the_job_and_leaves_the_others(small_jobs, capsys):
 @pytest.mark.usefixtures("slurm")
 def test_two_jobs_on_one_study_share_its_runs(tmp_path):
     runs = [*SMALL, "--train-steps", "40", "--seeds", "0-1", "--strategies", "baseline", "random", "--name", "shared"]
-    jobs = [submit("compare", tmp_path, *runs)[0] for _ in "ab"]
+    with ThreadPoolExecutor() as both:  # at once: a submission takes as long as the runs
+        jobs = list(both.map(lambda _: submit("compare", tmp_path, *runs)[0], "ab"))
     # who ends first leaves a run to the other, and must not look done
     last, first = sorted(ended(identity) for identity in jobs)
     assert last == ("COMPLETED", "0:0") and first in (last, ("FAILED", "75:0"))
@@ -249,6 +252,70 @@ def test_an_array_without_its_report_is_submitted(tools):
     shown = output("slurm/submit", "array", "--results", tools / "results", **several)
     assert shown.startswith("submitted job 4711 (ired-array) to partition gpu_test,gpu_test")
     assert "reported: by nobody" in shown and shown.endswith(f"--results {tools / 'results'} --report-only")
+
+
+@pytest.fixture
+def site(tools):
+    """A PATH with an sbatch that puts its environment and arguments into a file, and a Python that passes checks."""
+    for name in ("env", "touch", "mktemp"):
+        (tools / name).symlink_to(shutil.which(name))
+    make_program(tools, "sinfo", "echo gpu_test; echo other")
+    make_program(tools, "sbatch", f'{{ env; echo "arguments: $*"; }} >> {tools}/submitted\necho Welcome\necho "4711;a"')
+    make_program(tools, "python", 'case "$*" in -c*) ;; *--check) echo the plan;; *) echo "answered: $*";; esac')
+    return tools
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A copy of slurm/, for a site.env of its own."""
+    shutil.copytree(ROOT / "slurm", tmp_path / "project" / "slurm", ignore=shutil.ignore_patterns("logs", "site.env"))
+    return tmp_path / "project"
+
+
+def at_site(site, command, **environment):
+    own = {"PATH": str(site), "IRED_PYTHON": f"{site}/python", **environment}
+    return subprocess.run([str(word) for word in command], env=own, capture_output=True, text=True, timeout=60)
+
+
+def test_what_submit_prints_can_be_copied(site, project):
+    """In a shell it gives the arguments that were submitted; the log is the one that Slurm writes."""
+    arguments = ["--name", "a b", "--results", "$(touch executed)"]
+    done = at_site(site, [project / "slurm" / "submit", "array", *arguments], SBATCH_JOB_NAME="night")
+    assert done.stdout.startswith("submitted job 4711 (ired-array)") and done.stderr == "the plan\n"
+    assert "tail -F slurm/logs/night-4711_*.out\n" in done.stdout
+    runs = re.search(r"its runs: (.*)", done.stdout).group(1)
+    assert shlex.split(runs)[1:] == [SCRIPT, "--preset", "full", *arguments, "--status"]
+
+
+@pytest.mark.parametrize(
+    ("word", "status"), [("--help", 0), ("--status", 0), ("--check", 0), ("--task=0", 2), ("--report-only", 2)]
+)
+def test_what_trains_nothing_submits_nothing(word, status, site, project):
+    done = at_site(site, [project / "slurm" / "submit", "pilot", "--seeds", "0", word])
+    assert done.returncode == status and len((done.stdout + done.stderr).splitlines()) == 1
+    assert not (site / "submitted").exists()
+
+
+def test_the_commands_own_environment_wins_over_the_sites(site, project):
+    (project / "slurm" / "site.env").write_text(
+        "export SBATCH_PARTITION=nowhere SBATCH_EXPORT=NONE SBATCH_QOS=low\nIRED_PYTHON=/nowhere/python\n"
+    )
+    done = at_site(site, [project / "slurm" / "submit", "pilot"], SBATCH_PARTITION="other")
+    assert done.returncode == 0, done.stderr
+    submitted = (site / "submitted").read_text().splitlines()
+    assert {"SBATCH_PARTITION=other", "SBATCH_QOS=low", f"IRED_PYTHON={site}/python"} <= set(submitted)
+    assert "SBATCH_EXPORT=IRED_PYTHON,IRED_MPS" in submitted  # else the job would look for another Python
+
+
+@pytest.mark.parametrize("name", ["USR1", "USR2"])
+@pytest.mark.parametrize(("task", "asked"), [({}, "700"), ({"SLURM_ARRAY_TASK_ID": "2"}, "700_2")], ids=["job", "task"])
+def test_a_job_that_is_to_stop_requeues_itself_alone(name, task, asked, site, project):
+    make_program(site, "scontrol", f'echo "$*" > {site}/asked')
+    make_program(site, "python", f"trap 'exit 75' {name}; kill -{name} $PPID; for i in $(seq 200); do sleep 0.1; done")
+    script = ["bash", "-c", 'cd "$0"; source slurm/common.sh; run_python train', project]
+    done = at_site(site, script, SLURM_JOB_ID="700", SLURM_ARRAY_JOB_ID="700", **task)
+    assert done.returncode == 75, done.stderr
+    assert (site / "asked").read_text() == f"requeue {asked}\n"
 
 
 def test_the_job_files_say_what_slurm_needs():

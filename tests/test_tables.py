@@ -7,15 +7,18 @@ from math import isnan, nan
 import numpy as np
 import pytest
 
+from diffusion_lib.build import describe_data
 from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.tasks import Addition, Inverse, ShortestPath, Sudoku, matrix_references
 from experiments.analysis import report
 from experiments.analysis.metrics import Metric, task_metrics
+from experiments.analysis.objections import outlier_objections
 from experiments.analysis.statistics import geometric_mean, ratio
 from experiments.analysis.tables import Study, format_table, printed_table, summary_rows, table_cells
 
 METRICS = task_metrics(Inverse)
+CONFIG = ExperimentConfig(rank=3, batch_size=8, train_steps=5, evaluation_size=16)
 BASE = [0.010, 0.012, 0.011, 0.013]
 
 
@@ -100,11 +103,24 @@ def test_an_error_of_exactly_0_is_said_and_has_no_ratio():
 @pytest.mark.filterwarnings("error")
 def test_missing_values_are_counted_and_crash_nothing():
     found = cells({"baseline": BASE, "adversarial": [nan] * 4}, failed=("adversarial",))
-    assert found[2:6] == ["0", "-", "-", ""]
+    assert found[2:6] == ["0 (4 failed)", "-", "-", ""]
     found = cells({"baseline": BASE, "adversarial": [nan, np.inf, 0.01, 0.02]})  # finished, and yet not finite
     assert found[3].endswith("(2 of 4 finite)")
     found = cells({"baseline": [0.01], "adversarial": [0.005]})
     assert found[3:6] == ["0.005", "0.500×", ""]
+
+
+def test_runs_above_the_mean_predictor_are_counted_as_spoiled():
+    chosen = study({"baseline": BASE, "adversarial": [0.02, 0.01, nan, 0.03]}, failed=("adversarial",))
+    chosen.mean_error = 0.0141
+    row = plain_row(summary_rows(chosen, []))
+    assert (row["failed"], row["spoiled"]) == (1, 2)
+    assert table_cells([row], METRICS)[0][2] == "3 (1 failed, 2 spoiled)"
+    assert any(
+        line.startswith("2 of 4 runs of adversarial are spoiled under plain") for line in outlier_objections(chosen)
+    )
+    rates = study({"baseline": [0.5, 0.6]}, task_metrics(Accurate))
+    assert plain_row(summary_rows(rates, []), "baseline")["spoiled"] == ""
 
 
 def test_rates_are_compared_in_percentage_points():
@@ -151,13 +167,12 @@ def reported(tmp_path, monkeypatch, capsys):
     """write(values, …) -> the report's text and what was printed."""
     monkeypatch.setattr(report, "write_landscape", lambda *_: False)
     monkeypatch.setattr(matrix_references, "FIT_SAMPLES", 300)
-    config = ExperimentConfig(rank=3, batch_size=8, train_steps=5, evaluation_size=16)
 
     def write(values, steps=None, timing=None):
-        write_study(tmp_path / "it", values, config, steps)
+        write_study(tmp_path / "it", values, CONFIG, steps)
         if timing:
             (tmp_path / "it" / "timing.json").write_text(json.dumps(timing))
-        report.write_report(tmp_path / "it", config, ["baseline", "adversarial", "baseline-compute"])
+        report.write_report(tmp_path / "it", CONFIG, ["baseline", "adversarial", "baseline-compute"])
         return (tmp_path / "it" / "report.md").read_text(), capsys.readouterr()
 
     return write
@@ -192,12 +207,53 @@ def test_a_report_begins_with_the_verdict_at_equal_compute(reported, tmp_path):
     assert float(rows[0]["p_holm"]) == pytest.approx(min(1, 2 * found.p))
 
 
+def test_a_report_counts_spoiled_runs_and_the_flops_of_an_earlier_version(reported, tmp_path):
+    text, _ = reported({"baseline": [0.02, 500.0], "adversarial": [0.01, 0.01]})
+    assert "1 of 2 runs of baseline are spoiled under plain: their val_mse is above the mean predictor's" in text
+    with open(tmp_path / "it.runs.csv", newline="") as file:
+        assert all(float(row["train_flops"]) > 0 for row in csv.DictReader(file))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda result: result["samplers"]["plain"].update(val_mse="x"),
+        lambda result: result["samplers"].update(plain=[1]),
+        lambda result: result["samplers"]["plain"].update(val_mse=-1.0),
+        lambda result: result.pop("samplers"),
+    ],
+)
+def test_a_report_names_a_damaged_run_and_has_the_others(reported, tmp_path, damage):
+    reported({"baseline": [0.02, 0.021], "adversarial": [0.01, 0.011]})
+    path = tmp_path / "it/runs/baseline/seed-0/result.json"
+    result = json.loads(path.read_text())
+    damage(result)
+    path.write_text(json.dumps(result))
+    (tmp_path / "it/runs/adversarial/seed-1/config.json").write_text("[1]")  # of a run without a result: none of it
+    (tmp_path / "it/runs/adversarial/seed-1/result.json").unlink()
+    damaged = report.write_report(tmp_path / "it", CONFIG, ["baseline"])
+    assert list(damaged) == [path.parent] and str(path) in damaged[path.parent]
+    assert f"- left out: {path}" in (tmp_path / "it" / "report.md").read_text()
+    with open(tmp_path / "it.runs.csv", newline="") as file:
+        rows = {(row["strategy"], row["seed"]) for row in csv.DictReader(file)}
+    assert rows == {("baseline", "1"), ("adversarial", "0")}
+
+
+def test_a_report_of_runs_of_other_data_is_refused(reported, tmp_path):
+    reported({"baseline": [0.02], "adversarial": [0.01]})
+    path = tmp_path / "it/runs/baseline/seed-0/config.json"
+    made = {"source": "a file", "fingerprint": [number + 1 for number in describe_data(CONFIG)["fingerprint"]]}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"data": made}))
+    with pytest.raises(ConfigError, match=r"seed-0 was made from other data: there a file .*, now generated"):
+        report.write_report(tmp_path / "it", CONFIG, ["baseline"])
+
+
 @pytest.mark.parametrize(
     ("adversarial", "words"),
     [
         ([None, None, None], "unstable"),
         ([0.0, 0.01, 0.01], "a val_mse of exactly 0 has no ratio"),
-        ([nan, 0.01, 0.01], "the paired seeds, 2, are fewer than 3"),
+        ([nan, 0.01, 0.01], "- 1 of 3 runs of adversarial diverged"),  # finished, but with no finite samples
         ([0.01], "the paired seeds, 1, are fewer than 3"),
     ],
 )

@@ -198,6 +198,29 @@ def test_the_checkpoint_of_another_run_is_refused(tmp_path):
         make_trainer(tmp_path, train_num_steps=11).load("last")
 
 
+@pytest.mark.parametrize(
+    ("changed", "key"),
+    [
+        ({"train_lr": 1e-3}, "learning_rate"),
+        ({"lr_schedule": lambda step: 1 - step / 12}, "learning_rate"),
+        ({"train_batch_size": 8}, "batch_size"),
+        ({"ema_update_every": 1}, "ema_update_every"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_training_is_continued_with_its_own_settings(tmp_path, changed, key):
+    """Where it began from another folder's file, or an earlier version's, they may be others."""
+    first = make_trainer(tmp_path)
+    advance(first, 2)
+    first.save()
+    with pytest.raises(CheckpointError, match=f"is of {key} .*, this run has "):
+        make_trainer(tmp_path, **changed).load("last")
+    make_trainer(tmp_path / "another", **changed).load(tmp_path / "last.pt")
+    state = torch.load(tmp_path / "last.pt", weights_only=True)
+    torch.save(state | {"run": {"mining": state["run"]["mining"]}}, tmp_path / "last.pt")
+    make_trainer(tmp_path, **changed).load("last")
+
+
 WRONG = {"step": 1.5, "model": 5, "opt": [], "ema": {"a": 1}, "history": {}, "seed": "0", "loss_sums": [1.0], "run": 3}
 
 

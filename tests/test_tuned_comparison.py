@@ -93,6 +93,7 @@ REFUSED = (
     (["--learning-rates", "1e-3", "0"], "learning_rate is 0.0"),
     (["--weights", "0.5", "-1"], "weight is -1.0"),
     (["--search-size", "0"], "evaluation_size is 0"),
+    (["--evaluation-size", "1000000000"], "evaluation_size is 1000000000"),
     (["--search-seeds", "1-3"], "seeds 1 are in the search too"),
     (["--task", "0"], "--task is not for this comparison"),
     (["--model", "mlp-reverse"], "MLPReverse predicts noise and has no energy"),

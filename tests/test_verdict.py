@@ -154,6 +154,22 @@ def test_diverged_runs_are_counted():
 # The criteria of the first protocol
 
 
+def test_a_run_without_a_finite_metric_diverged():
+    """In the verdict, where that is the metric and the sampler that decide; in the criterion, whichever it is."""
+    chosen = study(ALL)
+    for row in chosen.rows:
+        if (row["strategy"], row["seed"], row["sampler"]) == ("adversarial", 1, "plain"):
+            row["ood_mse"] = nan
+    assert "- no divergence: not met, 1 of 5 runs of adversarial diverged." in criteria_lines(chosen, CONFIG, None)
+    assert "unstable" not in "".join(verdict_lines(chosen, CONFIG))
+    for row in chosen.rows:
+        if (row["strategy"], row["seed"], row["sampler"]) == ("adversarial", 2, "plain"):
+            row["val_mse"] = nan
+    lines = verdict_lines(chosen, CONFIG)
+    assert lines[0].endswith("plain): unstable.") and lines[1] == "- 1 of 5 runs of adversarial diverged."
+    assert not any("innerloop): unstable" in line for line in lines)
+
+
 def test_each_criterion_is_met_or_not():
     timing = {"baseline": 1.0, "adversarial": 1.9, "batch_size": 128, "threads": 2}
     lines = criteria_lines(study(ALL), CONFIG, timing)

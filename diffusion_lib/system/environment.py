@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 ROOT = Path(__file__).resolve().parents[2]
+MEMBERSHIP, CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 PACKAGES = ("torch", "numpy", "einops", "accelerate", "ema-pytorch", "tqdm", "tabulate", "scipy", "matplotlib")
 
 
@@ -69,21 +70,28 @@ def _git(*arguments):
 
 
 def granted_cores() -> int:
-    """The cores that this process may use at once: no more than its cgroup's quota, where it has one."""
+    """The cores that this process may use at once: no more than the quota of any cgroup that it is in."""
     cores = len(CORES)
-    with suppress(OSError, ValueError):
-        for line in Path("/proc/self/cgroup").read_text().splitlines():
-            _, controllers, group = line.split(":", 2)
-            if "cpu" in controllers.split(","):  # version 1
-                folder = Path("/sys/fs/cgroup/cpu") / group.lstrip("/")
-                quota, period = (int((folder / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
-            elif not controllers and (limit := Path("/sys/fs/cgroup") / group.lstrip("/") / "cpu.max").exists():
-                quota, period = (-1 if word == "max" else int(word) for word in limit.read_text().split())
-            else:
-                continue
+    for group in cgroups("cpu"):
+        with suppress(OSError, ValueError):  # 'max', or no file, where there is no quota
+            names = ("cpu.max",) if (group / "cpu.max").exists() else ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+            quota, period = (int(word) for name in names for word in (group / name).read_text().split())
             if quota > 0:
                 cores = min(cores, max(1, quota // period))
     return cores
+
+
+def cgroups(controller: str) -> list[Path]:
+    """The folders of this process's cgroup and of those around it, each of which may set a limit, in both versions."""
+    found = []
+    with suppress(OSError):
+        for line in MEMBERSHIP.read_text().splitlines():
+            _, controllers, group = line.split(":", 2)
+            if not controllers or controller in controllers.split(","):
+                root = CGROUPS / controller if controllers else CGROUPS  # version 1, 2
+                own = root / group.lstrip("/")
+                found += [folder for folder in (own, *own.parents) if folder.is_relative_to(root)]
+    return found
 
 
 def cpu_name() -> str:

@@ -1,5 +1,6 @@
 """Errors that a user can mend: shown as one line, without a traceback, with exit status 2."""
 
+import os
 import signal
 import sys
 from contextlib import contextmanager, suppress
@@ -52,6 +53,16 @@ def say(line: str):
     """A line on stderr; where it cannot be written (a full disk, a terminal that is gone) nobody is harmed."""
     with suppress(OSError, ValueError, AttributeError):
         print(line, file=sys.stderr, flush=True)
+
+
+def show(text: str):
+    """A text on stdout, for after the files are written. Raises OSError, which names it, where it cannot be written."""
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python tries the rest again at its end
+        error.filename = "standard output"
+        raise
 
 
 def _interrupt(number, _frame):

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import secrets
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,8 +19,14 @@ NO_LINKS = (errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.ENOSYS, errno.EML
 
 
 def write_atomic(path: Path | str, content: bytes | str):
-    """Write through a temporary file beside `path`. Raises OSError naming `path`, which is then untouched."""
-    _write(Path(path), content, os.replace)
+    """Write through a temporary file beside `path`, or beside what it links to.
+
+    Raises ConfigError where a folder, a pipe or a device is there, and OSError naming the file, which stays as it was.
+    """
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():
+        raise ConfigError(f"{path} is there and is no file; it is left as it was")
+    _write(path, content, os.replace)
 
 
 def create_exclusively(path: Path, content: str) -> bool:
@@ -52,9 +59,13 @@ def _write(path, content, put_in_place):
 
 
 def require_writable(folder: Path):
-    """Make `folder`. Raises OSError, which names it, where nothing can be written there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_temporary(folder / "test", "").unlink()
+    """Raises OSError, which names `folder`, where it cannot be written in, or made; leaves nothing there."""
+    places = (folder.absolute(), *folder.absolute().parents)
+    try:
+        tempfile.TemporaryFile(dir=next(filter(os.path.lexists, places))).close()
+    except OSError as error:
+        error.filename = str(folder)
+        raise
 
 
 def _write_temporary(path, content) -> Path:
@@ -100,10 +111,21 @@ def read_json(path: Path) -> dict:
     return value
 
 
-def read_csv(path) -> list[dict[str, str]]:
-    """The rows of a table with a header."""
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
+def read_csv(path, *numbers: str) -> list[dict]:
+    """The rows of a table with a header, as text; the columns `numbers` as floats, nan where a cell is empty.
+
+    Raises ConfigError, which names the file, where that is no table, has no rows or a cut one, or lacks a number.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        if not rows or any(None in row or None in row.values() for row in rows):
+            raise ValueError("a row is cut" if rows else "no rows")
+        return [row | {name: float(row[name] or "nan") for name in numbers} for row in rows]
+    except KeyError as error:
+        raise ConfigError(f"{path} is damaged (no column {error})") from None
+    except (ValueError, csv.Error) as error:
+        raise ConfigError(f"{path} is damaged ({error})") from None
 
 
 def write_csv(path, rows: list[dict]):

@@ -78,10 +78,13 @@ class RunLock:
             self.lock.release()
 
     def check(self):
-        """Call before each write to the run. Raises RunHeld where another process has the run, or has ended it."""
+        """Call before each write to the run. Raises RunHeld where another process has the run, or has ended it.
+
+        Raises OSError where the file system does not say.
+        """
         if (self.folder / "result.json").exists():
             raise RunHeld("ended by another process")
-        with suppress(OSError):  # gone with its folder, say
+        with suppress(FileNotFoundError):  # gone with its folder
             if self.path.read_text() == self.mark:
                 return
         raise RunHeld(f"taken over by {read_mark(self.folder) or 'another process'}")
@@ -108,12 +111,19 @@ class RunLock:
 
 
 def held_by(folder: Path) -> str | None:
-    """Who holds the lock of a run, or None. Needs no right to write there."""
-    with suppress(OSError), open(folder / "lock") as file:
+    """Who holds the lock of a run, or None. Needs no right to write there.
+
+    Raises OSError where the file system does not say.
+    """
+    path = folder / "lock"
+    with suppress(FileNotFoundError), open(path) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return read_mark(folder) or "another process"
+        except OSError as error:
+            error.filename = str(path)
+            raise
     return None
 
 

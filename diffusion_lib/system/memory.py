@@ -8,9 +8,10 @@ from pathlib import Path
 
 import torch
 
+from diffusion_lib.system.environment import cgroups
 from diffusion_lib.system.errors import ConfigError
 
-CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+CGROUP_LIMITS = ("memory.max", "memory.limit_in_bytes")  # version 2, 1
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
 
@@ -58,9 +59,9 @@ def memory_limit(device: torch.device) -> float:
     limits = [float(os.sysconf("SC_PAGE_SIZE")) * os.sysconf("SC_PHYS_PAGES")]
     address_space = resource.getrlimit(resource.RLIMIT_AS)[0]
     limits += [address_space] if address_space != resource.RLIM_INFINITY else []
-    for path in CGROUP_LIMITS:
+    for path in (group / name for group in cgroups("memory") for name in CGROUP_LIMITS):
         with suppress(OSError, ValueError):  # 'max', where there is none
-            limits.append(float(Path(path).read_text()))
+            limits.append(float(path.read_text()))
     return min(limits)
 
 

@@ -1,11 +1,11 @@
-"""Signals as a polite request to save and stop: SIGTERM, SIGUSR1, Ctrl-C (SIGINT) and a closed terminal (SIGHUP)."""
+"""Signals as a polite request to save and stop: SIGTERM, SIGUSR1, SIGUSR2 (submitit's), Ctrl-C (SIGINT), SIGHUP."""
 
 import signal
 import threading
 from collections.abc import Callable
 from contextlib import contextmanager
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
 
 
 class StopRequest:

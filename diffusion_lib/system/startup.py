@@ -12,8 +12,14 @@ EXIT_NOTHING_BEGUN = 130  # as shells show a Ctrl-C
 def begin():
     """From here until `exit_status` listens, a Ctrl-C is one line instead of the traceback of an import.
 
-    What a terminal's encoding lacks, such as the × of a table, is printed as ? instead of ending the command.
+    What a terminal's encoding lacks, such as the × of a table, is printed as ? instead of ending the command. A stream
+    that is closed, as daemons have them, is /dev/null: its number could become that of a pipe, which all would inherit.
     """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     if sys.stdout:
         sys.stdout.reconfigure(errors="replace")
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else ignored, in a script's background

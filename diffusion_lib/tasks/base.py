@@ -62,7 +62,7 @@ class Task(Dataset):
 
     Attributes: `inp_shape`, `out_shape` (of one example), `inp_dim`, `out_dim` (what the constructor of its model
     takes: flattened sizes of vectors, channels of graphs and plans), `rules`, `released_rules` (the rules with the
-    released code's defects), `bound` (the rules' own), `source` (where the examples come from).
+    released code's defects), `bound` (the rules' own), `source` (where the examples come from), `pool_size`.
     """
 
     length = int(1e7)
@@ -77,6 +77,7 @@ class Task(Dataset):
     rules: Rules = Rules()
     released_rules: Rules | None = None  # with the released code's defects; None: no different
     source: str = "generated"
+    pool_size: ClassVar[dict[str, int]] = {}  # by split, how many examples are made ahead, of which batches are draws
 
     def __init__(self, split: str, rank: int | None = None, ood: bool = False):
         if split not in SPLITS:
@@ -226,6 +227,8 @@ class ItemTask:
             if any(isinstance(part, np.ma.MaskedArray) for item in items for part in item):
                 raise TypeError("masked arrays")
             parts = default_collate(items)
+            if len(parts) not in (2, 3):
+                raise TypeError(f"{len(parts)} parts")
             if any(part.is_complex() for part in parts):
                 raise TypeError("complex numbers")
             return tuple(part.to(device, dtype) for part in parts)

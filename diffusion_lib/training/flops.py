@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from diffusion_lib.build import build_diffusion, training_task
 from diffusion_lib.config import ExperimentConfig
-from diffusion_lib.training.run_folder import read_config, read_result
+from diffusion_lib.training.run_folder import read_result, recorded_config
 
 PUBLISHED_BATCH = 2048
 
@@ -26,10 +26,10 @@ def step_flops(config: ExperimentConfig, batch_size: int, task=None) -> int:
     Counted on torch's meta device, which computes nothing.
     """
     task = task or training_task(config)
-    with torch.random.fork_rng(devices=[]):
-        diffusion = build_diffusion(config, config.mining.to_dict(), 0, task).to("meta")
-        inp, target = (torch.zeros(batch_size, *shape, device="meta") for shape in (task.inp_shape, task.out_shape))
-        levels = torch.zeros(batch_size, dtype=torch.long, device="meta")
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        diffusion = build_diffusion(config, config.mining.to_dict(), 0, task)
+        inp, target = (torch.zeros(batch_size, *shape) for shape in (task.inp_shape, task.out_shape))
+        levels = torch.zeros(batch_size, dtype=torch.long)
         with FlopCounterMode(display=False) as counter:
             candidates = target if config.mining.mode == "corrupt" else None  # those come with a batch
             diffusion(inp, target, t=levels, candidates=candidates)[0].backward()
@@ -55,4 +55,4 @@ def equal_compute_steps(config: ExperimentConfig, other: ExperimentConfig) -> in
 def recorded_flops(run: Path) -> int:
     """Training FLOPs of the run in a folder: those of its result.json, counted where that has none."""
     recorded = (read_result(run) or {}).get("train_flops")
-    return recorded or train_flops(ExperimentConfig.from_dict(read_config(run)))
+    return recorded or train_flops(recorded_config(run))

@@ -1,51 +1,135 @@
 """The folders of a study and of its runs: their recorded configuration and their results."""
 
+import hashlib
+import json
+import math
 import re
+from collections import defaultdict
+from contextlib import suppress
+from functools import cache
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
 
-from diffusion_lib.config import current
+from diffusion_lib.config import ExperimentConfig, current
+from diffusion_lib.negatives import MiningConfig
 from diffusion_lib.system.environment import environment
-from diffusion_lib.system.errors import ConfigError
-from diffusion_lib.system.files import create_exclusively, json_text, read_json, write_json
+from diffusion_lib.system.errors import ConfigError, say
+from diffusion_lib.system.files import TEMPORARY, create_exclusively, json_text, read_json, write_json
 
 REMEDY = "Choose another --name, the earlier values, or --fresh to delete it"
+FINGERPRINT_TOLERANCE = 1e-3  # another processor's float32 products differ by a thousandth of it
 RESULT_TYPES = {"status": str, "strategy": str, "seed": int}
 ENDED_TYPES = {"finished": {"samplers": dict}, "failed": {"reason": str}}  # by status, what else a result has
+COSTS = {"parameters", "train_seconds", "steps_per_second", "train_flops", "peak_memory_bytes", "clipped"}
+OF_A_RUN = {"strategy", "seed", "train_steps", *MiningConfig().to_dict()}  # what the runs of a study may differ in
+ANEW = "Delete it, and the same command evaluates the run again"
+# All that a result of an earlier version may have, which had no digest: a digest under a damaged name is none of these.
+WITHOUT_DIGEST = {*RESULT_TYPES, *(key for types in ENDED_TYPES.values() for key in types), *COSTS}
 
 
 def prepare_folder(
-    folder: Path, config: dict, device: torch.device, remedy=REMEDY, renew: bool = False, at_once: int = 1
+    folder: Path,
+    config: dict,
+    device: torch.device,
+    remedy=REMEDY,
+    renew: bool = False,
+    at_once: int = 1,
+    data: dict | None = None,
 ):
     """Make `folder` for `config`, or check that it was made for it; of several processes at once, one makes it.
 
-    config.json records the configuration and the environment of the first command, or with `renew` of this one.
-    at_once: the runs that this command trains at the same time.
+    config.json records the configuration, the data and the environment of the first command, or with `renew` of this
+    one. at_once: the runs that this command trains at the same time. data: what `describe_data` says.
     Raises ConfigError that names each differing key and the `remedy`, and OSError for a folder that cannot be written.
     """
     path = folder / "config.json"
-    if path.exists():
+    there = path.exists()
+    if there:
         require_same(folder, config, remedy)
+        require_same_data(folder, data, remedy)
         if not renew:
             return
-    record = {"config": config, "environment": environment(device, at_once)}
-    if renew:
+    record = {"config": config, "data": data, "environment": environment(device, at_once)}
+    if there:
         write_json(path, record)
     elif not create_exclusively(path, json_text(record)):
         require_same(folder, config, remedy)
+        require_same_data(folder, data, remedy)
 
 
 def require_same(folder: Path, config: dict, remedy: str):
     """Raises ConfigError where the folder was made for another configuration."""
-    there, now = (flat(current(each)) for each in (read_config(folder), config))
-    differing = [
-        f"{key} (there {there.get(key)!r}, now {now.get(key)!r})"
-        for key in sorted(there | now)
-        if there.get(key) != now.get(key)
-    ]
+    differing = differences(read_config(folder), config)
     if differing:
-        raise ConfigError(f"{folder} was made by another configuration: {'; '.join(differing)}. {remedy}")
+        raise ConfigError(f"{folder} was made by another configuration: {differing}. {remedy}")
+
+
+def require_same_data(folder: Path, data: dict | None, remedy: str):
+    """Raises ConfigError where the folder was made from other data; an earlier version recorded none."""
+    there = read_data(folder)
+    if there and data and not same_data(there, data):
+        raise ConfigError(f"{folder} was made from other data: there {shown(there)}, now {shown(data)}. {remedy}")
+
+
+def same_data(one: dict, other: dict) -> bool:
+    """Whether two fingerprints are of the same examples, on whatever processors."""
+    pairs = zip_longest(one["fingerprint"], other["fingerprint"], fillvalue=math.inf)
+    return all(abs(here - there) < FINGERPRINT_TOLERANCE for here, there in pairs)
+
+
+def shown(data: dict) -> str:
+    """Recorded data in a line."""
+    return f"{data['source']} ({' '.join(f'{number:.4f}' for number in data['fingerprint'])})"
+
+
+def read_data(folder: Path) -> dict | None:
+    """The data in config.json, None of an earlier version's. Raises ConfigError for what no run has written."""
+    data = read_json(folder / "config.json").get("data")
+    if data is None:
+        return None
+    numbers = data.get("fingerprint") if isinstance(data, dict) and isinstance(data.get("source"), str) else None
+    if not isinstance(numbers, list) or not all(type(number) in (int, float) for number in numbers):
+        raise ConfigError(f"{folder / 'config.json'} has no source and fingerprint in its 'data'")
+    return data
+
+
+def require_study_data(study: Path, data: dict, remedy: str = REMEDY):
+    """Raises ConfigError where a study or one of its runs was made from other data; damaged runs are passed over."""
+    for folder in (study, *filter(has_data, run_folders(study))):
+        require_same_data(folder, data, remedy)
+
+
+def has_data(folder: Path) -> bool:
+    """Whether the folder records its data."""
+    with suppress(ConfigError, OSError):
+        return read_data(folder) is not None
+    return False
+
+
+def require_of_study(folder: Path, config: dict):
+    """Raises ConfigError where a run of `config` does not belong into the study that its folder lies in."""
+    study = study_of(folder)
+    differing = differences(read_config(study), config, OF_A_RUN) if study else ""
+    if differing:
+        raise ConfigError(f"{folder} is no run of {study}, which was made by another configuration: {differing}")
+
+
+def study_of(folder: Path) -> Path | None:
+    """The study whose run the folder is, by where it lies."""
+    runs = folder.parent.parent
+    return runs.parent if runs.name == "runs" else None
+
+
+def differences(there: dict, now: dict, but=()) -> str:
+    """The settings, `but` for some, that two recorded configurations have differently; "" where there are none."""
+    there, now = (flat(current(each)) for each in (there, now))
+    return "; ".join(
+        f"{key} (there {there.get(key)!r}, now {now.get(key)!r})"
+        for key in sorted((there | now).keys() - but)
+        if there.get(key) != now.get(key)
+    )
 
 
 def flat(config: dict) -> dict:
@@ -54,33 +138,94 @@ def flat(config: dict) -> dict:
 
 
 def read_config(folder: Path) -> dict:
-    """The configuration in config.json. Raises ConfigError where there is none."""
+    """The configuration in config.json, as it is recorded. Raises ConfigError for one that no run has written."""
     config = read_json(folder / "config.json").get("config")
     if not isinstance(config, dict):
         raise ConfigError(f"{folder / 'config.json'} lacks its 'config'")
+    mining = {key: config.get(key, {}) for key in ("mining", "mining_config")}
+    rest = {key: value for key, value in config.items() if key not in mining}
+    for part in (rest, *mining.values()):
+        if not isinstance(part, dict) or any(isinstance(value, dict | list) for value in part.values()):
+            raise ConfigError(f"{folder / 'config.json'} has a 'config' of another shape than a run's")
     return config
 
 
+def read_environment(folder: Path) -> dict:
+    """The environment in config.json, 'unknown' what an earlier version did not record. Raises ConfigError."""
+    about = read_json(folder / "config.json").get("environment")
+    if not isinstance(about, dict):
+        raise ConfigError(f"{folder / 'config.json'} lacks its 'environment'")
+    return defaultdict(lambda: "unknown", about)
+
+
+def recorded_config(folder: Path) -> ExperimentConfig:
+    """The configuration in config.json, in the form of today. Raises ConfigError, which names the file."""
+    recorded = read_config(folder)
+    try:
+        return ExperimentConfig.from_dict(recorded)
+    except ConfigError as error:
+        raise ConfigError(f"{folder / 'config.json'}: {error}") from None
+
+
 def ended_result(folder: Path) -> dict | None:
-    """The result of a run that ended, or None. Raises ConfigError for one that no run has written."""
+    """The result of a run that ended, without its digest, or None.
+
+    Raises ConfigError for one that is damaged, and for another run's.
+    """
     path = folder / "result.json"
-    if not path.exists():
+    try:
+        result = read_json(path)
+    except FileNotFoundError:
         return None
-    result = read_json(path)
     wanted = RESULT_TYPES | ENDED_TYPES.get(str(result.get("status")), {})
     wrong = [key for key, kind in wanted.items() if type(result.get(key)) is not kind]
+    if not wrong:
+        wrong = [name for name, part in result.get("samplers", {}).items() if not _numbers(part)]
     if wrong or result["status"] not in ENDED_TYPES:
         raise ConfigError(f"{path} is no result of a run: see its {', '.join(wrong or ['status'])}")
+    recorded = result.pop("digest", None)
+    if (recorded or not WITHOUT_DIGEST.issuperset(result)) and recorded != digest(folder, result):
+        raise ConfigError(f"{path} is damaged, or of another configuration: its digest differs. {ANEW}")
+    named = (folder.parent.name, folder.name)
+    if study_of(folder) and named != (result["strategy"], f"seed-{result['seed']}"):
+        raise ConfigError(f"{path} is of {result['strategy']} seed {result['seed']}. {ANEW}")
     return result
 
 
+def _numbers(part) -> bool:
+    return isinstance(part, dict) and all(type(value) in (int, float) for value in part.values())
+
+
+def write_result(folder: Path, result: dict):
+    """result.json, with a digest of the result and of the run's configuration."""
+    write_json(folder / "result.json", result | {"digest": digest(folder, result)})
+
+
+def digest(folder: Path, result: dict) -> str:
+    return hashlib.sha256(json.dumps([read_config(folder), result], sort_keys=True).encode()).hexdigest()
+
+
 def read_result(folder: Path) -> dict | None:
-    """The result of a run that ended, for a report: None, too, where it or its configuration cannot be read."""
+    """The result of a run that ended, for a report, or None; where it cannot be trusted that is said, once."""
     try:
-        read_config(folder)
-        return ended_result(folder)
-    except (ConfigError, OSError):
-        return None
+        return trusted_result(folder)
+    except (ConfigError, OSError) as error:
+        say_once(f"left out: {error}")
+    return None
+
+
+def trusted_result(folder: Path) -> dict | None:
+    """`ended_result`. Raises ConfigError for a run of another study's configuration, too, OSError for one without."""
+    result = ended_result(folder)
+    if result:
+        recorded_config(folder)
+        require_of_study(folder, read_config(folder))
+    return result
+
+
+@cache
+def say_once(line: str):
+    say(line)
 
 
 def require_study(study: Path):
@@ -89,6 +234,15 @@ def require_study(study: Path):
         raise ConfigError(f"there is no study {study}; train first, or choose another --name or --results")
     if not (study / "runs").exists():
         raise ConfigError(f"{study} was published without its runs: there is nothing to show or to report anew")
+
+
+def is_study(folder: Path) -> bool:
+    """Whether a folder is a study's: it holds runs, or the configuration of a study, or nothing yet."""
+    with suppress(ConfigError, OSError):
+        config = read_config(folder)
+        if "train_steps" in config and "seed" not in config:  # a run has one
+            return True
+    return bool(run_folders(folder)) or all(path.suffix == TEMPORARY for path in folder.iterdir())
 
 
 def run_folders(study: Path) -> list[Path]:

@@ -9,7 +9,7 @@ import torch
 from ema_pytorch import EMA
 from torch.optim import Adam
 
-from diffusion_lib.checkpoint import load_checkpoint, other_model_error, require_own, save_checkpoint
+from diffusion_lib.checkpoint import checkpoint_path, load_checkpoint, other_model_error, require_own, save_checkpoint
 from diffusion_lib.energies import EnergyModel
 from diffusion_lib.evaluation import EvaluationSet, Share, sampler_metrics
 from diffusion_lib.released_api import TRAINER_DEFAULTS, ReleasedTrainerCalls, require_defaults, require_metric
@@ -52,9 +52,8 @@ class Trainer1D(ReleasedTrainerCalls):
     on. cond_mask: whether the entries of the solution that the input gives are kept (None:
     where the task has such). num_samples is unused, as in the release. The datasets are tasks, or any torch
     Dataset of (inp, target) or (inp, target, mask) items with `inp_dim` and `out_dim`, which data_workers processes
-    then load.
-    Raises ConfigError for values that are not allowed, and for a dataset that does not fit the model; warns where its
-    solutions go beyond the model's bound, or where the same items are not drawn twice.
+    then load. Raises ConfigError for values that are not allowed, and for a dataset that does not fit the model; warns
+    where its solutions go beyond the model's bound, or where the same items are not drawn twice.
     """
 
     @torchs_defaults()
@@ -177,11 +176,7 @@ class Trainer1D(ReleasedTrainerCalls):
         return self.accelerator.unwrap_model(self.model)
 
     def checkpoint_path(self, milestone) -> Path:
-        """Where a milestone lies: `last`, a number as in the released trainer, or the path of a file."""
-        name = str(milestone)
-        if name == "last":
-            return self.results_folder / "last.pt"
-        return self.results_folder / f"model-{name}.pt" if name.isdigit() else Path(name)
+        return checkpoint_path(self.results_folder, milestone)
 
     def save(self, milestone="last"):
         """Write the whole state, atomically, from the main process, and metrics.csv with it."""
@@ -196,7 +191,7 @@ class Trainer1D(ReleasedTrainerCalls):
             "ema": self.ema.state_dict(),
             "scaler": None,
             "seed": self.seed,
-            "run": self.run_identity() | {"train_steps": self.train_num_steps},
+            "run": self.run_identity(self.step) | {"train_steps": self.train_num_steps},
             "history": self.history,
             "train_seconds": self.train_seconds,
             "loss_sums": self.loss_sums,
@@ -208,24 +203,31 @@ class Trainer1D(ReleasedTrainerCalls):
         if self.history:
             write_csv(self.results_folder / "metrics.csv", self.history)
 
-    def run_identity(self) -> dict:
-        """What a checkpoint says of its run, which must be that of the run that continues it."""
+    def run_identity(self, step: int) -> dict:
+        """What a checkpoint at a step says of its run, which must be that of the run that continues it."""
         task, ebm = self.dataset, self.diffusion.model.ebm
         return {
             "task": f"{type(task).__name__} of {task.inp_dim} to {task.out_dim} numbers",
             "model": type(ebm).__name__,
             "mining": self.diffusion.mining.to_dict(),
+            "batch_size": self.batch_size,
+            "ema_update_every": self.ema.update_every,
+            "learning_rate": f"{self._learning_rate(max(0, step - 1)):g} at step {step}",  # of the last update
         }
 
     @torchs_defaults()
     def load(self, milestone="last", to_train: bool = True):
         """Continue from a checkpoint, the released code's included. Raises CheckpointError; the file stays.
 
-        to_train: whether it is to be trained on, so that its mining and its step matter.
+        to_train: whether it is to be trained on, so that its step matters, its mining, and where it is in
+        results_folder, so that it is continued, the other settings of the training.
         """
         path = self.checkpoint_path(milestone)
         state = load_checkpoint(path, self.device, to_train)
-        own = self.run_identity() if to_train else self.run_identity() | {"mining": None}
+        free = [] if to_train else ["mining"]
+        if not to_train or path.parent != self.results_folder:  # from another's file a run may start with its own
+            free += ["batch_size", "ema_update_every", "learning_rate"]
+        own = self.run_identity(min(state["step"], self.train_num_steps)) | dict.fromkeys(free)
         require_own(path, state, own, self.seed, self.train_num_steps if to_train else None)
         try:
             self.diffusion.load_state_dict(state["model"])
@@ -252,13 +254,16 @@ class Trainer1D(ReleasedTrainerCalls):
         for state in optimizer.state.values():  # the fused update counts its steps on the device
             state["step"] = torch.as_tensor(state["step"], dtype=torch.float32, device=self.device)
 
+    def _learning_rate(self, step: int) -> float:
+        factor = float(self.lr_schedule(step)) if self.lr_schedule else 1.0
+        if not 0 <= factor < math.inf:
+            raise ConfigError(f"lr_schedule is {factor} at step {step}; allowed: a number from 0")
+        return self.train_lr * factor
+
     def _set_learning_rate(self):
         if self.lr_schedule is None:
             return
-        factor = float(self.lr_schedule(self.step))
-        if not 0 <= factor < math.inf:
-            raise ConfigError(f"lr_schedule is {factor} at step {self.step}; allowed: a number from 0")
-        rate = self.train_lr * factor
+        rate = self._learning_rate(self.step)
         for group in self.opt.param_groups:
             if isinstance(group["lr"], torch.Tensor):
                 group["lr"].fill_(rate)

@@ -55,6 +55,7 @@ STYLE = {key: value for key, value in matplotlib.rcParamsDefault.items() if key 
     "legend.frameon": False,
     "legend.fontsize": 8,
     "savefig.dpi": 130,
+    "pdf.fonttype": 42,  # TrueType: conferences reject matplotlib's usual Type 3
 }
 STYLE_LOCK = RLock()  # matplotlib's settings belong to the process: threads draw in turn
 
@@ -275,6 +276,10 @@ def interval_plot(study: Study, references: list[dict], path: Path):
                 reference_lines(axis, references, metric)
                 for place, strategy in enumerate(study.strategies):
                     points_and_interval(axis, place, values[strategy], colors[strategy], metric)
+                    diverged = study.diverged(strategy, [metric], [sampler])
+                    if diverged:
+                        words = {"s": f"{diverged} not finite", "ha": "center", "va": "top", "color": colors[strategy]}
+                        axis.text(place, 1, **words, transform=axis.get_xaxis_transform())
                 metric_scale(axis, metric, np.concatenate(list(values.values())))
                 axis.set(title=f"{metric.column}, {sampler} sampler", ylabel=metric.column)
                 name_ticks(axis, study.strategies)

@@ -8,6 +8,7 @@ import numpy as np
 from diffusion_lib.evaluation import DIFFICULTIES, column
 from diffusion_lib.system.errors import ConfigError
 from experiments.analysis.statistics import (
+    ROUNDING,
     Mean,
     Paired,
     difference,
@@ -35,6 +36,10 @@ class Metric:
     def zeros(self, values) -> int:
         """How many of the values are exactly 0, where that has no ratio."""
         return 0 if self.rate else int(np.sum(np.asarray(values) == 0))
+
+    def possible(self, value: float) -> bool:
+        """Whether a run can have the value: no error is negative, and a share lies in [0, 1]."""
+        return not (value < 0 if not self.rate else self.share and (value < -ROUNDING or value > 1 + ROUNDING))
 
     def mean(self, values) -> Mean:
         """Geometric mean of errors, mean of rates, with its interval; nan where an error is exactly 0."""

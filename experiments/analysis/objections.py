@@ -117,13 +117,18 @@ def _side(metric: Metric, comparison: Paired) -> str:
 
 
 def outlier_objections(study: Study) -> list[str]:
-    """Strategies that one run can decide, and the runs that diverged."""
+    """Strategies that one run can decide, and the runs that diverged or are spoiled."""
     lines, metric = [], study.metrics[0]
     for strategy in study.strategies:
         failed = study.count(strategy, "failed")
         if failed:
             lines.append(f"{failed} of {study.count(strategy)} runs of {strategy} diverged, and no pair has them.")
         for sampler in SAMPLERS:
+            if spoiled := study.spoiled(strategy, sampler):
+                lines.append(
+                    f"{spoiled} of {study.count(strategy)} runs of {strategy} are spoiled under {sampler}: their "
+                    f"{metric.column} is above the mean predictor's, {number(study.mean_error)}."
+                )
             values = study.values(metric.column, sampler)[strategy]
             middle = np.nanmedian(values) if np.isfinite(values).any() else math.nan
             if not metric.rate and np.nanmax(values, initial=0) > OUTLIER * middle > 0:
@@ -141,13 +146,13 @@ def finite_objections(study: Study) -> list[str]:
         for sampler in study.samplers:
             absent, finished = {}, study.count(strategy, "finished")
             for metric in study.metrics:
-                finite = {name: np.isfinite(row).sum() for name, row in study.values(metric.column, sampler).items()}
-                if any(finite.values()) and finite[strategy] < finished:  # else it is not defined on these problems
-                    absent.setdefault(finished - finite[strategy], []).append(metric.column)
+                count = study.diverged(strategy, [metric], [sampler]) - study.count(strategy, "failed")
+                absent.setdefault(count, []).append(metric.column)
             lines += [
                 f"{strategy} under {sampler} has no finite {', '.join(columns)} in {count} of {finished} runs, which "
                 "means and pairs leave out."
                 for count, columns in absent.items()
+                if count
             ]
     return lines
 

@@ -1,5 +1,7 @@
 """The rows of a table that this project did not train: a task's untrained predictors, and what others published."""
 
+import math
+
 import torch
 
 from diffusion_lib.config import ExperimentConfig
@@ -9,6 +11,7 @@ from experiments.analysis.metrics import Metric
 
 BATCH = 2048
 REGRESSION = "linear regression"  # a predictor of matrix inversion
+MEANS = ("mean predictor", "zero")  # predictors that answer with the mean solution
 REFERENCE, PUBLISHED = "reference", "published, not rerun"  # in the column `sampler`
 
 # What others report of the setting (task, model, rank): their rows, all under IRED's own sampler, the inner loop.
@@ -50,6 +53,11 @@ def predictor_metrics(chosen: EvaluationSet) -> dict[str, dict[str, float]]:
         name: summary(chosen.task, {key: torch.cat([one[key] for one in scores]) for key in scores[0]})
         for name, scores in parts.items()
     }
+
+
+def mean_error(references: list[dict], metric: Metric) -> float:
+    """The mean predictor's value of a metric that is an error; nan where there is none."""
+    return math.nan if metric.rate else next((r[metric.column] for r in references if r["strategy"] in MEANS), math.nan)
 
 
 def published_rows(task, config: ExperimentConfig) -> list[dict]:

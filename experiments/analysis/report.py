@@ -5,18 +5,21 @@ from pathlib import Path
 
 from tabulate import tabulate
 
+from diffusion_lib.build import describe_data
 from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.evaluation import SAMPLERS
-from diffusion_lib.system.errors import ConfigError
+from diffusion_lib.system.errors import ConfigError, show
 from diffusion_lib.system.files import read_json, write_atomic, write_csv, write_json
 from diffusion_lib.tasks import TASKS
+from diffusion_lib.training.run_folder import read_environment, require_study_data, shown
 from experiments.analysis.cause_figures import causes_figure, gap_figure
 from experiments.analysis.example_figure import example_figure
 from experiments.analysis.figures import interval_plot, learning_curves
 from experiments.analysis.landscape_figures import read_diagnoses, rows_with_runs, write_landscape
 from experiments.analysis.metrics import number, task_metrics
 from experiments.analysis.objections import objections
-from experiments.analysis.references import REGRESSION, published_rows, reference_rows
+from experiments.analysis.references import REGRESSION, mean_error, published_rows, reference_rows
+from experiments.analysis.runs import read_ended
 from experiments.analysis.tables import (
     HEADLINE_SAMPLER,
     Study,
@@ -44,29 +47,38 @@ from experiments.study.step_times import read_step_times
 QUESTION = "Does adversarial negative mining make an IRED energy-based diffusion model better?"
 
 
-def write_report(folder: Path, config: ExperimentConfig, strategies: list[str]):
-    """Collect the runs in `folder`; write and print everything. Raises ConfigError where no run has ended."""
-    rows = run_rows(folder)
+def write_report(folder: Path, config: ExperimentConfig, strategies: list[str]) -> dict[Path, str]:
+    """Collect the runs in `folder`; write and print everything; return, by folder, what is wrong with damaged runs.
+
+    Raises ConfigError where no run has ended.
+    """
+    rows, (_, damaged) = run_rows(folder), read_ended(folder)
     if not rows:
-        raise ConfigError(f"no run in {folder} has ended; nothing to report")
+        raise ConfigError("; ".join(damaged.values()) or f"no run in {folder} has ended; nothing to report")
+    require_study_data(
+        folder, describe_data(config), "Start it where the first data are, or remove the runs of one of them"
+    )
     timing = read_step_times(folder)
     sets = evaluation_sets(config, config.evaluation_size, "cpu")
     task = sets[0].task
-    study = Study(rows, strategies, task_metrics(task))
-    references = reference_rows(sets, study.metrics) + published_rows(task, config)
+    metrics = task_metrics(task)
+    references = reference_rows(sets, metrics) + published_rows(task, config)
+    study = Study(rows, strategies, metrics, mean_error(references, metrics[0]))
     summary = summary_rows(study, references)
     write_tables(folder, config, study, summary, task_name(task))
     diagnoses = read_diagnoses(folder, config, study)
     write_figures(folder, config, study, task, references, diagnoses)
     verdict, criteria = verdict_lines(study, config), criteria_lines(study, config, timing)
-    against = [f"- {sentence}" for sentence in objections(study, config, references)]
+    left_out = [f"left out: {reason}" for reason in damaged.values()]
+    against = [f"- {sentence}" for sentence in [*left_out, *objections(study, config, references)]]
     parts = [*gap_parts(folder, references), *diagnosis_parts(folder, diagnoses, task)]
     text = report_text(folder, config, study, summary, (verdict, criteria, against), parts)
     write_atomic(folder / "report.md", text)
-    print(what_was_trained(folder.name, config, study, task_name(task)))
-    print(printed_table(summary, study.metrics))
-    print("\n".join([original_pairing(study), *verdict, *criteria, "What speaks against it:", *against]))
-    print(f"Report: {folder / 'report.md'}")
+    show(what_was_trained(folder.name, config, study, task_name(task)))
+    show(printed_table(summary, study.metrics))
+    show("\n".join([original_pairing(study), *verdict, *criteria, "What speaks against it:", *against]))
+    show(f"Report: {folder / 'report.md'}")
+    return damaged
 
 
 def write_figures(folder: Path, config, study: Study, task, references: list[dict], diagnoses: dict):
@@ -294,8 +306,9 @@ def effort_parts(folder: Path, diagnoses: dict, task) -> list[str]:
 
 
 def configuration_parts(folder: Path, config: ExperimentConfig) -> list[str]:
-    about = read_json(folder / "config.json")["environment"]
+    about = read_environment(folder)
     return [
+        f"Data: {shown(describe_data(config))}.",
         f"`{about['command']}`, commit {about['commit']}, {about['gpu'] or about['cpu']} "
         f"({about['cpu_cores']} cores, {about['threads']} threads), Python {about['python']}, torch {about['torch']} "
         f"(float32 products: {about.get('float32_products', 'highest')}).",

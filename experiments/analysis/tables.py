@@ -8,9 +8,9 @@ from tabulate import tabulate
 
 from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.evaluation import SAMPLERS
-from diffusion_lib.system.files import read_json
-from diffusion_lib.training.run_folder import read_result, run_folders
+from diffusion_lib.training.flops import recorded_flops
 from experiments.analysis.metrics import Metric, number
+from experiments.analysis.runs import read_ended
 from experiments.analysis.statistics import Paired, compare_to_baseline, interquartile_mean
 from experiments.analysis.verdict import BASELINE
 
@@ -24,39 +24,42 @@ SCREEN = 150  # columns of the printed table, at most
 def run_rows(study: Path) -> list[dict]:
     """A row per strategy, seed and sampler of the runs that ended; a failed run's metrics are nan.
 
-    A sampler that no run has, since the model has no energy, has no rows.
+    A sampler that no run has, since the model has no energy, has no rows; nor has a run whose files are damaged.
     """
-    folders = sorted(run_folders(study), key=lambda f: (f.parent.name, int(f.name[5:])))
-    results = {folder: result for folder in folders if (result := read_result(folder))}
-    samplers = [name for name in SAMPLERS if any(name in _samplers(result) for result in results.values())]
-    measured = {name: math.nan for result in results.values() for part in _samplers(result).values() for name in part}
+    runs, _ = read_ended(study)
+    runs.sort(key=lambda run: (run.result["strategy"], run.result["seed"]))
+    samplers = [name for name in SAMPLERS if any(name in run.samplers for run in runs)]
+    measured = {name: math.nan for run in runs for part in run.samplers.values() for name in part}
     return [
         {
-            "strategy": result["strategy"],
-            "seed": result["seed"],
+            "strategy": run.result["strategy"],
+            "seed": run.result["seed"],
             "sampler": sampler,
-            "status": result["status"],
-            "train_steps": read_json(folder / "config.json")["config"]["train_steps"],
+            "status": run.result["status"],
+            "train_steps": run.config.train_steps,
             **measured,
-            **_samplers(result).get(sampler, {}),
-            **{name: result.get(name, math.nan) for name in COSTS},
-            "run": str(folder.relative_to(study)),
+            **run.samplers.get(sampler, {}),
+            **{name: run.result.get(name, math.nan) for name in COSTS},
+            **({"train_flops": recorded_flops(run.folder)} if run.samplers else {}),  # also of an earlier version's
+            "run": str(run.folder.relative_to(study)),
         }
-        for folder, result in results.items()
+        for run in runs
         for sampler in samplers or SAMPLERS
     ]
 
 
-def _samplers(result) -> dict[str, dict]:
-    return result.get("samplers", {})
-
-
 class Study:
-    """The rows of a study as arrays over its seeds; nan where a run is absent or failed. metrics: the task's."""
+    """The rows of a study as arrays over its seeds; nan where a run is absent or failed.
 
-    def __init__(self, rows: list[dict], strategies: list[str], metrics: tuple[Metric, ...]):
+    metrics: the task's. mean_error: the mean predictor's first metric, where that is an error: a run with a larger one
+    is spoiled.
+    """
+
+    def __init__(
+        self, rows: list[dict], strategies: list[str], metrics: tuple[Metric, ...], mean_error: float = math.nan
+    ):
         present = {row["strategy"] for row in rows}
-        self.rows, self.metrics = rows, metrics
+        self.rows, self.metrics, self.mean_error = rows, metrics, mean_error
         self.strategies = [name for name in strategies if name in present] + sorted(present - set(strategies))
         self.seeds = sorted({row["seed"] for row in rows})
         self.samplers = [name for name in SAMPLERS if name in {row["sampler"] for row in rows}]
@@ -74,6 +77,30 @@ class Study:
             row["strategy"] == strategy and row["sampler"] == HEADLINE_SAMPLER and status in (None, row["status"])
             for row in self.rows
         )
+
+    def measured(self, metric: Metric, sampler: str) -> bool:
+        """Whether any run has a finite value: a metric that none has is not defined on these problems."""
+        return any(np.isfinite(row).any() for row in self.values(metric.column, sampler).values())
+
+    def diverged(self, strategy: str, metrics, samplers) -> int:
+        """How many of its runs failed, or lack a finite value of one of the metrics under one of the samplers."""
+        asked = [(each, name) for each in metrics for name in samplers if self.measured(each, name)]
+        lacking = {
+            row["seed"]
+            for row in self.rows
+            if row["strategy"] == strategy
+            and (
+                row["status"] == "failed"
+                or any(name == row["sampler"] and not np.isfinite(row.get(m.column, np.nan)) for m, name in asked)
+            )
+        }
+        return len(lacking)
+
+    def spoiled(self, strategy: str, sampler: str) -> int | str:
+        """How many of its runs have a larger error than the mean predictor; nothing where no error decides."""
+        if math.isnan(self.mean_error):
+            return ""
+        return int(np.sum(self.values(self.metrics[0].column, sampler)[strategy] > self.mean_error))
 
     def train_steps(self, strategy: str) -> list[int]:
         """The numbers of steps of a strategy's runs: one, unless a run was trained otherwise."""
@@ -129,6 +156,7 @@ def summary_rows(study: Study, references: list[dict]) -> list[dict]:
                 "sampler": sampler,
                 "n": study.count(strategy, "finished"),
                 "failed": study.count(strategy, "failed"),
+                "spoiled": study.spoiled(strategy, sampler),
             }
             for metric in study.metrics:
                 columns = _mean_columns(metric, values[metric.column][strategy])
@@ -212,7 +240,7 @@ def table_cells(summary: list[dict], metrics: list[Metric]) -> list[list[str]]:
         [
             row["strategy"],
             row["sampler"],
-            str(row.get("n", "")),
+            runs_cell(row),
             mean_cell(row, first, interval=True),
             effect_cell(row, first),
             *([f"{p:.2g}"] if math.isfinite(p := row.get(f"{first.column}_p_holm", math.nan)) else [""]),
@@ -221,6 +249,12 @@ def table_cells(summary: list[dict], metrics: list[Metric]) -> list[list[str]]:
         ]
         for row in summary
     ]
+
+
+def runs_cell(row: dict) -> str:
+    """`5`, or `4 (1 failed, 1 spoiled)`."""
+    apart = ", ".join(f"{row[name]} {name}" for name in ("failed", "spoiled") if row.get(name))
+    return f"{row.get('n', '')}{f' ({apart})' if apart else ''}"
 
 
 def mean_cell(row: dict, metric: Metric, interval: bool = False) -> str:

@@ -36,6 +36,9 @@ the ratio: 0 that of 1, {SMALL:g} points that of {SMALL:g}%, and more is better.
 Beside it stand the four criteria of the first protocol, of {ADVERSARIAL} against {BASELINE} at equal steps: more than
 {SMALL:g}% lower val_mse with an interval that excludes no change; a lower reconstruction error; no divergence; less
 than {MAX_TIME_RATIO:g} times the time, by steps of both timed in turn in one process at the study's batch size.
+
+A run diverged where its loss is not finite, or the metric under the sampler that is judged; for the criterion, any
+metric under any sampler.
 """
 
 
@@ -75,14 +78,14 @@ def verdict_lines(study, config: ExperimentConfig) -> list[str]:
     if absent:
         return [f"No verdict at equal compute, since these were not run: {', '.join(absent)}."]
     metric, lines = study.metrics[0], []
-    diverged, runs = study.count(ADVERSARIAL, "failed"), study.count(ADVERSARIAL)
     about = f"{config.model}, {budget(study, ADVERSARIAL, config)}"
     for sampler, comparison in equal_compute(study, metric).items():
+        diverged = study.diverged(ADVERSARIAL, [metric], [sampler])
         found = scenario(metric, comparison, diverged)
         start = f"Verdict at equal compute ({about}, {sampler}): " if found else f"No verdict ({about}, {sampler}): "
         lines.append(start + (found or too_few(metric, comparison)) + ".")
         if diverged:
-            lines.append(f"- {diverged} of {runs} runs of {ADVERSARIAL} diverged.")
+            lines.append(f"- {diverged} of {study.count(ADVERSARIAL)} runs of {ADVERSARIAL} diverged.")
         if comparison and comparison.n > 1:
             lines.append(
                 f"- {metric.column} {numbers(metric, comparison)}; {COMPUTE}: {budget(study, COMPUTE, config)}."
@@ -120,7 +123,7 @@ def criteria_lines(study, config: ExperimentConfig, timing: dict | None) -> list
     lines = [f"The four criteria at equal steps ({ADVERSARIAL} against {BASELINE}, {config.model}):"]
     lines.append(f"- {main.column} better by more than {SMALL:g}%, {_under_each(study, main, _clearly_better)}.")
     lines += [f"- {metric.column} better, {_under_each(study, metric, _better)}." for metric in others[:1]]
-    diverged, runs = study.count(ADVERSARIAL, "failed"), study.count(ADVERSARIAL)
+    diverged, runs = study.diverged(ADVERSARIAL, study.metrics, SAMPLERS), study.count(ADVERSARIAL)
     lines.append(f"- no divergence: {_met(not diverged)}, {diverged} of {runs} runs of {ADVERSARIAL} diverged.")
     return [*lines, f"- less than {MAX_TIME_RATIO:g}× the time: {time_clause(config, timing)}."]
 

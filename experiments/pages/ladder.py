@@ -7,10 +7,27 @@ from pathlib import Path
 from diffusion_lib.evaluation import SAMPLERS
 from diffusion_lib.system.files import read_csv
 from experiments.analysis.metrics import Metric
-from experiments.analysis.references import REFERENCE
+from experiments.analysis.references import REGRESSION
 from experiments.analysis.verdict import ADVERSARIAL, BASELINE
-from experiments.budget import PRIMARY_METRIC, PRIMARY_STEPS, Run, comparison_rows, ended, is_primary, read_runs
-from experiments.pages.words import change_words, mean_words, p_words, ratio_words, table, verdict_cells, with_interval
+from experiments.budget import (
+    PRIMARY_METRIC,
+    PRIMARY_STEPS,
+    Run,
+    comparison_rows,
+    is_primary,
+    read_comparable,
+    read_runs,
+)
+from experiments.pages.words import (
+    change_words,
+    mean_words,
+    p_words,
+    ratio_words,
+    summary_row,
+    table,
+    verdict_cells,
+    with_interval,
+)
 
 METRICS = ("val_mse", "ood_mse", "recon_error")
 RATIO_COLUMNS = ("ratio", "ratio_low", "ratio_high", "ahead", "n")
@@ -19,7 +36,7 @@ RATIO_COLUMNS = ("ratio", "ratio_low", "ratio_high", "ahead", "n")
 @cache
 def ladder_runs(root: Path, metric: str = "val_mse") -> list[Run]:
     """The runs of all budgets. Raises ConfigError where none is published."""
-    return read_runs(ended(sorted(root.glob("ladder-*/"))), Metric(metric))
+    return read_runs(read_comparable(sorted(root.glob("ladder-*/")))[0], Metric(metric))
 
 
 @cache
@@ -55,7 +72,7 @@ def rises_table(root: Path) -> str:
 @cache
 def loss_rise(folder: Path) -> float:
     """The largest ratio of a row's denoising loss in metrics.csv to the least before it, past a fifth of the rows."""
-    losses = [float(row["loss_denoise"]) for row in read_csv(folder / "metrics.csv")]
+    losses = [row["loss_denoise"] for row in read_csv(folder / "metrics.csv", "loss_denoise")]
     first = len(losses) // 5 + 1
     return max(losses[i] / min(losses[:i]) for i in range(first, len(losses)))
 
@@ -140,10 +157,9 @@ def run_words(root: Path) -> list[str]:
 
 
 def reference_words(root: Path) -> list[str]:
-    rows = read_csv(root / "ladder-5000.summary.csv")
-    references = {row["strategy"]: row for row in rows if row["sampler"] == REFERENCE}
-    regression = float(references["linear regression"]["val_mse_mean"])
-    zero = float(references["zero matrix"]["recon_error_mean"])
+    summary = root / "ladder-5000.summary.csv"
+    regression = summary_row(summary, REGRESSION, "val_mse_mean")["val_mse_mean"]
+    zero = summary_row(summary, "zero matrix", "recon_error_mean")["recon_error_mean"]
     best = min(error for run in ladder_runs(root, "recon_error") for error in run.values.values())
     return [
         f"a linear regression reaches {regression:.4f}",

@@ -17,21 +17,16 @@ STRATEGIES = (BASELINE, "random", ADVERSARIAL, COMPUTE)
 VAL, OOD, RECON = Metric("val_mse"), Metric("ood_mse"), Metric("recon_error")
 
 
-def read_study(path: Path) -> Study:
-    """A CSV with a row per strategy, seed and sampler."""
-    rows = [{name: _value(name, word) for name, word in row.items()} for row in read_csv(path)]
-    return Study(rows, list(STRATEGIES), ())
-
-
-def _value(name: str, word: str):
-    return word if name in ("strategy", "sampler", "status", "run") else float(word)
+def read_study(path: Path, *columns: str) -> Study:
+    """Of a CSV with a row per strategy, seed and sampler, these columns."""
+    return Study(read_csv(path, "seed", *columns), list(STRATEGIES), ())
 
 
 def others_table(root: Path) -> str:
     """Geometric means and ratios to the baseline."""
     rows = []
     for name in OTHERS:
-        study = read_study(root / f"{name}.runs.csv")
+        study = read_study(root / f"{name}.runs.csv", VAL.column, OOD.column)
         for sampler in SAMPLERS:
             val, ood = (study.values(metric.column, sampler) for metric in (VAL, OOD))
             for strategy in study.strategies:
@@ -44,13 +39,14 @@ def others_table(root: Path) -> str:
 
 def scale_table(root: Path) -> str:
     """A row per strategy of the matrix energy: its error by sampler before and after the one factor it learned."""
-    study = read_study(root / MATRIX / "scale.csv")
+    columns = ("mse", "mse_rescaled")
+    study = read_study(root / MATRIX / "scale.csv", *columns)
     rows = [
         [strategy]
         + [
             f"{VAL.mean(study.values(column, sampler)[strategy]).mean:.2g}"
             for sampler in SAMPLERS
-            for column in ("mse", "mse_rescaled")
+            for column in columns
         ]
         for strategy in study.strategies
     ]

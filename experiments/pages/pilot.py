@@ -1,5 +1,6 @@
 """The pilot at IRED's learning rate, run by run: what has ended, and the curves of all."""
 
+import math
 from pathlib import Path
 
 from diffusion_lib.system.files import read_csv
@@ -26,10 +27,10 @@ def curves_table(root: Path) -> str:
     """A row per number of steps: val_mse on the way under the plain sampler, of the runs that came so far."""
     reached = {}
     for folder in run_folders(root / STUDY):
-        for row in read_csv(folder / "metrics.csv"):
-            if row.get("val_mse"):
+        for row in read_csv(folder / "metrics.csv", "step", "val_mse"):
+            if not math.isnan(row["val_mse"]):
                 by_strategy = reached.setdefault(int(row["step"]), {name: [] for name in STRATEGIES})
-                by_strategy[folder.parent.name].append(f"{float(row['val_mse']):.4g}")
+                by_strategy[folder.parent.name].append(f"{row['val_mse']:.4g}")
     rows = [[f"{step:,}", *map(" / ".join, reached[step].values())] for step in sorted(reached)]
     return table(rows, ("pilot's steps", *(f"{name}, seeds from 0" for name in STRATEGIES)))
 

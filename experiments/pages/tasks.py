@@ -5,15 +5,13 @@ from pathlib import Path
 
 import numpy as np
 
-from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.evaluation import DIFFICULTIES, SAMPLERS, column
-from diffusion_lib.system.files import read_csv
 from diffusion_lib.tasks import TASKS
-from diffusion_lib.training.run_folder import read_config
+from diffusion_lib.training.run_folder import recorded_config
 from experiments.analysis.metrics import task_metrics
 from experiments.analysis.tables import Study, run_rows
 from experiments.analysis.verdict import ADVERSARIAL, BASELINE, COMPUTE
-from experiments.pages.words import effect_words, table
+from experiments.pages.words import effect_words, summary_row, table
 
 STRATEGIES = (BASELINE, ADVERSARIAL, "corrupt", COMPUTE)
 OVER_COMPUTE, OVER_BASELINE = f"{ADVERSARIAL} over {COMPUTE} [95%]", f"{ADVERSARIAL} over {BASELINE} [95%]"
@@ -24,7 +22,7 @@ def studies(root: Path) -> dict[str, Study]:
     """By task; a study's metrics are the task's first, on the usual and the harder examples."""
     found = {}
     for folder in root.glob("task-*/"):
-        name = ExperimentConfig.from_dict(read_config(folder)).dataset
+        name = recorded_config(folder).dataset
         metrics = task_metrics(TASKS[name])[: len(DIFFICULTIES)]
         found[name] = Study(run_rows(folder), list(STRATEGIES), metrics)
     return {name: found[name] for name in TASKS if name in found}
@@ -77,7 +75,7 @@ def answer_words(root: Path) -> list[str]:
 
 def walker_words(root: Path) -> str:
     """How often the first step of a random walk shortens the way, on the usual and the harder graphs."""
-    rows = read_csv(root / "task-shortest-path-10-1d.summary.csv")
-    walk = next(row for row in rows if row["strategy"] == "random walk")
-    usual, harder = (100 * float(walk[f"{column(each, 'first_step_shortens')}_mean"]) for each in DIFFICULTIES)
+    columns = [f"{column(each, 'first_step_shortens')}_mean" for each in DIFFICULTIES]
+    walk = summary_row(root / "task-shortest-path-10-1d.summary.csv", "random walk", *columns)
+    usual, harder = (100 * walk[name] for name in columns)
     return f"a random walk has {usual:.1f} / {harder:.1f}"

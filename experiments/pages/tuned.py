@@ -50,7 +50,7 @@ def means_table(root: Path) -> str:
     rows = []
     for folder in folders(root):
         study = read_study(folder)
-        settings = tuned_comparison.chosen_settings(read_csv(folder / "search.csv"))
+        settings = tuned_comparison.chosen_settings(read_csv(folder / "search.csv", "learning_rate", "chosen"))
         for strategy in study.strategies:
             means = [METRIC.mean(study.values(METRIC.column, sampler)[strategy]) for sampler in SAMPLERS]
             chosen = settings[strategy]

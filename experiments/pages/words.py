@@ -1,10 +1,13 @@
 """How the pages write tables, intervals, ratios and p-values."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 from tabulate import tabulate
 
+from diffusion_lib.system.errors import ConfigError
+from diffusion_lib.system.files import read_csv
 from experiments.analysis.metrics import Metric
 from experiments.analysis.statistics import Mean
 from experiments.analysis.tables import Study
@@ -23,6 +26,14 @@ VERDICT_HEADERS = (
 
 def table(rows, headers) -> str:
     return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
+
+
+def summary_row(path: Path, strategy: str, *numbers: str) -> dict:
+    """A strategy's row, or a reference's, of a summary.csv. Raises ConfigError where that has none."""
+    row = next((row for row in read_csv(path, *numbers) if row.get("strategy") == strategy), None)
+    if row is None:
+        raise ConfigError(f"{path} is damaged (no row of {strategy})")
+    return row
 
 
 def with_interval(words: str, low: float, high: float, write: str) -> str:
@@ -65,8 +76,9 @@ def verdict_cells(about: str, steps: int, others: int, sampler: str, ratio: str,
 def study_verdicts(about: str, study: Study, metric: Metric) -> list[list[str]]:
     """Adversarial against baseline-compute by the protocol's rule, a row per sampler; they are the Holm family."""
     (steps,), (others,) = study.train_steps(ADVERSARIAL), study.train_steps(COMPUTE)
-    comparisons, diverged, rows = equal_compute(study, metric), study.count(ADVERSARIAL, "failed"), []
+    comparisons, rows = equal_compute(study, metric), []
     for sampler, found in comparisons.items():
+        diverged = study.diverged(ADVERSARIAL, [metric], [sampler])
         ahead = pairs_ahead(study, COMPUTE, metric, sampler)
         ratio = ratio_words(found.ratio, found.low, found.high, ahead, found.n)
         p, verdict = p_words(found.p, found.p_holm), scenario(metric, found, diverged)

@@ -7,7 +7,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +15,7 @@ from types import ModuleType
 import torch
 
 from diffusion_lib.system.errors import EXIT_INTERRUPTED, Interrupted, exit_status
+from diffusion_lib.system.signals import SIGNALS
 from diffusion_lib.system.startup import CORES
 
 BINDING = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")  # what binds threads to cores
@@ -48,17 +49,18 @@ class OtherProcess:
         self.process.terminate()
 
     def send(self, function: Callable, *arguments):
-        """Have it call `function(*arguments)`, all of it picklable; `receive` gives the result."""
-        self.connection.send((function, arguments))
+        """Have it call `function(*arguments)`, all of it picklable; `receive` gives the result, or says it died."""
+        with suppress(ConnectionError):
+            self.connection.send((function, arguments))
 
     def receive(self):
         """What the call returned; raises what it raised, and ChildProcessError where the process died."""
         try:
             result, error = self.connection.recv()
-        except EOFError:
+        except (EOFError, ConnectionError):  # the second where it died before it had read its work
             self.process.join()
             status = self.process.exitcode
-            if status == EXIT_INTERRUPTED:  # a signal that went to all reached it first
+            if status == EXIT_INTERRUPTED or -status in SIGNALS:  # a signal that went to all reached it first
                 raise Interrupted("a signal") from None
             raise ChildProcessError(
                 f"a process ended before its work, with status {status}{' (out of memory?)' if status == -9 else ''}"

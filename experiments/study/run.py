@@ -4,7 +4,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
-from diffusion_lib.build import build_diffusion, evaluation_tasks, training_task
+from diffusion_lib.build import build_diffusion, describe_data, evaluation_tasks, training_task
 from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.denoising_diffusion_pytorch_1d import Trainer1D
 from diffusion_lib.evaluation import (
@@ -24,7 +24,14 @@ from diffusion_lib.system.memory import one_line_for_full_memory, peak_memory_by
 from diffusion_lib.training.device import chosen_device
 from diffusion_lib.training.flops import train_flops
 from diffusion_lib.training.precision import choose_products, denormals_flushed, set_precision
-from diffusion_lib.training.run_folder import REMEDY, ended_result, prepare_folder, require_same
+from diffusion_lib.training.run_folder import (
+    REMEDY,
+    ended_result,
+    prepare_folder,
+    require_of_study,
+    require_same,
+    write_result,
+)
 from experiments.analysis.landscape import diagnose
 
 CURVE_SIZE = 1024  # examples behind a point of the learning curve, and at most a quarter of the evaluation set
@@ -73,11 +80,11 @@ def run_experiment(
 ) -> dict:
     """Train, evaluate and diagnose one run in `folder`, continuing what an earlier call left there.
 
-    Returns the content of result.json: `status` 'finished' with `samplers` (metrics by sampler) and costs, or
-    'failed' with `reason` where the loss, the samples or a metric are not finite; a run that finished leaves
-    diagnostics.json too. use_lock: see RunLock. at_once: runs that the command trains at the same time, to be recorded.
-    Other keywords go to Trainer1D. Raises RunHeld where another process has the run, ConfigError, CheckpointError,
-    OSError, and Interrupted after a signal.
+    Returns the content of result.json, but for its digest: `status` 'finished' with `samplers` (metrics by sampler)
+    and costs, or 'failed' with `reason` where the loss, the samples or a metric are not finite; a run that finished
+    leaves diagnostics.json too. use_lock: see RunLock. at_once: runs that the command trains at the same time, to be
+    recorded. Other keywords go to Trainer1D. Raises RunHeld where another process has the run, ConfigError,
+    CheckpointError, OSError, and Interrupted after a signal.
     """
     folder = Path(folder)
     place = chosen_device(device)
@@ -88,7 +95,8 @@ def run_experiment(
         require_same(folder, recorded, REMEDY)
         return done
     with one_line_for_full_memory(), RunLock(folder, use_lock) as lock:
-        prepare_folder(folder, recorded, place, at_once=at_once)
+        require_of_study(folder, recorded)  # another command's --fresh may have put another study there
+        prepare_folder(folder, recorded, place, at_once=at_once, data=describe_data(config))
         done = ended_result(folder)  # another process may have ended the run before we held the lock
         if done:
             return done
@@ -109,7 +117,7 @@ def run_experiment(
         finally:
             lock.reached(trainer.step)
         lock.check()
-        write_json(folder / "result.json", result)
+        write_result(folder, result)
     return result
 
 

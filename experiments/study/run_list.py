@@ -1,5 +1,6 @@
 """Working through the runs of a study. Processes that do the same share the runs by their locks."""
 
+import os
 import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -9,10 +10,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from diffusion_lib.system.errors import USER_ERRORS, ConfigError, say
-from diffusion_lib.system.files import remove_temporary_files
+from diffusion_lib.system.files import TEMPORARY, remove_temporary_files
 from diffusion_lib.system.lock import RunHeld, held_by
-from diffusion_lib.training.run_folder import run_folders
+from diffusion_lib.training.run_folder import is_study, run_folders
 from experiments.study.other_process import OtherProcess
+
+MADE = {"config.json", "configs.json", "report.md", "runs", "table.tex", "timing.json"}  # what a study's folder holds
+ENDINGS = {".csv", ".png", ".pdf", TEMPORARY}
+TABLES = ("runs", "summary", "tidy")  # beside it
 
 
 class Outcome(NamedTuple):
@@ -74,14 +79,36 @@ def work_through(runs: dict[str, Callable[[], dict]]) -> Outcome:
     return Outcome(failures, held)
 
 
-def delete_study(study: Path):
-    """Delete a study, if there is one. Raises ConfigError while a process trains one of its runs."""
-    if not (study / "config.json").exists():
-        return
-    for folder in run_folders(study):
+def require_deletable(study: Path, use_lock: bool = True):
+    """Raises ConfigError where --fresh must delete nothing: in what is no study, not all of it or in use.
+
+    use_lock: False where the caller knows that no other process trains the study's runs (--no-lock). Raises OSError
+    where the file system does not say whether one does.
+    """
+    if study.is_symlink():
+        raise ConfigError(f"--fresh would delete {study}, a link; delete what it links to, or choose another --name")
+    foreign = sorted(path.name for path in study.glob("*") if path.name not in MADE and path.suffix not in ENDINGS)
+    if foreign or (study.exists() and not is_study(study)):
+        which = f"holds {', '.join(foreign)}, which no study makes" if foreign else "is no study"
+        raise ConfigError(f"--fresh would delete {study}, but it {which}; move that away, or choose another --name")
+    for folder, folders, files in os.walk(study):
+        kept = [path for name in folders + files if (path := Path(folder, name)).is_symlink()]
+        kept += [folder] if os.path.ismount(folder) or not os.access(folder, os.R_OK | os.W_OK | os.X_OK) else []
+        if kept:
+            raise ConfigError(f"--fresh would delete {study}, but not all of {kept[0]} can go; choose another --name")
+    for folder in run_folders(study) if use_lock else ():
         holder = held_by(folder)
         if holder:
             raise ConfigError(f"--fresh would delete {folder}, which is held by {holder}; stop that process first")
+
+
+def delete_study(study: Path, use_lock: bool = True):
+    """Delete a study, if there is one, and its tables. Raises what `require_deletable` raises, with all left."""
+    require_deletable(study, use_lock)
+    for name in TABLES:  # which would be taken for the next study's
+        study.with_name(f"{study.name}.{name}.csv").unlink(missing_ok=True)
+    if not study.exists():
+        return
     doomed = study.with_name(f".{study.name}.deleted")  # renamed first, since half a study would be continued
     shutil.rmtree(doomed, ignore_errors=True)
     study.rename(doomed)  # who began a run a moment ago no longer finds its mark, and stops

@@ -30,7 +30,8 @@ def run_status(folder: Path, total: int) -> tuple[str, str, str, str, str]:
 
     total: the steps of a run that does not say its own.
     States: finished; failed (its loss or a metric is not finite; it is not repeated); running; interrupted (the next
-    start continues it); error (what the next start must find mended); waiting.
+    start continues it); error (what the next start must find mended); waiting; unknown (the file
+    system does not say who has its lock).
     """
     try:
         result = ended_result(folder)
@@ -41,9 +42,13 @@ def run_status(folder: Path, total: int) -> tuple[str, str, str, str, str]:
     if result:
         rate = _number(result, "steps_per_second")
         return (result["status"], f"{total}/{total}" if rate else "", _rate(rate), "", result.get("reason", ""))
-    holder, (progress, age) = held_by(folder), read_progress(folder)
+    progress, age = read_progress(folder)
     step, rate = _number(progress, "step"), _number(progress, "steps_per_second")
     place = f"{step}/{total}"
+    try:
+        holder = held_by(folder)
+    except OSError as error:
+        return ("unknown", place, "", "", str(error))
     if holder:
         left = duration((total - step) / rate) if rate else ""
         return ("running", place, _rate(rate), left, f"{holder}, heard {duration(age)} ago" if progress else holder)
