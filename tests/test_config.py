@@ -73,13 +73,6 @@ def test_what_is_not_allowed_is_named(values, message):
         ExperimentConfig(**values)
 
 
-def test_numpy_s_numbers_are_recorded_as_numbers():
-    mining = MiningConfig(opt_steps=np.int64(3), weight=np.float64(2))
-    config = ExperimentConfig(rank=np.int64(5), learning_rate=np.float32(0.5), mining=mining)
-    plain = ExperimentConfig(rank=5, learning_rate=0.5, mining=MiningConfig(opt_steps=3, weight=2))
-    assert json.loads(json.dumps(config.to_dict())) == plain.to_dict()
-
-
 def test_a_new_strategy_renumbers_no_task(monkeypatch, tmp_path):
     def folders():
         options = ["--seeds", "0-2", "--results", str(tmp_path), "--name", "k"]
