@@ -198,8 +198,10 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
     def _energies(self, cond, x):
         """Energies (B,); (B, n) of a model of which the release has n, defect 10."""
         ebm = self.model.ebm
-        several = self.match_release and hasattr(ebm, "released_energy")
-        return ebm.released_energy(cond, x) if several else ebm.energy(cond, x)
+        return ebm.released_energy(cond, x) if self._has_several_energies() else ebm.energy(cond, x)
+
+    def _has_several_energies(self) -> bool:
+        return self.match_release and hasattr(self.model.ebm, "released_energy")
 
     def _contrastive_loss(self, real, fake):
         """Minus the log of the share of exp(-E) that the real sample has (IRED, equation 6), from `_energies`."""
@@ -252,7 +254,7 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
         """The energies (B,) that a descent compares, and dE/dz or None."""
         ebm = self.model.ebm
         energy, gradient = (ebm.energy(cond, z), None) if only_energy else ebm.energy_and_gradient(cond, z)
-        if self.match_release and hasattr(ebm, "released_energy"):
+        if self._has_several_energies():
             energy = self._energies(cond, z).view(len(z), -1)[:, 0]  # defect 10: the release compares the first
         return energy, gradient
 

@@ -22,7 +22,7 @@ trap 'forward USR2' USR2  # the same, where a site's SBATCH_SIGNAL says so
 trap 'forward TERM' TERM  # from scancel, or a preemption that Slurm itself follows by a requeue
 
 run_python() {
-  local seen code status=127 job=$SLURM_JOB_ID
+  local seen code status=127 job
   "$IRED_PYTHON" "$@" &
   child=$!
   if [ -n "$last_signal" ]; then forward "$last_signal"; fi  # it came before there was a child
@@ -35,6 +35,7 @@ run_python() {
   # 75: stopped with everything saved; above 128: by the signal before it could listen, with nothing begun
   if [[ $last_signal = USR? && ($status = 75 || $status = $((128 + $(kill -l "$last_signal")))) ]]; then
     # an array's last task has the id of the whole array, which a requeue would put back with it
+    job=$SLURM_JOB_ID
     if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID; fi
     echo "job $job was asked to stop: back into the queue, to continue"
     scontrol requeue "$job" || echo "it cannot be requeued; submit it again to continue"
