@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-JOBS := submit-pilot submit-compare submit-array submit-ablations submit-check-gpu
+JOBS := submit-pilot submit-compare submit-array submit-sweep submit-check-gpu
 
 .DEFAULT_GOAL := help
 .PHONY: help compare test lint benchmark check-gpu setup clean-env $(JOBS)

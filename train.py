@@ -27,19 +27,19 @@ from tabulate import tabulate
 
 from diffusion_lib.build import build_diffusion, check_fits, describe_data, evaluation_tasks, training_task
 from diffusion_lib.checkpoint import checkpoint_path
-from diffusion_lib.config import ExperimentConfig, add_flags, current, given, recipe
+from diffusion_lib.config import ExperimentConfig, add_flags, configure, current, given, recipe
 from diffusion_lib.denoising_diffusion_pytorch_1d import Trainer1D
 from diffusion_lib.evaluation import EvaluationSet, sampler_metrics, samplers_of
 from diffusion_lib.negatives import MiningConfig
+from diffusion_lib.precision import denormals_flushed, set_precision
 from diffusion_lib.released_api import released_mode
+from diffusion_lib.run_folder import prepare_folder, read_config, shown
 from diffusion_lib.system.arguments import Parser, directory, header, whole
+from diffusion_lib.system.device import chosen_device
 from diffusion_lib.system.errors import ConfigError, exit_status, say, show
 from diffusion_lib.system.files import write_csv
 from diffusion_lib.system.lock import RunHeld, RunLock
 from diffusion_lib.system.memory import one_line_for_full_memory
-from diffusion_lib.training.device import chosen_device
-from diffusion_lib.training.precision import denormals_flushed, set_precision
-from diffusion_lib.training.run_folder import prepare_folder, read_config, shown
 
 CURVE_SIZE = 2048  # examples behind a point of the learning curve
 RELEASED = {"train_steps": 1_300_000}  # where the release differs from the comparison
@@ -53,7 +53,7 @@ NOT_OURS = ("learning_rate", "schedule", "ema_update_every", "clamp")  # of the 
 @denormals_flushed()
 def main(arguments=None) -> int:
     options = parse_arguments(arguments)
-    config, mining_mode = resolve(options)
+    config = resolve(options)
     check_fits(config, chosen_device(options.device))
     folder = options.results_folder or default_folder(config)
     if options.evaluate:
@@ -62,10 +62,10 @@ def main(arguments=None) -> int:
         milestone = checkpoint_path(folder, options.load_milestone or "last")
         if not milestone.exists():
             raise ConfigError(f"load_milestone is {options.load_milestone or 'last'!r}; there is no file {milestone}")
-    trainer = build_trainer(options, config, mining_mode, folder)
+    trainer = build_trainer(options, config, folder)
     if trainer.accelerator.is_main_process:
         where = {"device": trainer.device.type, "folder": folder, "data": shown(describe_data(config, options.ood))}
-        header(task=config.dataset, model=config.model, mining=mining_mode, **where)
+        header(task=config.dataset, model=config.model, mining=config.mining.mode, **where)
     try:
         if options.evaluate:
             trainer.load(options.load_milestone or "last", to_train=False)
@@ -147,15 +147,14 @@ def boolean(text: str) -> bool:
     return meanings[text[:1].lower()]
 
 
-def resolve(options) -> tuple[ExperimentConfig, str]:
-    """The configuration (its task and sampler aside) and the mining mode. Raises ConfigError."""
+def resolve(options) -> ExperimentConfig:
+    """The configuration, its task and sampler aside. Raises ConfigError."""
     mode, supervise = options.mode, options.supervise_energy_landscape
     if None not in (mode, supervise) and supervise != (mode != "none"):
         raise ConfigError(f"supervise_energy_landscape is {supervise}, but mining_mode is {mode!r}; give one of them")
     mode = mode or (released_mode(options.dataset) if supervise else "none")
-    usual, usual_mining = recipe(options.dataset, options.model, options.match_release)
-    mining = MiningConfig(**{**usual_mining, **given(options, MiningConfig), "mode": mode})
-    return ExperimentConfig(**{**usual, **RELEASED, **given(options, ExperimentConfig)}, mining=mining), mode
+    usual = recipe(options.dataset, options.model, options.match_release)
+    return configure({**usual, **RELEASED, **given(options), "mode": mode})
 
 
 def default_folder(config) -> Path:
@@ -164,12 +163,10 @@ def default_folder(config) -> Path:
     return Path("results", f"ds_{config.dataset}", f"model_{config.model}{suffix}")
 
 
-def build_trainer(options, config: ExperimentConfig, mining_mode: str, folder: Path) -> Trainer1D:
+def build_trainer(options, config: ExperimentConfig, folder: Path) -> Trainer1D:
     """The untrained model, whose weights are a function of the seed, in its trainer. Raises ConfigError."""
     task = training_task(config, options.ood)
-    diffusion = build_diffusion(
-        config, config.mining_config(mining_mode), options.seed, task, options.use_innerloop_opt, options.baseline
-    )
+    diffusion = build_diffusion(config, options.seed, task, options.use_innerloop_opt, options.baseline)
     set_precision(config.precision, diffusion.model.ebm, chosen_device(options.device))
     return Trainer1D(
         diffusion,

@@ -9,13 +9,12 @@ import torch
 from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.denoising_diffusion_pytorch_1d import GaussianDiffusion1D, require_possible
 from diffusion_lib.energies import MODELS
-from diffusion_lib.seeds import derive_seed, seeded_generator
+from diffusion_lib.precision import choose_products, require_product
+from diffusion_lib.seeds import INITIAL_WEIGHTS, derive_seed, seeded_generator
 from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.system.memory import memory_limit
 from diffusion_lib.tasks import TASKS, Task
 from diffusion_lib.tasks.base import SPLITS, rules_of
-from diffusion_lib.training.batches import INITIAL_WEIGHTS
-from diffusion_lib.training.precision import choose_products, require_product
 
 COPIES_OF_WEIGHTS = 5  # in memory at once: the weights, their gradient, Adam's two, their average
 COPIES_OF_BATCH = 2  # input and target, noise and candidate
@@ -30,7 +29,6 @@ def training_task(config: ExperimentConfig, ood: bool = False) -> Task:
 
 def build_diffusion(
     config: ExperimentConfig,
-    mining_config: dict,
     seed: int,
     task: Task | None = None,
     use_innerloop_opt: bool = False,
@@ -46,7 +44,7 @@ def build_diffusion(
         MODELS[config.model](task.inp_dim, task.out_dim),
         timesteps=config.diffusion_steps,
         rules=rules_of(task, config.match_release),
-        mining_config=mining_config,
+        mining_config=config.mining,
         use_innerloop_opt=use_innerloop_opt,
         baseline=baseline,
         match_release=config.match_release,
@@ -78,11 +76,10 @@ def describe_data(config: ExperimentConfig, ood: bool = False) -> dict:
     return {"source": "; ".join(dict.fromkeys(chosen.source for chosen in sets)), "fingerprint": numbers}
 
 
-def check_modes(config: ExperimentConfig, modes):
-    """Raises ConfigError where a mining mode needs what the configuration's model or task lacks."""
+def check_mode(config: ExperimentConfig):
+    """Raises ConfigError where the mining needs what the configuration's model or task lacks."""
     rules = rules_of(training_task(config), config.match_release)
-    for mode in modes:
-        require_possible(MODELS[config.model], rules, mode)
+    require_possible(MODELS[config.model], rules, config.mining.mode)
 
 
 def check_model(config: ExperimentConfig):

@@ -2,14 +2,14 @@
 
 import math
 import re
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 
 from diffusion_lib.energies import MODELS
 from diffusion_lib.negatives import MiningConfig
+from diffusion_lib.precision import PRECISIONS
 from diffusion_lib.system.checks import require_positive, require_whole, with_plain_numbers
 from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.tasks import TASKS
-from diffusion_lib.training.precision import PRECISIONS
 
 LARGEST = 10**9
 WARM_UP_STEPS = 50
@@ -27,21 +27,20 @@ RECIPES = {
 }
 
 
-def recipe(dataset: str | None, model: str | None, match_release: bool | None) -> tuple[dict, dict]:
-    """The settings of ExperimentConfig and of MiningConfig that a task and an energy model bring.
+def recipe(dataset: str | None = None, model: str | None = None, match_release: bool | None = None) -> dict:
+    """The settings that a task and an energy model bring.
 
     None: the default task, and the task's own model. match_release: hand-made negatives, where there are some, are the
-    released code's. Unknown names bring nothing: the configurations refuse them.
+    released code's. Unknown names bring nothing: the configuration refuses them.
     """
     task = TASKS.get(dataset or ExperimentConfig.dataset)
     if task is None:
-        return {}, {}
+        return {}
     model = model or task.model
-    own = {"rank": task.default_rank, "model": model}
-    mining = {"weight": task.rules.contrast_weight}
+    own = {"rank": task.default_rank, "model": model, "weight": task.rules.contrast_weight}
     if match_release and task.rules.corruption:
-        mining["corruption"] = "released"
-    return {**RECIPES.get(model, {}), **own, **task.recipe}, mining
+        own["corruption"] = "released"
+    return {**RECIPES.get(model, {}), **own, **task.recipe}
 
 
 def setting(default, help: str, choices=None):
@@ -52,10 +51,9 @@ def setting(default, help: str, choices=None):
 @with_plain_numbers
 @dataclass(frozen=True)
 class ExperimentConfig:
-    """Everything that decides the numbers of a study, but for its strategies and seeds, which may be added to.
+    """Everything that decides the numbers of a run, but for its seed. Raises ConfigError for what is not allowed.
 
-    `mining` holds what the strategies share of the mining: see MiningConfig. Raises ConfigError for anything that is
-    not allowed.
+    `mining` is how its negatives are made: see MiningConfig.
     """
 
     dataset: str = setting("inverse", "task", TASKS)
@@ -99,9 +97,14 @@ class ExperimentConfig:
             "log_every": log_interval(self.train_steps),
         }
 
-    def mining_config(self, mode: str) -> dict:
-        """The `mining_config` of GaussianDiffusion1D for a mode."""
-        return replace(self.mining, mode=mode).to_dict()
+    def flat(self) -> dict:
+        """All settings by name, the mining's beside the others: what `configure` takes."""
+        own = {each.name: getattr(self, each.name) for each in settings()}
+        return own | self.mining.to_dict()
+
+    def change(self, **changed) -> "ExperimentConfig":
+        """This configuration with other settings, the mining's among them. Raises ConfigError."""
+        return configure(self.flat() | changed)
 
     def to_dict(self) -> dict:
         return asdict(self)
@@ -112,6 +115,34 @@ class ExperimentConfig:
         known = current(recorded)
         values = {each.name: known[each.name] for each in settings(cls)}
         return cls(**values, mining=MiningConfig.from_dict(known["mining"]))
+
+
+def configure(flat: dict) -> ExperimentConfig:
+    """The configuration of settings by name, the mining's beside the others; what is left out has its default.
+
+    Raises ConfigError for an unknown name, and for a value that is not allowed.
+    """
+    unknown = [name for name in flat if name not in setting_names()]
+    if unknown:
+        raise ConfigError(f"unknown setting {', '.join(map(str, unknown))}; allowed: {', '.join(setting_names())}")
+    mining = {name: value for name, value in flat.items() if name in setting_names(MiningConfig)}
+    rest = {name: value for name, value in flat.items() if name not in mining}
+    return ExperimentConfig(**rest, mining=MiningConfig(**mining))
+
+
+def setting_names(*kinds) -> list[str]:
+    """The names of all settings, or of those of some configurations."""
+    return [each.name for kind in kinds or (ExperimentConfig, MiningConfig) for each in settings(kind)]
+
+
+def parse_value(name: str, text: str):
+    """The value of a setting that a command line gives as text. Raises ConfigError where it has another type."""
+    kinds = {each.name: type(each.default) for each in (*settings(), *settings(MiningConfig))}
+    kind, words = kinds[name], "true or false" if kinds[name] is bool else kinds[name].__name__
+    try:
+        return {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
+    except (KeyError, ValueError):
+        raise ConfigError(f"{name} is {text!r}; allowed: {words}") from None
 
 
 def settings(kind=ExperimentConfig) -> list:
@@ -171,9 +202,9 @@ def add_flags(parser, *kinds, leave_out=(), only=None, defaults=None):
         )
 
 
-def given(options, kind) -> dict:
-    """The settings of a configuration that the command line gave."""
-    values = {each.name: getattr(options, each.name, None) for each in settings(kind)}
+def given(options) -> dict:
+    """The settings that the command line gave, the mining's beside the others."""
+    values = {name: getattr(options, name, None) for name in setting_names()}
     return {name: value for name, value in values.items() if value is not None}
 
 

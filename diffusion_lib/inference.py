@@ -21,10 +21,10 @@ from diffusion_lib.evaluation import SAMPLERS
 from diffusion_lib.seeds import seeded_generator
 from diffusion_lib.system.checks import require_whole
 from diffusion_lib.system.defaults import torchs_defaults
+from diffusion_lib.system.device import chosen_device
 from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.system.files import read_json
 from diffusion_lib.tasks import Inverse
-from diffusion_lib.training.device import chosen_device
 
 SYMMETRIC = 1e-5  # largest |A - A^T|, relative to A's largest entry: float32 rounding stays below
 DRAWN = 1024  # training matrices behind the range of their spectra
@@ -68,7 +68,7 @@ def _untrained(path: Path) -> GaussianDiffusion1D:
     task = training_task(config, recorded.get("ood", False))
     options = {name: recorded.get(name, False) for name in ("use_innerloop_opt", "baseline")}
     with torch.random.fork_rng(range(torch.cuda.device_count())):
-        model = build_diffusion(config, config.mining.to_dict(), recorded["seed"], task, **options)
+        model = build_diffusion(config, recorded["seed"], task, **options)
     model.task = task
     return model
 

@@ -47,6 +47,13 @@ MODES = {
     "adversarial": descended_sample,
     "corrupt": corrupted_sample,
 }
+# The settings that a mode uses; one without a line uses all.
+USES = {
+    "none": (),
+    "random": ("noise_scale", "weight"),
+    "adversarial": ("opt_steps", "scale_factor", "noise_scale", "weight"),
+    "corrupt": ("weight", "corruption"),
+}
 CORRUPTIONS = ("repaired", "released")
 # Of keys that look like one of a mining config: what to write.
 INSTEAD = {
@@ -115,6 +122,10 @@ class MiningConfig:
     def corrupt(self, rules, target, generator=None, mask=None):
         """Solutions (B, *out_shape) spoiled in the way of a task's `rules`, mended or as released."""
         return rules.corruption(target, generator, released=self.corruption == "released", mask=mask)
+
+    def uses(self, setting: str) -> bool:
+        """Whether the mode's negatives depend on a setting."""
+        return self.mode not in USES or setting in USES[self.mode]
 
     def to_dict(self) -> dict:
         return asdict(self)

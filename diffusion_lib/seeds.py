@@ -7,6 +7,10 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+# The uses of a run's seed: each has a stream of its own, so that adding one leaves the others as they are.
+INITIAL_WEIGHTS, DATA, LEVELS_AND_NOISE, NCE_NOISE = "initial weights", "data", "levels and noise", "nce noise"
+CORRUPTION, DROPOUT = "corruption", "dropout"
+
 
 def derive_seed(domain: str, *parts: int) -> int:
     """A 63-bit seed. Two calls that differ in the domain, in a part or in the number of parts get unrelated seeds."""

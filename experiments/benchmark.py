@@ -5,7 +5,7 @@
 Every set is measured in turn, again and again, and medians are compared, so that a machine that slows down slows
 all. The released way runs in a process of its own, as torch is by default; `released, same products` is the same
 with the products that this project has chosen, so that their share in a ratio shows. FLOP counts are those of
-diffusion_lib/training/flops.py; the peak is this machine's own best float32 product.
+diffusion_lib/flops.py; the peak is this machine's own best float32 product.
 """
 
 if __name__ == "__main__":
@@ -25,29 +25,27 @@ import torch
 from tabulate import tabulate
 
 from diffusion_lib.build import check_fits
-from diffusion_lib.config import RECIPES, ExperimentConfig, add_flags, given
-from diffusion_lib.denoising_diffusion_pytorch_1d import GaussianDiffusion1D, Trainer1D
-from diffusion_lib.energies import MODELS
+from diffusion_lib.config import RECIPES, ExperimentConfig, add_flags, configure, given
 from diffusion_lib.energies.mlp import HIDDEN
+from diffusion_lib.flops import step_flops
 from diffusion_lib.negatives import MiningConfig
+from diffusion_lib.precision import choose_products
 from diffusion_lib.seeds import seeded_generator
 from diffusion_lib.system.arguments import Parser, directory, header, whole
+from diffusion_lib.system.device import chosen_device
 from diffusion_lib.system.environment import ROOT, environment
 from diffusion_lib.system.errors import exit_status
 from diffusion_lib.system.files import require_writable, write_csv
 from diffusion_lib.system.memory import one_line_for_full_memory
+from diffusion_lib.system.other_process import OtherProcess
 from diffusion_lib.tasks import Inverse
-from diffusion_lib.training.device import chosen_device
-from diffusion_lib.training.flops import step_flops
-from diffusion_lib.training.precision import bf16_product, choose_products
 from diffusion_lib.training.trainer import make_ema
 from experiments.analysis.figures import choose_scale, drawing, guarded, legend_below, plotted
 from experiments.speed import timing
+from experiments.speed.our_step import MODES, initial_diffusion, our_step
 from experiments.speed.released_way import PlainTrainer, item_batches, plain_loss, plain_sample
 from experiments.speed.timing import RemoteTimer, alternate
-from experiments.study.other_process import OtherProcess
 
-MODES = ("none", "random", "adversarial")
 CHECKED = 256  # rows of the step whose numbers are compared with the plain path's
 CALLS = 5  # steps of each run between two looks at the clock, where several share the machine
 
@@ -68,7 +66,7 @@ def parse_arguments(arguments=None):
 def resolve(options) -> torch.device:
     """Put the defaults into `options` and return the device. Raises ConfigError, and OSError for its results."""
     device = chosen_device(options.device)
-    config = ExperimentConfig(**given(options, ExperimentConfig))
+    config = configure(given(options))
     check_fits(config, device)
     require_writable(options.results)
     options.device, options.rank, options.batch_size = device.type, config.rank, config.batch_size
@@ -86,21 +84,6 @@ def matmul_peak(batch_size, device, repeats) -> float:
         seconds = min(alternate(layouts, max(repeats, 9), device).values())
         best = max(best, 2 * rows * inner * columns / seconds)
     return best
-
-
-def initial_diffusion(mode, model, rank, device) -> GaussianDiffusion1D:
-    torch.manual_seed(0)
-    ebm = MODELS[model](rank**2, rank**2)
-    return GaussianDiffusion1D(ebm, timesteps=10, rules=Inverse.rules, mining_config={"mode": mode}).to(device)
-
-
-def our_step(mode, model, rank, batch_size, device, bf16=False, cuda_graph=True):
-    """A step of this project's trainer. Saves nothing."""
-    diffusion = initial_diffusion(mode, model, rank, device)
-    if bf16:
-        diffusion.model.ebm.product = bf16_product
-    task = Inverse("train", rank)
-    return Trainer1D(diffusion, task, train_batch_size=batch_size, device=device, cuda_graph=cuda_graph).run_one_step
 
 
 def released_step(mode, model, rank, batch_size, device, workers):

@@ -30,14 +30,14 @@ from tabulate import tabulate
 
 from diffusion_lib.config import check_name
 from diffusion_lib.evaluation import SAMPLERS
+from diffusion_lib.flops import recorded_flops
 from diffusion_lib.negatives import MiningConfig
+from diffusion_lib.run_folder import read_data, require_same_data, require_study, say_once
 from diffusion_lib.system.arguments import Parser, header
 from diffusion_lib.system.environment import ROOT
 from diffusion_lib.system.errors import EXIT_BAD_INPUT, ConfigError, exit_status, say
 from diffusion_lib.system.files import write_atomic, write_csv
 from diffusion_lib.tasks import TASKS
-from diffusion_lib.training.flops import recorded_flops
-from diffusion_lib.training.run_folder import read_data, require_same_data, require_study, say_once
 from experiments.analysis.figures import ERROR_LABEL, choose_scale, drawing, guarded, legend_below, strategy_colors
 from experiments.analysis.metrics import Metric, chosen_metric
 from experiments.analysis.runs import EndedRun, read_ended

@@ -24,18 +24,17 @@ from pathlib import Path
 import torch
 from tabulate import tabulate
 
-from diffusion_lib.config import parse_seeds
 from diffusion_lib.energies import MODELS
 from diffusion_lib.system.arguments import Parser, header
+from diffusion_lib.system.device import check_device_name, chosen_device
 from diffusion_lib.system.environment import ROOT, environment
 from diffusion_lib.system.errors import EXIT_BAD_INPUT, ConfigError, exit_status, say
 from diffusion_lib.system.files import write_atomic
-from diffusion_lib.training.device import check_device_name, chosen_device
-from experiments.matrix_inversion_mining_comparison import PRESETS
 from experiments.speed import timing
 from experiments.speed.gpu_correctness import check_everything
 from experiments.speed.gpu_sharing import has_mps, record_best
 from experiments.speed.gpu_timing import Sizes, measure_at_once, measure_steps
+from experiments.study.flags import parse_command
 
 ONE_OF_EACH_KIND = ("mlp", "matrix-free", "gnn", "gnn-conv-1d-v2", "sudoku-small")
 FULL = Sizes(20, 2048, 8192, 32, 7, at_once=(1, 2, 4, 8), models=tuple(MODELS), examples=8, checked_rank=20)
@@ -106,8 +105,8 @@ def best_at_once(rows: list[dict]) -> dict:
 
 def projected_seconds(round_ms: float) -> float:
     """Of the full preset's steps: its strategies take turns, evaluation and report are left out."""
-    full = PRESETS["full"]
-    return len(parse_seeds([full["seeds"]])) * full["train_steps"] * round_ms / 1e3
+    full = parse_command("", ["--preset", "full"]).study
+    return len(full.seeds) * full.config.train_steps * round_ms / 1e3
 
 
 def settings(best: dict) -> list[str]:

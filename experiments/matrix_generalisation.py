@@ -24,9 +24,11 @@ from pathlib import Path
 import torch
 
 from diffusion_lib.build import build_diffusion, check_fits
-from diffusion_lib.config import ExperimentConfig, add_flags, check_name, given
+from diffusion_lib.config import ExperimentConfig, add_flags, check_name, configure, given
 from diffusion_lib.evaluation import SAMPLERS, EvaluationSet, prediction_metrics, sampler_metrics
 from diffusion_lib.inference import load_model
+from diffusion_lib.precision import choose_products
+from diffusion_lib.run_folder import read_result, recorded_config, run_folders
 from diffusion_lib.system.arguments import Parser, directory, header, whole
 from diffusion_lib.system.environment import ROOT
 from diffusion_lib.system.errors import ConfigError, exit_status, show
@@ -34,8 +36,6 @@ from diffusion_lib.system.files import require_writable, write_csv
 from diffusion_lib.system.memory import one_line_for_full_memory
 from diffusion_lib.tasks import Inverse
 from diffusion_lib.tasks.matrix_references import exact_inverse, fitted, newton_schulz
-from diffusion_lib.training.precision import choose_products
-from diffusion_lib.training.run_folder import read_result, recorded_config, run_folders
 from experiments.analysis.figures import ERROR_LABEL, choose_scale, drawing, guarded, legend_below
 from experiments.analysis.landscape_figures import draw
 from experiments.speed.timing import alternate
@@ -71,7 +71,7 @@ def finished_runs(study: Path) -> dict[tuple[str, int], Path]:
 
 def at_size(diffusion, config: ExperimentConfig, n: int):
     """The same weights for n x n matrices, or None where they depend on n."""
-    other = build_diffusion(replace(config, rank=n), diffusion.mining.to_dict(), seed=0).eval()
+    other = build_diffusion(replace(config, rank=n), seed=0).eval()
     weights = diffusion.state_dict()
     if {k: v.shape for k, v in other.state_dict().items()} != {k: v.shape for k, v in weights.items()}:
         return None
@@ -198,7 +198,7 @@ def main(arguments=None):
     study = options.results / check_name(options.study)
     runs = finished_runs(study)
     config = recorded_config(study)
-    count = ExperimentConfig(**DEFAULTS | given(options, ExperimentConfig)).evaluation_size
+    count = configure(DEFAULTS | given(options)).evaluation_size
     check_fits(replace(config, evaluation_size=count), torch.device("cpu"))
     require_writable(study)
     header(study=study, model=config.model, runs=len(runs), matrices=count, device="cpu")

@@ -22,13 +22,13 @@ from pathlib import Path
 from tabulate import tabulate
 
 from diffusion_lib.config import check_name
+from diffusion_lib.run_folder import read_config, read_data, recorded_config, require_same_data
 from diffusion_lib.system.arguments import Parser, directory, header
 from diffusion_lib.system.environment import ROOT
 from diffusion_lib.system.errors import ConfigError, exit_status
 from diffusion_lib.system.files import read_csv, write_csv
 from diffusion_lib.tasks import TASKS
 from diffusion_lib.tasks.base import Task
-from diffusion_lib.training.run_folder import read_config, read_data, recorded_config, require_same_data
 from experiments.analysis.metrics import Metric, chosen_metric
 
 

@@ -8,30 +8,34 @@ import pytest
 
 import train
 from diffusion_lib.system.arguments import Parser, directory, whole
-from experiments import ablations, benchmark, matrix_generalisation, paired_studies, solve, tuned_comparison
+from experiments import benchmark, matrix_generalisation, paired_studies, solve
 from experiments import matrix_inversion_mining_comparison as comparison
-from experiments.study import step_times
+from experiments.study import timing
+from experiments.study.flags import parse_command
 
-COMMANDS = (train, comparison, ablations, benchmark, matrix_generalisation, paired_studies, solve, tuned_comparison)
+COMMANDS = (train, comparison, benchmark, matrix_generalisation, paired_studies, solve)
 NEEDED = {
-    ablations: ["opt_steps"],
     matrix_generalisation: ["--study", "a"],
     paired_studies: ["a", "b"],
     solve: ["a", "b"],
 }
 
 
+def parse(command, words):
+    return parse_command(command.__doc__, words) if command is comparison else command.parse_arguments(words)
+
+
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.__name__)
 def test_every_command_takes_whole_flags_and_says_what_it_takes(command, capsys):
     with pytest.raises(SystemExit) as stop:
-        command.parse_arguments(["--help"])
+        parse(command, ["--help"])
     assert stop.value.code == 0
     said = capsys.readouterr().out
     assert command.__doc__.strip().splitlines()[0] in said and "default" in said
     long = "--overwrite" if command is solve else "--metric" if command is paired_studies else "--evaluation-size"
     long = "--batch-size" if command is benchmark else long
     with pytest.raises(SystemExit) as stop:
-        command.parse_arguments([*NEEDED.get(command, []), long[:-1], "8"])
+        parse(command, [*NEEDED.get(command, []), long[:-1], "8"])
     assert stop.value.code == 2
     assert capsys.readouterr().err.startswith("error: unrecognized arguments: ")
 
@@ -58,11 +62,11 @@ def test_a_wrong_word_is_one_line(word, message, capsys):
 
 
 def test_check_prints_the_plan_and_writes_nothing(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(step_times, "WARM_UP", 0.0)
-    monkeypatch.setattr(step_times, "LIMIT", 0.0)
+    monkeypatch.setattr(timing, "WARM_UP", 0.0)
+    monkeypatch.setattr(timing, "LIMIT", 0.0)
     arguments = ["--results", str(tmp_path / "new" / "results"), "--check", "--train-steps", "100", "--seeds", "0-1"]
     # wherever there is no such device: it is the job that needs it
-    assert ablations.main(["rank", *arguments, "--device", "cuda"]) == 0
+    assert comparison.main(["--vary", "rank=10,20,30", *arguments, "--device", "cuda"]) == 0
     assert capsys.readouterr().out.count("8 runs") == 3
     assert comparison.main([*arguments, "--rank", "3", "--batch-size", "8", "--device", "cpu"]) == 0
     shown = capsys.readouterr().out

@@ -11,9 +11,9 @@ from dataset import Inverse
 from diffusion_lib.denoising_diffusion_pytorch_1d import GaussianDiffusion1D
 from diffusion_lib.seeds import seeded_generator
 from diffusion_lib.system.errors import ConfigError
+from diffusion_lib.system.other_process import OtherProcess
 from experiments.benchmark import main
 from experiments.speed.released_way import item_batches, plain_loss, plain_sample
-from experiments.study.other_process import OtherProcess
 from models import MODELS
 
 

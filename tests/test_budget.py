@@ -7,8 +7,8 @@ import re
 import pytest
 
 from diffusion_lib.config import ExperimentConfig
+from diffusion_lib.flops import train_flops
 from diffusion_lib.system.errors import ConfigError
-from diffusion_lib.training.flops import train_flops
 from experiments.budget import main
 
 BASE = ExperimentConfig(rank=20, batch_size=128)

@@ -17,13 +17,13 @@ import torch
 from conftest import assert_same_weights
 from scipy.stats import gmean
 
-from diffusion_lib.config import ExperimentConfig, parse_seeds
-from diffusion_lib.negatives import MiningConfig
+from diffusion_lib.config import parse_seeds
+from diffusion_lib.precision import choose_products
 from diffusion_lib.system.errors import ConfigError, exit_status
-from diffusion_lib.training.precision import choose_products
 from experiments.analysis.tables import HEADLINE_SAMPLER
 from experiments.analysis.verdict import RULE
-from experiments.matrix_inversion_mining_comparison import STRATEGIES, get_mining_config, main
+from experiments.matrix_inversion_mining_comparison import main
+from experiments.study.study import STRATEGIES
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "experiments" / "matrix_inversion_mining_comparison.py"
@@ -63,7 +63,7 @@ def test_every_run_is_listed(finished):
     for row in rows:
         record = json.loads((results / "small" / row["run"] / "config.json").read_text())
         assert record["config"]["strategy"] == row["strategy"]
-        assert record["config"]["mining"]["mode"] == STRATEGIES[row["strategy"]]["mode"]
+        assert record["config"]["mining"]["mode"] == STRATEGIES[row["strategy"]].settings["mode"]
         assert record["environment"]["torch"].startswith(torch.__version__.split("+")[0])
         assert record["environment"]["float32_products"] == chosen
         assert "matrix_inversion_mining_comparison.py" in record["environment"]["command"]
@@ -111,7 +111,7 @@ def test_the_report_reads_on_its_own(finished):
     links = re.findall(r"\]\(([^)]+)\)", report)
     assert len(links) >= 8
     assert all((results / "small" / link).exists() for link in links)
-    verdict = next(line for line in done.stdout.splitlines() if line.startswith("Verdict at equal compute"))
+    verdict = next(line for line in done.stdout.splitlines() if line.startswith("Verdict at equal FLOPs"))
     assert report.index(verdict) < report.index("What speaks against it") < report.index("## Table")
     assert RULE in report
     assert "--train-steps 40" in report
@@ -202,7 +202,7 @@ def test_report_only_needs_no_flags(finished):
 
 
 def test_kill_9_and_again_equals_an_uninterrupted_run(tmp_path):
-    arguments = ["--train-steps", 400, "--strategies", "adversarial", "--task", 0, "--name", "killed"]
+    arguments = ["--train-steps", 400, "--strategies", "adversarial", "--run", 0, "--name", "killed"]
     run_folder = tmp_path / "killed" / "runs" / "adversarial" / "seed-0"
     process = subprocess.Popen(command(tmp_path, *arguments), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
@@ -349,7 +349,7 @@ def test_cuda_asked_for_and_absent(tmp_path):
 
 
 def test_a_corrupt_checkpoint_is_named_and_kept(tmp_path):
-    arguments = ["--train-steps", 20, "--strategies", "baseline", "--name", "study", "--task", 0]
+    arguments = ["--train-steps", 20, "--strategies", "baseline", "--name", "study", "--run", 0]
     assert main([str(x) for x in command(tmp_path, *arguments)[2:]]) == 0
     folder = tmp_path / "study/runs/baseline/seed-0"
     (folder / "result.json").unlink()
@@ -363,18 +363,3 @@ def test_a_corrupt_checkpoint_is_named_and_kept(tmp_path):
 @pytest.mark.parametrize(("text", "seeds"), [("0-3", [0, 1, 2, 3]), ("5", [5]), ("7,0-1,1", [0, 1, 7])])
 def test_seed_lists(text, seeds):
     assert parse_seeds(text) == seeds
-
-
-def test_mining_configs_of_the_strategies():
-    config = ExperimentConfig(mining=MiningConfig(opt_steps=5, scale_factor=0.5))
-    assert get_mining_config("adversarial", config) == {
-        "mode": "adversarial",
-        "opt_steps": 5,
-        "scale_factor": 0.5,
-        "noise_scale": 3.0,
-        "weight": 0.5,
-        "corruption": "repaired",
-    }
-    assert get_mining_config("baseline")["mode"] == "none"
-    with pytest.raises(ConfigError, match="unknown strategy 'x'"):
-        get_mining_config("x")

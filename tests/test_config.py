@@ -13,7 +13,6 @@ from conftest import make_diffusion
 from diffusion_lib.config import ExperimentConfig, current, settings
 from diffusion_lib.negatives import MODES, MiningConfig
 from diffusion_lib.system.errors import ConfigError
-from experiments import matrix_inversion_mining_comparison as comparison
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ("train.py", "experiments/matrix_inversion_mining_comparison.py")
@@ -71,25 +70,6 @@ def test_a_flat_record_of_the_first_version_is_the_same_configuration():
 def test_what_is_not_allowed_is_named(values, message):
     with pytest.raises(ConfigError, match=message.replace("(", r"\(")):
         ExperimentConfig(**values)
-
-
-def test_a_new_strategy_renumbers_no_task(monkeypatch, tmp_path):
-    def folders():
-        options = ["--seeds", "0-2", "--results", str(tmp_path), "--name", "k"]
-        found = []
-
-        def note(_options, _config, _study, runs, _strategies):
-            found.extend(runs)
-            return comparison.Outcome({}, {})
-
-        monkeypatch.setattr(comparison, "train", note)
-        for task in range(3 * len(comparison.STRATEGIES)):
-            comparison.main([*options, "--task", str(task)])
-        return found
-
-    before = folders()
-    monkeypatch.setitem(comparison.STRATEGIES, "weak", {"mode": "random", "weight": 0.1})
-    assert folders()[: len(before)] == before
 
 
 def test_a_number_of_numpy_is_the_number_that_it_is():

@@ -13,10 +13,10 @@ from conftest import assert_same_weights, fork, make_diffusion, make_trainer, we
 
 from dataset import TASKS
 from diffusion_lib.denoising_diffusion_pytorch_1d import GaussianDiffusion1D
+from diffusion_lib.system import device as devices
 from diffusion_lib.system.errors import ConfigError
+from diffusion_lib.system.other_process import OtherProcess
 from diffusion_lib.system.startup import CORES
-from diffusion_lib.training import device as devices
-from experiments.study.other_process import OtherProcess
 from models import MODELS
 
 LAUNCHERS = {

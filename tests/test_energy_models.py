@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffusion_lib.energies.mlp import PlainEBM
+from diffusion_lib.precision import bf16_product
 from diffusion_lib.system.errors import ConfigError
-from diffusion_lib.training.precision import bf16_product
 from models import EBM, MODELS, DiffusionWrapper, EnergyModel
 
 LEVELS = st.one_of(st.integers(0, 9), st.just("mixed"))

@@ -12,13 +12,14 @@ from diffusion_lib.build import build_diffusion
 from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.denoising_diffusion_pytorch_1d import Trainer1D
 from diffusion_lib.evaluation import EvaluationSet
+from diffusion_lib.flops import equal_compute_steps, example_flops, step_flops, train_flops
 from diffusion_lib.negatives import MiningConfig
-from diffusion_lib.training.flops import equal_compute_steps, example_flops, step_flops, train_flops
-from diffusion_lib.training.run_folder import ended_runs
-from experiments import matrix_inversion_mining_comparison as comparison
-from experiments.analysis.landscape import level_rows, wrong_answers
-from experiments.matrix_inversion_mining_comparison import STRATEGIES, main
-from experiments.study import step_times
+from diffusion_lib.run_folder import ended_runs
+from experiments import driver
+from experiments.matrix_inversion_mining_comparison import main
+from experiments.study import timing
+from experiments.study.landscape import level_rows, wrong_answers
+from experiments.study.study import STRATEGIES
 
 SMALL = ["--rank=3", "--train-steps=10", "--batch-size=8", "--evaluation-size=64", "--device=cpu", "--at-once=1"]
 
@@ -29,7 +30,7 @@ def test_a_step_costs_what_torch_counts_on_a_real_one(model, mode, tmp_path):
     kind = next((kind for kind in TASKS.values() if kind.model == model), Inverse)
     task = kind("train", max(3, kind.least_rank))
     config = ExperimentConfig(rank=task.rank, model=model, mining=MiningConfig(mode))
-    diffusion = build_diffusion(config, config.mining.to_dict(), 0, task)
+    diffusion = build_diffusion(config, 0, task)
     trainer = Trainer1D(diffusion, task, train_batch_size=6, results_folder=tmp_path, device="cpu")
     batch = trainer.stream.batch(0)
     with FlopCounterMode(display=False) as counter:
@@ -51,8 +52,8 @@ def study(tmp_path_factory):
     """The folder of a small study with all strategies, one seed."""
     results = tmp_path_factory.mktemp("results")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(step_times, "WARM_UP", 0.0)
-        patch.setattr(step_times, "LIMIT", 0.0)
+        patch.setattr(timing, "WARM_UP", 0.0)
+        patch.setattr(timing, "LIMIT", 0.0)
         assert main([*SMALL, "--name=it", f"--results={results}"]) == 0
     return results / "it"
 
@@ -91,11 +92,11 @@ def test_the_status_counts_each_run_s_own_steps(study, capsys):
 
 def test_the_steps_are_timed_once_at_the_study_s_batch_size(study):
     path = study / "timing.json"
-    timing = json.loads(path.read_text())
-    assert timing["baseline"] > 0 < timing["adversarial"]
-    assert timing["batch_size"] == 8
-    assert timing["device"] == "cpu"
-    assert timing["cpu"] == json.loads((study / "config.json").read_text())["environment"]["cpu"]
+    times = json.loads(path.read_text())
+    assert times["baseline"] > 0 < times["adversarial"]
+    assert times["batch_size"] == 8
+    assert times["device"] == "cpu"
+    assert times["cpu"] == json.loads((study / "config.json").read_text())["environment"]["cpu"]
     before = path.stat().st_mtime_ns
     assert again(study) == 0
     assert path.stat().st_mtime_ns == before
@@ -103,15 +104,13 @@ def test_the_steps_are_timed_once_at_the_study_s_batch_size(study):
 
 def test_steps_are_timed_before_the_runs_or_by_an_array_s_last_job(tmp_path, monkeypatch):
     ended_when_timed = []
-    monkeypatch.setattr(
-        comparison, "write_step_times", lambda study, *_: ended_when_timed.append(len(ended_runs(study)))
-    )
-    monkeypatch.setattr(comparison, "report", lambda *_: True)
+    monkeypatch.setattr(driver, "write_step_times", lambda study, *_: ended_when_timed.append(len(ended_runs(study))))
+    monkeypatch.setattr(driver, "report", lambda *_: True)
     command = [*SMALL, "--strategies", "baseline", "adversarial", f"--results={tmp_path}"]
     assert main([*command, "--name=whole"]) == 0
     assert ended_when_timed == [0]
     for number in ("0", "1"):
-        assert main([*command, "--name=array", "--task", number]) == 0
+        assert main([*command, "--name=array", "--run", number]) == 0
     assert ended_when_timed == [0, 2]
 
 

@@ -17,7 +17,7 @@ from experiments.analysis.example_figure import example_figure
 from experiments.analysis.figures import COLORS, drawing, guarded, interval_plot, spans_decades, strategy_colors
 from experiments.analysis.landscape_figures import effort_panels, level_figure, write_landscape
 from experiments.analysis.metrics import Metric, task_metrics
-from experiments.analysis.tables import Study
+from experiments.analysis.tables import Results
 
 METRICS = (Metric("val_mse"), Metric("ood_mse"))
 
@@ -37,7 +37,7 @@ def study():
         for seed in range(3)
         for sampler in ("plain", "innerloop")
     ]
-    return Study(rows, ["baseline", "random"], METRICS)
+    return Results(rows, ["baseline", "random"], METRICS)
 
 
 def python(code, **variables):
@@ -52,7 +52,7 @@ def test_the_import_changes_neither_backend_nor_settings():
     code = (
         "import sys, matplotlib; before = dict(matplotlib.rcParams.copy());"
         "backend = matplotlib.rcParams._get('backend');"
-        "import experiments.analysis.figures, experiments.ablations, experiments.matrix_generalisation;"
+        "import experiments.analysis.figures, experiments.matrix_generalisation;"
         "assert dict(matplotlib.rcParams.copy()) == before; assert matplotlib.rcParams._get('backend') == backend;"
         "assert 'matplotlib.pyplot' not in sys.modules"
     )
@@ -114,7 +114,7 @@ def test_a_strategy_has_one_colour_everywhere():
 def test_the_points_of_a_strategy_have_its_colour(monkeypatch, tmp_path, study):
     seen = []
     monkeypatch.setattr(figures, "points_and_interval", lambda *given: seen.append(given[3]))
-    interval_plot(Study(study.rows, ["random", "baseline"], METRICS), [], path=tmp_path / "a.png")
+    interval_plot(Results(study.rows, ["random", "baseline"], METRICS), [], path=tmp_path / "a.png")
     assert seen == [COLORS["random"], COLORS["baseline"]] * 4
 
 
@@ -151,7 +151,7 @@ def test_errors_have_a_log_axis_and_rates_a_linear_one(tmp_path, monkeypatch, st
     ]
     assert {axis.get_yscale() for axis in axes} == {"log"}
     rows = [{**row, "val_accuracy": 0.5 + 0.1 * row["seed"]} for row in study.rows]
-    rates = Study(rows, ["baseline", "random"], (Metric("val_accuracy", rate=True),))
+    rates = Results(rows, ["baseline", "random"], (Metric("val_accuracy", rate=True),))
     axes = drawn_axes(monkeypatch, tmp_path, rates)
     assert {axis.get_yscale() for axis in axes} == {"linear"}
     assert {axis.get_ylim() for axis in axes} == {(-0.03, 1.03)}
@@ -160,14 +160,14 @@ def test_errors_have_a_log_axis_and_rates_a_linear_one(tmp_path, monkeypatch, st
 @pytest.mark.filterwarnings("error")
 def test_a_score_below_0_is_drawn_as_it_is(tmp_path, monkeypatch, study):
     rows = [{**row, "val_gain": -0.5 - row["seed"]} for row in study.rows]
-    scores = Study(rows, ["baseline", "random"], (Metric("val_gain", rate=True, share=False),))
+    scores = Results(rows, ["baseline", "random"], (Metric("val_gain", rate=True, share=False),))
     low, high = drawn_axes(monkeypatch, tmp_path, scores)[0].get_ylim()
     assert low < -2.5 and high > -0.5
 
 
 def test_a_sampler_that_no_run_has_is_no_panel(tmp_path, monkeypatch, study):
     rows = [row for row in study.rows if row["sampler"] == "plain"]
-    axes = drawn_axes(monkeypatch, tmp_path, Study(rows, study.strategies, METRICS))
+    axes = drawn_axes(monkeypatch, tmp_path, Results(rows, study.strategies, METRICS))
     assert [axis.get_title() for axis in axes] == ["val_mse, plain sampler", "ood_mse, plain sampler"]
 
 
@@ -202,7 +202,9 @@ def test_a_wide_interval_leaves_the_runs_readable(tmp_path, monkeypatch, study):
     values = study.values("val_mse", "plain")["baseline"]
     low, high = drawn_axes(monkeypatch, tmp_path, study)[0].get_ylim()
     assert values.min() / 10 <= low < values.min() and high <= 10 * 10 * values.max()
-    two = Study([row for row in study.rows if row["seed"] < 2], study.strategies, METRICS)  # intervals over 20 decades
+    two = Results(
+        [row for row in study.rows if row["seed"] < 2], study.strategies, METRICS
+    )  # intervals over 20 decades
     low, high = drawn_axes(monkeypatch, tmp_path, two)[0].get_ylim()
     assert low == pytest.approx(0.1 / 10) and high == pytest.approx(10 * 10)
 
@@ -246,7 +248,7 @@ def test_a_figure_that_fails_is_one_line_and_leaves_no_old_one(tmp_path, capsys)
 
 def test_a_model_without_energy_has_the_figures_of_the_rest(tmp_path, capsys):
     task = Parity("val", 4)
-    study = Study([{"strategy": "baseline", "seed": 0, "sampler": "plain"}], ["baseline"], task_metrics(Parity))
+    study = Results([{"strategy": "baseline", "seed": 0, "sampler": "plain"}], ["baseline"], task_metrics(Parity))
     steps = [{"diffusion_steps": count, "val_balanced_accuracy": 0.5} for count in (1, 2)]
     nothing = {"levels": [], "conditioning": [], "slice": None}
     found = {**nothing, "inner_steps": [{"inner_steps": 0}], "diffusion_steps": steps, "example": {"prediction": [0.5]}}

@@ -13,12 +13,11 @@ import torch
 
 from diffusion_lib.build import check_fits, describe_data
 from diffusion_lib.config import ExperimentConfig
+from diffusion_lib.run_folder import prepare_folder, read_config
 from diffusion_lib.system import files
 from diffusion_lib.system.errors import ConfigError
-from diffusion_lib.training.run_folder import prepare_folder, read_config
-from experiments import ablations
 from experiments.matrix_inversion_mining_comparison import main
-from experiments.study.run_list import delete_study
+from experiments.study.workers import delete_study
 
 ROOT = Path(__file__).resolve().parent.parent
 fork = multiprocessing.get_context("fork")
@@ -144,7 +143,7 @@ REFUSED = (
     (["--at-once", "0"], "at_once is 0"),
     (["--precision", "bf16", "--model", "matrix"], "precision is 'bf16'"),
     (["--rank", str(10**12)], "rank is 1000000000000"),
-    (["--task", "0"], "--fresh would delete the runs of the other tasks"),
+    (["--run", "0"], "--fresh would delete the runs of the other jobs"),
 )
 
 
@@ -217,10 +216,10 @@ def test_a_deleted_study_leaves_no_tables(tmp_path):
 
 def test_of_several_studies_none_is_deleted_where_one_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("diffusion_lib.build.memory_limit", lambda _device: 8e9)
-    study_of_runs(tmp_path / "it-rank-3")
+    study_of_runs(tmp_path / "it" / "rank=3")
     with pytest.raises(ConfigError, match="rank is 5000"):
-        ablations.main(["rank", "--values", "3", "5000", *SMALL[1:], "--name=it", f"--results={tmp_path}", "--fresh"])
-    assert (tmp_path / "it-rank-3" / "runs" / "baseline" / "seed-0" / "config.json").read_text() == "{}\n"
+        main(["--vary", "rank=3,5000", *SMALL[1:], "--name=it", f"--results={tmp_path}", "--fresh"])
+    assert (tmp_path / "it" / "rank=3" / "runs" / "baseline" / "seed-0" / "config.json").read_text() == "{}\n"
 
 
 @pytest.mark.parametrize("asked", ["--status", "--report-only"])

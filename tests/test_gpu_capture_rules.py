@@ -16,10 +16,10 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from diffusion_lib.denoising_diffusion_pytorch_1d import Trainer1D
 from diffusion_lib.energies import MODELS
+from diffusion_lib.precision import bf16_product
+from diffusion_lib.system import device
 from diffusion_lib.tasks import TASKS
-from diffusion_lib.training import device
 from diffusion_lib.training.batches import stream_of
-from diffusion_lib.training.precision import bf16_product
 from experiments.speed.gpu_correctness import diffusion_of, modes_of, small_task, task_of
 
 META = torch.device("meta")

@@ -8,10 +8,10 @@ import torch
 
 from diffusion_lib.system.environment import ROOT
 from diffusion_lib.system.errors import ConfigError
-from experiments import check_gpu
-from experiments import matrix_inversion_mining_comparison as comparison
+from experiments import check_gpu, driver
 from experiments.speed import gpu_correctness, gpu_sharing
 from experiments.speed.gpu_correctness import check_fallback, check_graph, check_resume, differences
+from experiments.study.flags import parse_command
 
 CPU = torch.device("cpu")
 
@@ -152,22 +152,22 @@ def card(monkeypatch):
 
 @pytest.mark.usefixtures("card")
 def test_the_comparison_takes_what_the_check_found(tmp_path, monkeypatch):
-    monkeypatch.setattr(comparison, "chosen_device", lambda _: torch.device("cuda"))
+    monkeypatch.setattr(driver, "chosen_device", lambda _: torch.device("cuda"))
     monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path / "pipes"))
-    options = comparison.parse_arguments(["--results", str(tmp_path)])
-    assert comparison.shares(options, 30)[0] == 1
+    options = parse_command("", ["--results", str(tmp_path)])
+    assert driver.shares(options, 30)[0] == 1
     gpu_sharing.record_best(tmp_path, {False: 2, True: 8})
-    assert comparison.shares(options, 30)[0] == 2
+    assert driver.shares(options, 30)[0] == 2
     (tmp_path / "pipes").mkdir()
     (tmp_path / "pipes" / "control").touch()
-    assert comparison.shares(options, 30)[0] == 8
-    assert comparison.shares(options, 3)[0] == 3
-    assert comparison.shares(comparison.parse_arguments(["--at-once", "5", "--results", str(tmp_path)]), 30)[0] == 5
+    assert driver.shares(options, 30)[0] == 8
+    assert driver.shares(options, 3)[0] == 3
+    assert driver.shares(parse_command("", ["--at-once", "5", "--results", str(tmp_path)]), 30)[0] == 5
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "another card")
-    assert comparison.shares(options, 30)[0] == 1
+    assert driver.shares(options, 30)[0] == 1
     for damaged in ("{", "[]", json.dumps({"gpu": "another card"}), json.dumps({"gpu": "another card", "mps": None})):
         (tmp_path / gpu_sharing.RECORD).write_text(damaged)
-        assert comparison.shares(options, 30)[0] == 1
+        assert driver.shares(options, 30)[0] == 1
 
 
 def test_mps_is_started_and_ended_in_a_folder_of_its_own(tmp_path, monkeypatch):

@@ -1,6 +1,4 @@
-"""The landscape's measurements on an energy that is known in closed form, and the ablations end to end."""
-
-import csv
+"""The landscape's measurements on an energy that is known in closed form."""
 
 import pytest
 import torch
@@ -8,11 +6,9 @@ from conftest import make_diffusion
 
 from dataset import Inverse, Sudoku
 from diffusion_lib.build import build_diffusion
-from diffusion_lib.config import ExperimentConfig
+from diffusion_lib.config import configure
 from diffusion_lib.evaluation import EvaluationSet
-from diffusion_lib.system.errors import ConfigError
-from experiments.ablations import ABLATIONS, ablation_strategies, main, parse_arguments
-from experiments.analysis.landscape import (
+from experiments.study.landscape import (
     difficulty_rows,
     diffusion_step_rows,
     energy_slice,
@@ -98,7 +94,7 @@ def test_slice_of_a_bowl_has_its_minimum_at_the_solution(bowl):
 def test_a_slice_moves_no_given_entry(monkeypatch):
     task = Sudoku("val", 2)
     diffusion = build_diffusion(
-        ExperimentConfig(dataset="sudoku", model="sudoku-small", rank=2), {"mode": "none"}, 0, task
+        configure({"dataset": "sudoku", "model": "sudoku-small", "rank": 2, "mode": "none"}), 0, task
     )
     chosen, seen = EvaluationSet(task, 1, "cpu"), []
     energy = diffusion.model.ebm.energy
@@ -108,66 +104,3 @@ def test_a_slice_moves_no_given_entry(monkeypatch):
     assert 0 < given.sum() < given.numel()
     assert points[:, given].unique(dim=0).shape[0] == 1
     assert points[:, ~given].unique(dim=0).shape[0] == len(points)
-
-
-def test_each_strategy_changes_its_key_alone():
-    config = ExperimentConfig()
-    for key in set(ABLATIONS) - {"rank"}:
-        strategies = ablation_strategies(key, ABLATIONS[key], config)
-        assert strategies.pop("baseline")["mode"] == "none"
-        for value, strategy in zip(ABLATIONS[key], strategies.values(), strict=True):
-            assert strategy == {**config.mining_config("adversarial"), key: value}
-
-
-def test_values_and_the_rest_of_the_command():
-    options = parse_arguments(["scale_factor", "--values", "0.5", "4", "--seeds", "0-1"])
-    assert (options.ablation, options.values, options.seeds) == ("scale_factor", [0.5, 4.0], ["0-1"])
-
-
-BAD = (
-    (["opt_steps", "--values", "x"], "values are x; allowed for opt_steps: ints"),
-    (["opt_steps", "--opt-steps", "3"], "--opt-steps is what this ablation varies"),
-    (["weight", "--strategies", "random"], "--strategies is not for this ablation"),
-    (["rank", "--values", "2", "0"], "rank is 0"),
-    (["noise_scale", "--values", "1", "nan"], "noise_scale is nan"),
-)
-
-
-@pytest.mark.parametrize(("arguments", "message"), BAD)
-def test_all_values_are_checked_before_the_first_is_trained(tmp_path, arguments, message):
-    with pytest.raises(ConfigError, match=message):
-        main([*arguments, "--results", str(tmp_path), "--device", "cpu"])
-    assert not list(tmp_path.iterdir())
-
-
-def test_help_is_no_error(capsys):
-    with pytest.raises(SystemExit) as stop:
-        parse_arguments(["--help"])
-    assert stop.value.code == 0
-    assert "ablations.py opt_steps" in capsys.readouterr().out
-
-
-def test_an_ablation_end_to_end(tmp_path, capsys):
-    small = [
-        "--batch-size",
-        "8",
-        "--train-steps",
-        "6",
-        "--evaluation-size",
-        "32",
-        "--device",
-        "cpu",
-        "--results",
-        str(tmp_path),
-        "--name",
-        "a",
-        "--seeds",
-        "0-1",
-    ]
-    assert main(["opt_steps", "--values", "1", "5", "--rank", "3", *small]) == 0
-    with open(tmp_path / "ablation-opt_steps-a.runs.csv", newline="") as file:
-        assert {row["strategy"] for row in csv.DictReader(file)} == {"baseline", "opt_steps=1", "opt_steps=5"}
-    assert (tmp_path / "ablation-opt_steps-a" / "ablation.png").exists()
-    assert "opt_steps=5" in capsys.readouterr().out
-    assert main(["rank", "--values", "2", "3", *small]) == 0
-    assert (tmp_path / "a-rank-3.summary.csv").exists()

@@ -1,4 +1,4 @@
-"""Imports go one way: system, tasks and energies <- diffusion <- training <- experiments."""
+"""Imports go one way: system, tasks and energies <- diffusion <- training <- study <- analysis <- commands."""
 
 import ast
 import os
@@ -13,21 +13,22 @@ ROOT = Path(__file__).resolve().parent.parent
 # Layers from the ground up; a module may import those of its own layer and of lower ones.
 LAYERS = (
     ("diffusion_lib.system", "diffusion_lib.seeds", "diffusion_lib.schedule", "diffusion_lib.masks"),
-    ("diffusion_lib.tasks", "diffusion_lib.energies", "dataset", "models"),
+    ("diffusion_lib.tasks", "diffusion_lib.energies", "diffusion_lib.precision", "dataset", "models"),
     (
         "diffusion_lib.negatives",
         "diffusion_lib.evaluation",
         "diffusion_lib.released_api",
         "diffusion_lib.denoising_diffusion_pytorch_1d",
     ),
-    (
-        "diffusion_lib.training",
-        "diffusion_lib.config",
-        "diffusion_lib.checkpoint",
-        "diffusion_lib.build",
-        "diffusion_lib.inference",
-        "train",
-    ),
+    ("diffusion_lib.config",),
+    ("diffusion_lib.build", "diffusion_lib.checkpoint", "diffusion_lib.run_folder"),
+    ("diffusion_lib.flops",),
+    ("diffusion_lib.training",),
+    ("diffusion_lib.inference", "train"),
+    ("experiments.speed",),
+    ("experiments.study",),
+    ("experiments.analysis",),
+    ("experiments.driver",),
     ("experiments",),
 )
 # The release's scripts find the trainer beside the diffusion.

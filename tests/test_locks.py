@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from diffusion_lib.config import ExperimentConfig
+from diffusion_lib.config import configure
 from diffusion_lib.system import lock as locks
 from diffusion_lib.system.errors import CheckpointError, ConfigError, Interrupted
 from diffusion_lib.system.lock import RunHeld, RunLock, held_by
@@ -106,7 +106,7 @@ def test_an_error_of_the_file_system_is_no_answer(tmp_path, monkeypatch):
 
 
 def test_training_that_lost_its_run_leaves_its_files(tmp_path, monkeypatch):
-    config = ExperimentConfig(rank=3, train_steps=20, batch_size=4, evaluation_size=8)
+    config = configure({"rank": 3, "train_steps": 20, "batch_size": 4, "evaluation_size": 8, "mode": "none"})
 
     def lose(_self, _row):
         (tmp_path / "lock").write_text("another's mark")
@@ -114,7 +114,7 @@ def test_training_that_lost_its_run_leaves_its_files(tmp_path, monkeypatch):
 
     monkeypatch.setattr(RunLock, "note", lose)
     with pytest.raises(RunHeld, match="taken over"):
-        run.run_experiment("baseline", 0, config, config.mining_config("none"), tmp_path, "cpu")
+        run.run_experiment("baseline", 0, config, tmp_path, "cpu")
     assert (tmp_path / "last.pt").read_bytes() == b"another's"
     assert not (tmp_path / "result.json").exists()
 
@@ -191,7 +191,7 @@ def test_a_result_that_came_before_the_lock_is_kept(tmp_path, monkeypatch):
             return entered
 
     monkeypatch.setattr(run, "RunLock", LateLock)
-    config = ExperimentConfig(rank=3, train_steps=2)
-    result = run.run_experiment("baseline", 0, config, config.mining_config("none"), tmp_path, "cpu")
+    config = configure({"rank": 3, "train_steps": 2, "mode": "none"})
+    result = run.run_experiment("baseline", 0, config, tmp_path, "cpu")
     assert result == ended
     assert not (tmp_path / "last.pt").exists()

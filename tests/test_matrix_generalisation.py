@@ -4,6 +4,7 @@ import csv
 
 import pytest
 
+from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.evaluation import SAMPLERS, EvaluationSet
 from diffusion_lib.tasks import Inverse
 from experiments import matrix_generalisation
@@ -42,7 +43,7 @@ def test_every_run_and_sampler_is_judged_at_every_size_and_ridge(study):
 def test_an_answer_that_is_right_but_for_a_factor_has_no_error_without_it(monkeypatch):
     chosen = EvaluationSet(Inverse("val", 3), 40, "cpu")
     monkeypatch.setattr(matrix_generalisation, "solutions", lambda *_: 0.8 * chosen.target)
-    config = comparison.ExperimentConfig(rank=3)
+    config = ExperimentConfig(rank=3)
     for row in matrix_generalisation.scale_rows({("baseline", 0): None}, config, 40):
         assert row["scale"] == pytest.approx(1.25)
         assert row["mse"] == pytest.approx(0.04 * chosen.target.square().mean().item())

@@ -7,9 +7,9 @@ from conftest import make_diffusion, make_trainer
 import train
 from dataset import Inverse
 from diffusion_lib.config import ExperimentConfig
+from diffusion_lib.precision import bf16_product, choose_products, medium_error, product_error, set_precision
 from diffusion_lib.seeds import seeded_generator
 from diffusion_lib.system.errors import ConfigError
-from diffusion_lib.training.precision import bf16_product, choose_products, medium_error, product_error, set_precision
 from experiments import matrix_inversion_mining_comparison as comparison
 from experiments.speed.released_way import plain_loss
 from models import EnergyModel
@@ -62,7 +62,7 @@ def test_bf16_reaches_every_product_of_the_step():
 def test_auto_takes_the_faster_products_only_where_they_are_accurate(monkeypatch):
     model = make_diffusion().model.ebm
     for error, chosen in ((4e-7, "medium"), (1e-3, "highest")):
-        monkeypatch.setattr("diffusion_lib.training.precision.medium_error", lambda _, error=error: error)
+        monkeypatch.setattr("diffusion_lib.precision.medium_error", lambda _, error=error: error)
         set_precision("auto", model, CPU)
         assert torch.get_float32_matmul_precision() == chosen
         set_precision("float32", model, CPU)

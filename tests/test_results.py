@@ -11,15 +11,13 @@ import pytest
 
 from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.evaluation import DIFFICULTIES
+from diffusion_lib.run_folder import ended_result, write_result
 from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.tasks import TASKS, Inverse, matrix_references
-from diffusion_lib.training.run_folder import ended_result, write_result
-from experiments.ablations import main
 from experiments.analysis import figures, report
 from experiments.analysis.metrics import task_metrics
-from experiments.analysis.tables import COSTS, EXTRA, Study, tidy_rows
-from experiments.matrix_inversion_mining_comparison import main as comparison
-from experiments.reasoning_mining_comparison import main as reasoning
+from experiments.analysis.tables import COSTS, EXTRA, Results, tidy_rows
+from experiments.matrix_inversion_mining_comparison import main
 
 ROOT = Path(__file__).resolve().parent.parent
 METRICS = tuple(metric.column for metric in task_metrics(Inverse))
@@ -33,7 +31,22 @@ def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("results")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(matrix_references, "FIT_SAMPLES", 500)  # the fit takes the longest
-        assert main(["opt_steps", "--values", "1", *SMALL, "--seeds=0-1", "--name=a", f"--results={folder}"]) == 0
+        assert (
+            main(
+                [
+                    "--vary",
+                    "opt_steps=1",
+                    "--strategies",
+                    "baseline",
+                    "adversarial",
+                    *SMALL,
+                    "--seeds=0-1",
+                    "--name=a",
+                    f"--results={folder}",
+                ]
+            )
+            == 0
+        )
         yield folder
 
 
@@ -45,7 +58,7 @@ def parity(tmp_path_factory):
     """The folder of a small study of a task that is judged by rates."""
     folder = tmp_path_factory.mktemp("parity")
     small = ["--train-steps=3", "--batch-size=4", "--evaluation-size=32", "--device=cpu", "--at-once=1"]
-    assert reasoning([*PARITY, *small, "--strategies", "baseline", "adversarial", f"--results={folder}"]) == 0
+    assert main([*PARITY, *small, "--strategies", "baseline", "adversarial", f"--results={folder}"]) == 0
     return folder
 
 
@@ -71,7 +84,7 @@ def undocumented(paths) -> set[str]:
 
 def test_every_column_of_a_study_is_documented(results):
     paths = list(results.glob("**/*.csv"))
-    names = {path.name.removeprefix("ablation-opt_steps-a.") for path in paths}
+    names = {path.name.removeprefix("a.") for path in paths}
     assert names == {
         *("runs.csv", "summary.csv", "tidy.csv", "metrics.csv"),
         *("levels.csv", "inner_steps.csv", "diffusion_steps.csv", "conditioning.csv"),
@@ -105,16 +118,16 @@ def test_the_solved_problem_needs_no_weights_but_its_diagnosis(parity):
     for path in diagnoses:
         path.with_name("last.pt").rename(path.with_name("away.pt"))
     (study / "example.png").unlink()
-    reasoning(again)
+    main(again)
     assert (study / "example.png").read_bytes() == before
     for path, text in diagnoses.items():  # as an earlier version left them
         path.write_text(json.dumps({key: value for key, value in json.loads(text).items() if key != "example"}))
     (study / "example.png").unlink()
-    reasoning(again)
+    main(again)
     assert not (study / "example.png").exists() and "example" not in (study / "report.md").read_text()
     for path, text in diagnoses.items():
         path.write_text(text)
-    reasoning(again)
+    main(again)
     assert (study / "example.png").exists()
 
 
@@ -122,9 +135,7 @@ def test_the_readme_names_every_ending_of_the_summary(results):
     text = (ROOT / "results" / "README.md").read_text()
     section = text.partition("## summary.csv")[2].partition("\n## ")[0].partition("Rates have")[0]
     endings = {f"val_mse{ending}" for ending in re.findall(r"`(_\w+)`", section)}
-    columns = {
-        name for name in read_csv(results / "ablation-opt_steps-a.summary.csv")[0] if name.startswith("val_mse_")
-    }
+    columns = {name for name in read_csv(results / "a.summary.csv")[0] if name.startswith("val_mse_")}
     assert columns
     assert columns <= endings
 
@@ -136,7 +147,7 @@ def test_every_published_column_is_documented():
 
 
 def test_the_tidy_table_holds_every_value_once(results):
-    runs, tidy = (read_csv(results / f"ablation-opt_steps-a.{name}.csv") for name in ("runs", "tidy"))
+    runs, tidy = (read_csv(results / f"a.{name}.csv") for name in ("runs", "tidy"))
     found = {(row["strategy"], row["seed"], row["sampler"], row["metric"]): row["value"] for row in tidy}
     assert len(found) == len(tidy) == 2 * 2 * (2 * len(METRICS) + len(EXTRA + COSTS))
     for row in runs:
@@ -145,13 +156,13 @@ def test_the_tidy_table_holds_every_value_once(results):
         for name in EXTRA + COSTS:
             assert found[row["strategy"], row["seed"], "", name] == row[name]
     about = {tuple(row[key] for key in ("study", "model", "task", "rank", "setting", "setting_value")) for row in tidy}
-    start = ("ablation-opt_steps-a", "mlp", "inverse", "3")
+    start = ("a", "mlp", "inverse", "3")
     assert about == {(*start, "", ""), (*start, "opt_steps", "1")}
 
 
 def test_a_strategy_without_a_setting_has_none():
     row = {"strategy": "baseline-compute", "seed": 0, "sampler": "innerloop", **dict.fromkeys(METRICS, 1.0)}
-    chosen = Study([row], ["baseline-compute"], task_metrics(Inverse))
+    chosen = Results([row], ["baseline-compute"], task_metrics(Inverse))
     tidy = tidy_rows(chosen, "it", "inverse", ExperimentConfig())
     assert {(part["strategy"], part["setting"], part["setting_value"]) for part in tidy} == {
         ("baseline-compute", "", "")
@@ -160,7 +171,7 @@ def test_a_strategy_without_a_setting_has_none():
 
 
 def test_every_figure_has_a_pdf_beside_it(results):
-    study = results / "ablation-opt_steps-a"
+    study = results / "a"
     drawn = {path.stem for path in study.glob("*.png")}
     assert drawn == {
         "learning_curves",
@@ -171,7 +182,7 @@ def test_every_figure_has_a_pdf_beside_it(results):
         "effort",
         "slice",
         "example",
-        "ablation",
+        "settings",
     }
     assert {path.stem for path in study.glob("*.pdf")} == drawn
 
@@ -180,17 +191,17 @@ def test_a_figure_that_fails_leaves_the_report(results, monkeypatch, capsys):
     def broken(*_):
         raise RuntimeError("no ink")
 
-    again = ["--report-only", "--name", "ablation-opt_steps-a", "--results", str(results), "--seeds", "0"]
-    study = results / "ablation-opt_steps-a"
+    again = ["--report-only", "--name", "a", "--results", str(results), "--seeds", "0"]
+    study = results / "a"
     with monkeypatch.context() as patch:
         patch.setattr(figures, "join_pairs", broken)
-        comparison(again)
+        main(again)
     warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
     assert warnings == [f"warning: {study / 'intervals.png'} is not drawn (RuntimeError: no ink)"]
     text = (study / "report.md").read_text()
     assert "(intervals.png)" not in text
     assert all((study / link).exists() for link in re.findall(r"\]\(([^)]+)\)", text))
-    comparison(again)
+    main(again)
     assert "(intervals.png)" in (study / "report.md").read_text()
 
 
@@ -199,8 +210,8 @@ def test_a_report_can_be_made_where_no_figure_can(results, monkeypatch):
         raise RuntimeError("no ink")
 
     monkeypatch.setattr(figures, "Figure", broken)
-    comparison(["--report-only", "--name", "ablation-opt_steps-a", "--results", str(results), "--seeds", "0"])
-    assert (results / "ablation-opt_steps-a" / "report.md").read_text().count("was not drawn") == 8
+    main(["--report-only", "--name", "a", "--results", str(results), "--seeds", "0"])
+    assert (results / "a" / "report.md").read_text().count("was not drawn") == 8
     monkeypatch.undo()
     assert report.image(results, "absent", "x") == "(x: the figure was not drawn)"
 
@@ -257,7 +268,7 @@ def misshape(folder):
     [
         (flip, "its digest differs"),
         (copy_from_another_strategy, "its digest differs"),
-        (copy_from_another_seed, "is of opt_steps=1 seed 0"),
+        (copy_from_another_seed, "is of adversarial,opt_steps=1 seed 0"),
         (copy_from_another_study, r"another configuration: learning_rate \(there 0.0001, now 0.5\)"),
         (misshape, "another shape"),
     ],
@@ -265,10 +276,10 @@ def misshape(folder):
 @pytest.mark.usefixtures("cheap_report")
 def test_what_is_no_result_of_its_run_is_left_out_and_said(results, tmp_path, capsys, damage, message):
     shutil.copytree(results, tmp_path, dirs_exist_ok=True)
-    study = tmp_path / "ablation-opt_steps-a"
-    damage(study / "runs" / "opt_steps=1" / "seed-1")
+    study = tmp_path / "a"
+    damage(study / "runs" / "adversarial,opt_steps=1" / "seed-1")
     arguments = ["--report-only", "--name", study.name, f"--results={tmp_path}", "--seeds=0"]
-    assert comparison(arguments) == 2
+    assert main(arguments) == 2
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("left out: ")]
     assert len(said) == 1 and re.search(message, said[0])
     assert f"- {said[0]}\n" in (study / "report.md").read_text()
@@ -276,7 +287,7 @@ def test_what_is_no_result_of_its_run_is_left_out_and_said(results, tmp_path, ca
     assert {(row["strategy"], row["seed"]) for row in rows} == {
         ("baseline", "0"),
         ("baseline", "1"),
-        ("opt_steps=1", "0"),
+        ("adversarial,opt_steps=1", "0"),
     }
 
 

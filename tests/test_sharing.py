@@ -14,16 +14,16 @@ from pathlib import Path
 import pytest
 from conftest import DIVERGED, small_study
 
+from diffusion_lib.run_folder import ended_runs
+from diffusion_lib.system.device import ONE_OF_SEVERAL
 from diffusion_lib.system.errors import CheckpointError, ConfigError, Interrupted, exit_status
 from diffusion_lib.system.lock import RunHeld, RunLock
-from diffusion_lib.training.device import ONE_OF_SEVERAL
-from diffusion_lib.training.run_folder import ended_runs
-from experiments import matrix_inversion_mining_comparison as comparison
+from diffusion_lib.system.other_process import OtherProcess
+from experiments import driver
 from experiments.analysis import report
 from experiments.matrix_inversion_mining_comparison import main
 from experiments.study import run
-from experiments.study.other_process import OtherProcess
-from experiments.study.run_list import Outcome, delete_study, run_all
+from experiments.study.workers import Outcome, delete_study, run_all
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "experiments" / "matrix_inversion_mining_comparison.py"
@@ -118,8 +118,8 @@ def test_the_death_of_a_process_before_its_work_is_said():
 
 def test_a_run_of_another_configuration_than_its_study_is_not_begun(tmp_path):
     """As where another command's --fresh has put its own study there."""
-    arguments = small_study(tmp_path, "--strategies", "baseline", "--task", "0")
-    real = comparison.run_all
+    arguments = small_study(tmp_path, "--strategies", "baseline", "--run", "0")
+    real = driver.run_all
 
     def replaced_meanwhile(runs, *rest):
         recorded = tmp_path / "shared" / "config.json"
@@ -127,7 +127,7 @@ def test_a_run_of_another_configuration_than_its_study_is_not_begun(tmp_path):
         return real(runs, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(comparison, "run_all", replaced_meanwhile)
+        patch.setattr(driver, "run_all", replaced_meanwhile)
         assert main(arguments) == 2
     assert not list(tmp_path.rglob("last.pt"))
 
@@ -219,26 +219,26 @@ def test_a_run_that_ends_during_the_report_is_in_the_next_one(tmp_path, monkeypa
 
     monkeypatch.setattr(report, "write_report", write_report)
 
-    def run_experiment(strategy, seed, config, mining_config, folder, *rest, **options):
+    def run_experiment(strategy, seed, config, folder, *rest, **options):
         if seed == 0:
-            return run.run_experiment(strategy, seed, config, mining_config, folder, *rest, **options)
+            return run.run_experiment(strategy, seed, config, folder, *rest, **options)
         folder.mkdir(parents=True, exist_ok=True)
         raise RunHeld("held by another process")
 
-    monkeypatch.setattr(comparison, "run_experiment", run_experiment)
+    monkeypatch.setattr(driver, "run_experiment", run_experiment)
     assert main(small_study(tmp_path, "--strategies", "baseline", "--seeds", "0-1")) == 0
     assert seen == [1, 2]
 
 
-@pytest.mark.parametrize(("task", "message"), [("8", "task is 8; allowed: 0 to 7"), ("-1", "task is -1")])
+@pytest.mark.parametrize(("task", "message"), [("8", "run is 8; allowed: 0 to 7"), ("-1", "run is -1")])
 def test_a_task_beyond_the_runs_is_refused(tmp_path, task, message):
     with pytest.raises(ConfigError, match=message):
-        main(small_study(tmp_path, "--seeds", "0-1", "--task", task))
+        main(small_study(tmp_path, "--seeds", "0-1", "--run", task))
 
 
 def test_a_task_does_not_delete_what_others_made(tmp_path):
-    with pytest.raises(ConfigError, match="--fresh would delete the runs of the other tasks"):
-        main(small_study(tmp_path, "--task", "0", "--fresh"))
+    with pytest.raises(ConfigError, match="--fresh would delete the runs of the other jobs"):
+        main(small_study(tmp_path, "--run", "0", "--fresh"))
 
 
 def test_a_run_is_trained_by_one_process(tmp_path, monkeypatch):

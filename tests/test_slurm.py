@@ -117,7 +117,7 @@ def small_jobs(slurm, tmp_path_factory):  # noqa: ARG001
 def uninterrupted(tmp_path_factory):
     """The weights of LONG, trained without Slurm and in one go."""
     results = tmp_path_factory.mktemp("whole")
-    assert main([*LONG, "--results", str(results), "--task", "0"]) == 0
+    assert main([*LONG, "--results", str(results), "--run", "0"]) == 0
     return checkpoint(results)
 
 
@@ -227,8 +227,7 @@ def make_program(folder, name, text):
 
 def test_submit_says_what_is_missing(tools):
     path = {"PATH": str(tools)}
-    assert "unknown job 'train'; allowed: pilot, compare, array, ablations" in refusal("train", **path)
-    assert "which ablation?" in refusal("ablations", **path)
+    assert "unknown job 'train'; allowed: pilot, compare, array, sweep" in refusal("train", **path)
     assert "no sbatch here" in refusal("pilot", **path)
     make_program(tools, "sbatch", "exit 1")
     assert "no Python at /nowhere/python: run 'make setup'" in refusal("pilot", IRED_PYTHON="/nowhere/python", **path)
@@ -240,8 +239,8 @@ def test_submit_says_what_is_missing(tools):
     several = {"SBATCH_PARTITION": "long,gpu", **path}
     assert "no partition 'gpu' here" in refusal("pilot", **several)
     assert "/proc/none" in refusal("pilot", "--results=/proc/none", **path)
-    assert "task is 39; allowed: 0 to 7" in refusal("array", "--seeds", "0-1", **path)
-    assert "opt_steps is 0" in refusal("ablations", "opt_steps", "--values", "0", **path)
+    assert "run is 39; allowed: 0 to 7" in refusal("array", "--seeds", "0-1", **path)
+    assert "opt_steps is 0" in refusal("sweep", "--vary", "opt_steps=0", **path)
     assert "sbatch refused the job" in refusal("pilot", "--results", tools / "results", **path)
 
 
@@ -288,7 +287,7 @@ def test_what_submit_prints_can_be_copied(site, project):
 
 
 @pytest.mark.parametrize(
-    ("word", "status"), [("--help", 0), ("--status", 0), ("--check", 0), ("--task=0", 2), ("--report-only", 2)]
+    ("word", "status"), [("--help", 0), ("--status", 0), ("--check", 0), ("--run=0", 2), ("--report-only", 2)]
 )
 def test_what_trains_nothing_submits_nothing(word, status, site, project):
     done = at_site(site, [project / "slurm" / "submit", "pilot", "--seeds", "0", word])
@@ -311,7 +310,7 @@ def test_the_commands_own_environment_wins_over_the_sites(site, project):
 @pytest.mark.parametrize(("task", "asked"), [({}, "700"), ({"SLURM_ARRAY_TASK_ID": "2"}, "700_2")], ids=["job", "task"])
 def test_a_job_that_is_to_stop_requeues_itself_alone(name, task, asked, site, project):
     make_program(site, "scontrol", f'echo "$*" > {site}/asked')
-    make_program(site, "python", f"trap 'exit 75' {name}; kill -{name} $PPID; for i in $(seq 200); do sleep 0.1; done")
+    make_program(site, "python", f"trap 'exit 75' {name}; kill -{name} $PPID; while :; do :; done")
     script = ["bash", "-c", 'cd "$0"; source slurm/common.sh; run_python train', project]
     done = at_site(site, script, SLURM_JOB_ID="700", SLURM_ARRAY_JOB_ID="700", **task)
     assert done.returncode == 75, done.stderr

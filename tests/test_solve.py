@@ -32,7 +32,7 @@ def trained(tmp_path_factory):
     """A run of the comparison, in RUN, and runs of train.py, in `single` and `addition`."""
     folder = tmp_path_factory.mktemp("trained")
     tiny = ["--rank", str(N), "--train-steps", "12", "--evaluation-size", "64", "--device", "cpu"]
-    one_run = ["--strategies", "random", "--seeds", "2", "--at-once", "1", "--task", "0"]
+    one_run = ["--strategies", "random", "--seeds", "2", "--at-once", "1", "--run", "0"]
     assert compare([*tiny, *one_run, "--batch-size", "16", "--results", str(folder), "--name", "small"]) == 0
     tiny += ["--batch_size", "16", "--save-every", "6", "--seed", "4"]
     for name, options in (

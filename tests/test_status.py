@@ -17,7 +17,7 @@ from experiments.study.status import duration, status_table
 def mixed(tmp_path):
     """A study with a finished, a damaged, a held, two interrupted, a failed, a waiting and a misshapen run."""
     folders = [tmp_path / "shared" / "runs" / "baseline" / f"seed-{k}" for k in range(8)]
-    assert main(small_study(tmp_path, "--strategies", "baseline", "--task", "0")) == 0
+    assert main(small_study(tmp_path, "--strategies", "baseline", "--run", "0")) == 0
     for folder in folders[1:6]:
         folder.mkdir(parents=True)
         (folder / "last.pt").write_bytes(b"damaged")
@@ -57,7 +57,7 @@ def test_status_and_what_other_runs_do_not_stop(mixed, holder, capsys):
     assert re.search(r"^failed: baseline seed 1: .*last.pt cannot be read as a checkpoint", shown.err, re.MULTILINE)
     assert re.search(r"^failed: baseline seed 7: .*is no result of a run", shown.err, re.MULTILINE)
     assert f"left to its holder: baseline seed 2: held by process {pid} on" in shown.err
-    assert "this report is partial, without the 3 runs that have not ended" in shown.err
+    assert "this report is partial, without the 2 runs that have not ended" in shown.err
     assert (folders[3] / "result.json").exists()
     assert (folders[1] / "last.pt").read_bytes() == b"damaged"
     assert main(small_study(results, "--status", "--strategies", "baseline", "--seeds", "0-3,7")) == 0

@@ -15,7 +15,8 @@ from experiments.analysis import report
 from experiments.analysis.metrics import Metric, task_metrics
 from experiments.analysis.objections import outlier_objections
 from experiments.analysis.statistics import geometric_mean, ratio
-from experiments.analysis.tables import Study, format_table, printed_table, summary_rows, table_cells
+from experiments.analysis.tables import Results, format_table, printed_table, summary_rows, table_cells
+from experiments.study.study import Study, known_strategy
 
 METRICS = task_metrics(Inverse)
 CONFIG = ExperimentConfig(rank=3, batch_size=8, train_steps=5, evaluation_size=16)
@@ -27,7 +28,7 @@ class Accurate(Addition):
     higher_is_better = frozenset({"accuracy"})
 
 
-def study(values: dict, metrics=METRICS, failed=()) -> Study:
+def study(values: dict, metrics=METRICS, failed=()) -> Results:
     """values: strategy -> every metric of each seed, the same under both samplers."""
     rows = [
         {
@@ -43,7 +44,11 @@ def study(values: dict, metrics=METRICS, failed=()) -> Study:
         for seed, value in enumerate(row)
         for sampler in ("plain", "innerloop")
     ]
-    return Study(rows, list(values), metrics)
+    return Results(rows, list(values), metrics)
+
+
+def usual(*names) -> Study:
+    return Study("it", {}, [], {name: known_strategy(name) for name in names})
 
 
 def plain_row(summary, strategy="adversarial"):
@@ -52,7 +57,7 @@ def plain_row(summary, strategy="adversarial"):
 
 def cells(values, metrics=METRICS, **options) -> list[str]:
     summary = summary_rows(study(values, metrics, **options), [])
-    return table_cells([plain_row(summary)], metrics)[0]
+    return table_cells([plain_row(summary)], metrics, "baseline")[0]
 
 
 def test_a_task_names_its_columns_and_their_direction():
@@ -115,7 +120,7 @@ def test_runs_above_the_mean_predictor_are_counted_as_spoiled():
     chosen.mean_error = 0.0141
     row = plain_row(summary_rows(chosen, []))
     assert (row["failed"], row["spoiled"]) == (1, 2)
-    assert table_cells([row], METRICS)[0][2] == "3 (1 failed, 2 spoiled)"
+    assert table_cells([row], METRICS, "baseline")[0][2] == "3 (1 failed, 2 spoiled)"
     assert any(
         line.startswith("2 of 4 runs of adversarial are spoiled under plain") for line in outlier_objections(chosen)
     )
@@ -127,7 +132,9 @@ def test_rates_are_compared_in_percentage_points():
     metrics = task_metrics(Accurate)
     found = cells({"baseline": [0.5, 0.6, 0.7], "adversarial": [0.6, 0.7, 0.81]}, metrics)
     assert found[3].startswith("0.7033 [") and found[4].startswith("+10.33 points [+8.90, +11.77]")
-    header = format_table(summary_rows(study({"baseline": [0.5, 0.6]}, metrics), []), metrics).splitlines()[0]
+    header = format_table(summary_rows(study({"baseline": [0.5, 0.6]}, metrics), []), metrics, "baseline").splitlines()[
+        0
+    ]
     assert "difference to baseline" in header and "ood_accuracy" in header and "val_mse" in header
     always = cells({"baseline": [0.0, 0.0, 0.0], "adversarial": [1.0, 1.0, 1.0]}, metrics)  # 0 is a rate like another
     assert always[3] == "1 [1, 1]" and always[4] == "+100.00 points [+100.00, +100.00]"
@@ -135,7 +142,7 @@ def test_rates_are_compared_in_percentage_points():
 
 def test_a_strategy_of_an_ablation_alone_has_no_ratio():
     summary = summary_rows(study({"opt_steps=1": BASE}), [])
-    assert "val_mse_ratio" not in summary[0] and table_cells(summary, METRICS)[0][4] == "-"
+    assert "val_mse_ratio" not in summary[0] and table_cells(summary, METRICS, "baseline")[0][4] == "-"
 
 
 # The whole report, without training
@@ -172,7 +179,7 @@ def reported(tmp_path, monkeypatch, capsys):
         write_study(tmp_path / "it", values, CONFIG, steps)
         if timing:
             (tmp_path / "it" / "timing.json").write_text(json.dumps(timing))
-        report.write_report(tmp_path / "it", CONFIG, ["baseline", "adversarial", "baseline-compute"])
+        report.write_report(tmp_path / "it", CONFIG, usual("baseline", "adversarial", "baseline-compute"))
         return (tmp_path / "it" / "report.md").read_text(), capsys.readouterr()
 
     return write
@@ -180,7 +187,9 @@ def reported(tmp_path, monkeypatch, capsys):
 
 def test_times_that_cannot_be_read_are_named_before_anything_is_written(reported, tmp_path):
     with pytest.raises(ConfigError, match=r"adversarial in .*timing.json is None; allowed: a positive number"):
-        reported({"baseline": [0.02], "adversarial": [0.01]}, timing={"batch_size": 8, "baseline": 0.1})
+        reported(
+            {"baseline": [0.02], "adversarial": [0.01]}, timing={"batch_size": 8, "baseline": 0.1, "adversarial": None}
+        )
     assert not (tmp_path / "it.runs.csv").exists()
 
 
@@ -190,8 +199,8 @@ def test_a_report_begins_with_the_verdict_at_equal_compute(reported, tmp_path):
     text, printed = reported(values, {"baseline-compute": 14}, timing)
     parts = [line for line in text.splitlines() if line]
     assert parts[2:4] == [
-        "## Verdict at equal compute",
-        "Verdict at equal compute (mlp, 5 steps × 8, plain): no difference beyond 5%.",
+        "## Verdict",
+        "Verdict at equal FLOPs (mlp, 5 steps × 8, plain): no difference beyond 5%.",
     ]
     order = ["the four criteria", "what speaks against it", "## table", "correlation", "## all runs"]
     places = [text.lower().index(words) for words in order]
@@ -231,7 +240,7 @@ def test_a_report_names_a_damaged_run_and_has_the_others(reported, tmp_path, dam
     path.write_text(json.dumps(result))
     (tmp_path / "it/runs/adversarial/seed-1/config.json").write_text("[1]")  # of a run without a result: none of it
     (tmp_path / "it/runs/adversarial/seed-1/result.json").unlink()
-    damaged = report.write_report(tmp_path / "it", CONFIG, ["baseline"])
+    damaged = report.write_report(tmp_path / "it", CONFIG, usual("baseline", "adversarial"))
     assert list(damaged) == [path.parent] and str(path) in damaged[path.parent]
     assert f"- left out: {path}" in (tmp_path / "it" / "report.md").read_text()
     with open(tmp_path / "it.runs.csv", newline="") as file:
@@ -245,7 +254,7 @@ def test_a_report_of_runs_of_other_data_is_refused(reported, tmp_path):
     made = {"source": "a file", "fingerprint": [number + 1 for number in describe_data(CONFIG)["fingerprint"]]}
     path.write_text(json.dumps(json.loads(path.read_text()) | {"data": made}))
     with pytest.raises(ConfigError, match=r"seed-0 was made from other data: there a file .*, now generated"):
-        report.write_report(tmp_path / "it", CONFIG, ["baseline"])
+        report.write_report(tmp_path / "it", CONFIG, usual("baseline", "adversarial"))
 
 
 @pytest.mark.parametrize(
@@ -270,7 +279,7 @@ def test_the_printed_table_fits_a_wide_screen():
         {"strategy": "public, adversarial", "sampler": "published, not rerun", "n": 10, "val_mse": 0.009777},
     ]
     values = {"baseline": BASE, "baseline-compute": [0.009838, 0.009731, 0.009946, 0.0098]}
-    table = printed_table(summary_rows(study(values), references), METRICS)
+    table = printed_table(summary_rows(study(values), references), METRICS, "baseline")
     assert max(map(len, table.splitlines())) <= 150
     assert {"val_mse", "ood_mse", "recon_error"} <= set(table.split())
 
@@ -278,12 +287,13 @@ def test_the_printed_table_fits_a_wide_screen():
 def test_of_many_metrics_a_screen_shows_those_that_fit_and_the_report_all():
     metrics = task_metrics(ShortestPath)
     summary = summary_rows(study({"baseline": [0.5, 0.6], "adversarial": [0.55, 0.7]}, metrics), [])
-    printed, whole = printed_table(summary, metrics), format_table(summary, metrics, "github")
+    printed = printed_table(summary, metrics, "baseline")
+    whole = format_table(summary, metrics, "baseline", "github")
     assert max(map(len, printed.splitlines())) <= 150
     assert "val_first_step_shortens" in printed and "ood_first_step_shortens" in printed
     assert all(metric.column in whole for metric in metrics)
     few = tuple(Metric(f"{difficulty}_{name}", rate=True) for name in "abcd" for difficulty in ("val", "ood"))
-    header = printed_table(summary_rows(study({"baseline": [0.5, 0.6]}, few), []), few).split("\n")[0]
+    header = printed_table(summary_rows(study({"baseline": [0.5, 0.6]}, few), []), few, "baseline").split("\n")[0]
     assert header.split()[11:-2] == ["ood_a", "val_b", "val_c", "ood_b", "ood_c"]
 
 
@@ -294,7 +304,7 @@ def test_a_band_that_no_run_has_is_no_column():
     for row in chosen.rows:
         row["val_solved_0_to_24_givens"] = nan
     summary = summary_rows(chosen, [{"strategy": "guess", "sampler": "reference", "val_solved_0_to_24_givens": nan}])
-    table = format_table(summary, metrics)
+    table = format_table(summary, metrics, "baseline")
     assert "val_solved_0_to_24_givens" not in table and "0 of 2 finite" not in table
     assert "ood_solved_0_to_24_givens" in table and "1 of 2 finite" in table
 

@@ -5,7 +5,7 @@ import torch
 from conftest import assert_same_weights, weights
 
 from diffusion_lib.build import build_diffusion
-from diffusion_lib.config import ExperimentConfig
+from diffusion_lib.config import configure
 from diffusion_lib.denoising_diffusion_pytorch_1d import Trainer1D
 from diffusion_lib.evaluation import EvaluationSet, sampler_metrics
 from diffusion_lib.tasks import TASKS
@@ -26,7 +26,7 @@ def mode_of(name: str) -> str:
 
 def diffusion_of(name: str, model: str, rank: int = 2):
     task = small_task(name, rank)
-    return build_diffusion(ExperimentConfig(dataset=name, model=model), {"mode": mode_of(name)}, 0, task), task
+    return build_diffusion(configure({"dataset": name, "model": model, "mode": mode_of(name)}), 0, task), task
 
 
 def trainer_of(name: str, model: str, folder) -> Trainer1D:

@@ -11,7 +11,7 @@ from experiments.analysis import verdict
 from experiments.analysis.metrics import Metric
 from experiments.analysis.objections import objections
 from experiments.analysis.statistics import Difference, Ratio, difference, ratio
-from experiments.analysis.tables import Study
+from experiments.analysis.tables import Results
 from experiments.analysis.verdict import RULE, criteria_lines, scenario, time_clause, verdict_lines
 
 MSE, ACCURACY = Metric("val_mse"), Metric("val_accuracy", rate=True)
@@ -86,7 +86,7 @@ def test_the_rule_states_every_scenario_and_threshold():
 # A study's lines
 
 
-def study(values: dict, metrics=METRICS, steps=None, failed=(), **columns) -> Study:
+def study(values: dict, metrics=METRICS, steps=None, failed=(), **columns) -> Results:
     """values: strategy -> main metric of each seed, under plain and, 1% lower, under innerloop."""
     rows = [
         {
@@ -102,7 +102,7 @@ def study(values: dict, metrics=METRICS, steps=None, failed=(), **columns) -> St
         for seed, value in enumerate(row)
         for sampler, scale in (("plain", 1), ("innerloop", 0.99))
     ]
-    return Study(rows, list(values), metrics)
+    return Results(rows, list(values), metrics)
 
 
 BASE = np.array([0.010, 0.011, 0.0105, 0.0098, 0.0102])
@@ -113,13 +113,14 @@ STEPS = {"baseline-compute": 14_000}
 
 def test_a_verdict_names_model_budget_and_sampler():
     lines = verdict_lines(study(ALL, steps=STEPS), CONFIG)
-    assert lines[0] == "Verdict at equal compute (mlp, 5,000 steps × 128, plain): no difference beyond 5%."
-    assert lines[2] == "Verdict at equal compute (mlp, 5,000 steps × 128, innerloop): no difference beyond 5%."
+    assert lines[0] == "Verdict at equal FLOPs (mlp, 5,000 steps × 128, plain): no difference beyond 5%."
+    assert lines[2] == "Verdict at equal FLOPs (mlp, 5,000 steps × 128, innerloop): no difference beyond 5%."
     found = ratio(ALL["adversarial"], BASE)
     assert lines[1].startswith(
         f"- val_mse {found.ratio:.3f}× [{found.low:.3f}, {found.high:.3f}] over 5 paired seeds, p "
     )
-    assert lines[1].endswith("baseline-compute: 14,000 steps × 128.") and len(lines) == 4
+    assert lines[1].endswith("baseline-compute: 14,000 steps × 128.") and len(lines) == 8
+    assert lines[4].startswith("Verdict at equal steps (mlp, 5,000 steps × 128, plain): helps")
 
 
 def test_the_verdict_compares_with_the_longer_baseline():
@@ -131,17 +132,18 @@ def test_the_verdict_compares_with_the_longer_baseline():
 @pytest.mark.parametrize("absent", ["baseline-compute", "adversarial"])
 def test_without_equal_compute_one_line_says_so(absent):
     lines = verdict_lines(study({name: row for name, row in ALL.items() if name != absent}), CONFIG)
-    assert lines == [f"No verdict at equal compute, since these were not run: {absent}."]
+    assert lines[0] == (f"No verdict at equal FLOPs, since these were not run: {absent}.")
+    assert (len(lines) == 1) is (absent == "adversarial")  # else there are still equal steps
 
 
 def test_too_few_seeds_and_errors_of_zero_are_said():
     few = verdict_lines(study({name: row[:2] for name, row in ALL.items()}), CONFIG)
-    assert few[0] == "No verdict (mlp, 5,000 steps × 128, plain): the paired seeds, 2, are fewer than 3."
+    assert few[0] == "No verdict at equal FLOPs (mlp, 5,000 steps × 128, plain): the paired seeds, 2, are fewer than 3."
     assert "over 2 paired seeds" in few[1]
     one = verdict_lines(study({name: row[:1] for name, row in ALL.items()}), CONFIG)
-    assert len(one) == 2 and not any("nan" in line for line in one)
+    assert len(one) == 4 and not any("nan" in line for line in one)
     zero = verdict_lines(study({**ALL, "adversarial": np.array([0.0, *BASE[1:]])}), CONFIG)
-    assert zero[0].endswith("plain): a val_mse of exactly 0 has no ratio.") and len(zero) == 2
+    assert zero[0].endswith("plain): a val_mse of exactly 0 has no ratio.") and len(zero) == 4
 
 
 def test_diverged_runs_are_counted():

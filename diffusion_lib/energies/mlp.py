@@ -32,7 +32,7 @@ class PlainEBM(EnergyModel):
 
     Gains and shifts are learned functions of the noise level. Parameter names are those of IRED's checkpoints.
     E can be differentiated by autograd to any order, in x, in the inputs and in the parameters.
-    `product` multiplies all large matrices: see diffusion_lib.training.precision.
+    `product` multiplies all large matrices: see diffusion_lib.precision.
     """
 
     product = staticmethod(torch.matmul)

@@ -10,13 +10,9 @@ from typing import NamedTuple
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from diffusion_lib.seeds import seeded_generator
+from diffusion_lib.seeds import CORRUPTION, DATA, LEVELS_AND_NOISE, NCE_NOISE, seeded_generator
 from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.tasks.base import ItemTask, Task, as_task, mask_of
-
-# The uses of a run's seed: each has a stream of its own, so that adding one leaves the others as they are.
-INITIAL_WEIGHTS, DATA, LEVELS_AND_NOISE, NCE_NOISE = "initial weights", "data", "levels and noise", "nce noise"
-CORRUPTION, DROPOUT = "corruption", "dropout"
 
 
 class Batch(NamedTuple):

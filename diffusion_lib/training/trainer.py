@@ -12,19 +12,19 @@ from torch.optim import Adam
 from diffusion_lib.checkpoint import checkpoint_path, load_checkpoint, other_model_error, require_own, save_checkpoint
 from diffusion_lib.energies import EnergyModel
 from diffusion_lib.evaluation import EvaluationSet, Share, sampler_metrics
+from diffusion_lib.precision import denormals_flushed
 from diffusion_lib.released_api import TRAINER_DEFAULTS, ReleasedTrainerCalls, require_defaults, require_metric
-from diffusion_lib.seeds import derive_seed, seeded_generator
+from diffusion_lib.seeds import DROPOUT, derive_seed, seeded_generator
 from diffusion_lib.system.checks import plain, require_fraction, require_positive, require_whole, with_plain_numbers
 from diffusion_lib.system.defaults import torchs_defaults
+from diffusion_lib.system.device import make_accelerator, prepare
 from diffusion_lib.system.errors import ConfigError, Interrupted, NonFiniteLossError
 from diffusion_lib.system.files import write_csv
 from diffusion_lib.system.memory import keep_freed_memory
 from diffusion_lib.system.progress import Progress
 from diffusion_lib.system.signals import stop_requests
 from diffusion_lib.tasks.base import as_task, has_mask
-from diffusion_lib.training.batches import DROPOUT, stream_of
-from diffusion_lib.training.device import make_accelerator, prepare
-from diffusion_lib.training.precision import denormals_flushed
+from diffusion_lib.training.batches import stream_of
 from diffusion_lib.training.step import TrainStep
 
 MAX_GRADIENT_NORM = 1.0

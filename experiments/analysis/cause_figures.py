@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from diffusion_lib.training.flops import recorded_flops
-from diffusion_lib.training.run_folder import read_config
+from diffusion_lib.flops import recorded_flops
+from diffusion_lib.run_folder import read_config
 from experiments.analysis.figures import (
     choose_scale,
     drawing,
@@ -20,13 +20,13 @@ from experiments.analysis.figures import (
 )
 from experiments.analysis.landscape_figures import LEVEL_PANELS, draw, ranked_panels, rows_with_runs
 from experiments.analysis.references import REGRESSION
-from experiments.analysis.tables import Study
+from experiments.analysis.tables import Results
 
 OWN = "auc_adversarial"
 
 
 @guarded
-def causes_figure(study_folder: Path, diagnoses, study: Study, path: Path):
+def causes_figure(study_folder: Path, diagnoses, study: Results, path: Path):
     """What the energies rank, by level; what more descents do to the metric; how often the gradient was clipped.
 
     Of a model without an energy the last one alone.
@@ -63,7 +63,7 @@ def draw_clipped(axis, study_folder: Path, strategies: list[str]):
 
 
 @guarded
-def gap_figure(study_folder: Path, study: Study, references: list[dict], path: Path):
+def gap_figure(study_folder: Path, study: Results, references: list[dict], path: Path):
     """Errors along the training over linear regression's, against the training's FLOPs: a line for each seed."""
     line = next(row for row in references if row["strategy"] == REGRESSION)
     with drawing(path, (9, 3.6), 1, 2) as axes:

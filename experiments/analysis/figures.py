@@ -16,12 +16,12 @@ from threading import RLock
 import numpy as np
 from scipy.stats import gmean
 
+from diffusion_lib.run_folder import run_folders
 from diffusion_lib.system.errors import say
 from diffusion_lib.system.files import read_csv, write_atomic
-from diffusion_lib.training.run_folder import run_folders
 from experiments.analysis.metrics import Metric
 from experiments.analysis.references import REFERENCE
-from experiments.analysis.tables import Study
+from experiments.analysis.tables import Results
 
 
 def import_matplotlib():
@@ -192,7 +192,7 @@ LOSS = Metric("loss_denoise")
 
 
 @guarded
-def learning_curves(study_folder: Path, study: Study, references: list[dict], path: Path):
+def learning_curves(study_folder: Path, study: Results, references: list[dict], path: Path):
     """Loss and the first metric of both difficulties against the step: mean over seeds, and the band of all."""
     shown = (LOSS, *study.metrics[:2])
     with panels(path, len(shown), most=len(shown)) as axes:
@@ -265,7 +265,7 @@ def join_pairs(axis, values: np.ndarray):
 
 
 @guarded
-def interval_plot(study: Study, references: list[dict], path: Path):
+def interval_plot(study: Results, references: list[dict], path: Path):
     """Every run as a point, those of a seed joined, beside the mean and its 95% interval: difficulties by samplers."""
     colors, metrics, samplers = strategy_colors(study.strategies), study.metrics[:2], study.samplers
     with drawing(path, (5 * len(samplers), 3.3 * len(metrics)), len(metrics), len(samplers)) as axes:

@@ -19,9 +19,9 @@ from experiments.analysis.figures import (
     share_scale,
     strategy_colors,
 )
-from experiments.analysis.landscape import MINED, diagnose
 from experiments.analysis.metrics import Metric
-from experiments.analysis.tables import HEADLINE_SAMPLER, Study
+from experiments.analysis.tables import HEADLINE_SAMPLER, Results
+from experiments.study.landscape import MINED, diagnose
 from experiments.study.run import diagnosed_size, evaluation_sets
 
 RANKED = "P(E(real) < E(fake))"
@@ -42,7 +42,7 @@ LEVEL_PANELS = {
 PARTS = ("levels", "inner_steps", "diffusion_steps", "conditioning")
 
 
-def read_diagnoses(folder: Path, config: ExperimentConfig, study: Study) -> dict[tuple[str, int], dict]:
+def read_diagnoses(folder: Path, config: ExperimentConfig, study: Results) -> dict[tuple[str, int], dict]:
     """(strategy, seed) -> the diagnosis of each finished run of a study; without those that cannot be diagnosed."""
     finished = [r for r in study.rows if r["sampler"] == HEADLINE_SAMPLER and r["status"] == "finished"]
     found = {(row["strategy"], row["seed"]): run_diagnosis(folder / row["run"], config) for row in finished}
@@ -62,7 +62,7 @@ def run_diagnosis(run: Path, config: ExperimentConfig) -> dict | None:
     return read_json(path)
 
 
-def write_landscape(folder: Path, study: Study, task, diagnoses: dict[tuple[str, int], dict]):
+def write_landscape(folder: Path, study: Results, task, diagnoses: dict[tuple[str, int], dict]):
     """The figures of all diagnoses and their CSVs, of the parts that the task and its model have."""
     for part in PARTS:
         rows = rows_with_runs(diagnoses, part)
@@ -125,7 +125,7 @@ def level_figure(diagnoses, strategies, path: Path):
         legend_below(axes)
 
 
-def effort_panels(diagnoses, study: Study, task) -> list[tuple[str, str, str, Metric, str, str]]:
+def effort_panels(diagnoses, study: Results, task) -> list[tuple[str, str, str, Metric, str, str]]:
     """Part, x, y, the metric of y, title and label of x: of the parts that have more than one place."""
     val, hardness = study.metrics[0], f"{task.difficulty_name}, from"
     shown = [
@@ -137,7 +137,7 @@ def effort_panels(diagnoses, study: Study, task) -> list[tuple[str, str, str, Me
 
 
 @guarded
-def effort_figure(diagnoses, study: Study, task, path: Path):
+def effort_figure(diagnoses, study: Results, task, path: Path):
     """The first metric against inner steps, against diffusion steps, and against how hard a problem is."""
     shown = effort_panels(diagnoses, study, task)
     with panels(path, len(shown), most=4) as axes:

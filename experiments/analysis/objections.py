@@ -9,15 +9,16 @@ from diffusion_lib.evaluation import SAMPLERS
 from experiments.analysis.metrics import Metric, number
 from experiments.analysis.references import PUBLISHED, REFERENCE
 from experiments.analysis.statistics import Paired
-from experiments.analysis.tables import Study
-from experiments.analysis.verdict import ADVERSARIAL, BASELINE, COMPUTE, as_loss, equal_compute
+from experiments.analysis.tables import Results
+from experiments.analysis.verdict import COMPUTE, as_loss
+from experiments.study.study import FLOPS, Pair
 
 EXACT_PAIRS = 6  # pairs that an exact two-sided test at 5% needs: 2 of 2^5 sign flips are 0.063
 OUTLIER = 2.0  # times the median
 COMPUTE_TOLERANCE = 0.02
 
 
-def objections(study: Study, config: ExperimentConfig, references: list[dict]) -> list[str]:
+def objections(study: Results, config: ExperimentConfig, references: list[dict]) -> list[str]:
     """Sentences; references: the rows of predictors and of what others published."""
     return [
         *compute_objections(study),
@@ -30,27 +31,29 @@ def objections(study: Study, config: ExperimentConfig, references: list[dict]) -
     ]
 
 
-def compute_objections(study: Study) -> list[str]:
+def compute_objections(study: Results) -> list[str]:
     """That nothing, or not quite the same, was trained at equal compute."""
-    if ADVERSARIAL not in study.strategies:
+    if not study.label("plain"):
         return []
-    if COMPUTE not in study.strategies:
-        return [f"{COMPUTE} was not run: at equal steps mining has more compute than {BASELINE}."]
-    flops = study.values("train_flops", "plain")
-    share = flops[ADVERSARIAL] / flops[COMPUTE]
-    if not np.isfinite(share).any():
-        return [f"the training FLOPs of {ADVERSARIAL} and {COMPUTE} were not counted."]
-    spent = np.nanmean(share)
-    if abs(spent - 1) > COMPUTE_TOLERANCE:
-        return [f"the compute is not equal: {ADVERSARIAL} was trained with {spent:.2f}× the FLOPs of {COMPUTE}."]
-    return []
+    pairs = dict.fromkeys(study.pair(FLOPS).values())
+    if not pairs:
+        return [f"{COMPUTE} was not run: at equal steps mining has more compute than {study.base}."]
+    flops, lines = study.values("train_flops", "plain"), []
+    for _, treated, other in pairs:
+        share = flops[treated] / flops[other]
+        if not np.isfinite(share).any():
+            lines.append(f"the training FLOPs of {treated} and {other} were not counted.")
+        elif abs(np.nanmean(share) - 1) > COMPUTE_TOLERANCE:
+            spent = np.nanmean(share)
+            lines.append(f"the compute is not equal: {treated} was trained with {spent:.2f}× the FLOPs of {other}.")
+    return lines
 
 
-def seed_objections(study: Study) -> list[str]:
+def seed_objections(study: Results) -> list[str]:
     """What so few pairs cannot show, and whether pairing them brought anything."""
     lines, metric = [], study.metrics[0]
-    known = {sampler: pair for sampler, pair in main_comparisons(study).items() if pair[1] and pair[1].n > 1}
-    for sampler, (baseline, found) in known.items():
+    known = {sampler: each for sampler, each in main_comparisons(study).items() if each[1] and each[1].n > 1}
+    for sampler, (pair, found) in known.items():
         lines.append(
             f"{sampler}: in 80% of studies {found.n} seeds of this spread show an effect of "
             f"{metric.effect_words(found.smallest_detectable, math.nan, math.nan)} or a larger one; a smaller one "
@@ -59,7 +62,7 @@ def seed_objections(study: Study) -> list[str]:
         if found.correlation <= 0:
             welch = metric.effect_words(metric.value(found), found.welch_low, found.welch_high)
             lines.append(
-                f"{sampler}: pairing brought nothing, the correlation of {ADVERSARIAL} and {baseline} is "
+                f"{sampler}: pairing brought nothing, the correlation of {pair.treated} and {pair.other} is "
                 f"{found.correlation:.2f}; unpaired: {welch}, p {found.welch_p:.2g}."
             )
     fewest = min((found.n for _, found in known.values()), default=EXACT_PAIRS)
@@ -71,17 +74,13 @@ def seed_objections(study: Study) -> list[str]:
     return lines
 
 
-def main_comparisons(study: Study) -> dict[str, tuple[str, Paired | None]]:
-    """By sampler what adversarial is compared with, at equal compute where that was run, and the comparison."""
-    if ADVERSARIAL not in study.strategies or not {BASELINE, COMPUTE} & set(study.strategies):
-        return {}
-    metric = study.metrics[0]
-    if COMPUTE in study.strategies:
-        return {sampler: (COMPUTE, found) for sampler, found in equal_compute(study, metric).items()}
-    return {s: (BASELINE, study.comparison(ADVERSARIAL, BASELINE, metric, s)) for s in SAMPLERS}
+def main_comparisons(study: Results) -> dict[str, tuple[Pair, Paired | None]]:
+    """By sampler the pair that decides, at equal FLOPs where that was run, and its comparison."""
+    pairs = study.pair()
+    return {s: (pair, study.comparison(pair.treated, pair.other, study.metrics[0], s)) for s, pair in pairs.items()}
 
 
-def metric_objections(study: Study) -> list[str]:
+def metric_objections(study: Results) -> list[str]:
     """Where another metric or sampler says otherwise than the metric that decides, under the first sampler.
 
     A sentence for each way in which they do.
@@ -90,21 +89,21 @@ def metric_objections(study: Study) -> list[str]:
     known = [(study.metrics[0], sampler, found) for sampler, (_, found) in main.items() if found and found.n > 1]
     if not known:
         return []
-    baseline = next(iter(main.values()))[0]
     others = [
-        (metric, sampler, study.comparison(ADVERSARIAL, baseline, metric, sampler))
+        (metric, sampler, study.comparison(pair.treated, pair.other, metric, sampler))
         for metric in study.metrics[1:]
-        for sampler in SAMPLERS
+        for sampler, (pair, _) in main.items()
     ]
     first, *rest = known
+    pair = main[first[1]][0]
     here = _side(first[0], first[2])
     otherwise = {side: [] for side in ("better", "neither better nor worse", "worse") if side != here}
     for metric, sampler, found in [*rest, *others]:
         if found and found.n > 1 and (side := _side(metric, found)) != here:
             otherwise[side].append(f"{metric.column} under {sampler} {metric.words(found)}, p {found.p:.2g}")
     return [
-        f"by {first[0].column} under {first[1]} {ADVERSARIAL} is {here} than {baseline}, but {side} (p not adjusted) "
-        f"by {'; '.join(numbers)}."
+        f"by {first[0].column} under {first[1]} {pair.treated} is {here} than {pair.other}, but {side} (p not "
+        f"adjusted) by {'; '.join(numbers)}."
         for side, numbers in otherwise.items()
         if numbers
     ]
@@ -116,7 +115,7 @@ def _side(metric: Metric, comparison: Paired) -> str:
     return "better" if high < 0 else "worse" if low > 0 else "neither better nor worse"
 
 
-def outlier_objections(study: Study) -> list[str]:
+def outlier_objections(study: Results) -> list[str]:
     """Strategies that one run can decide, and the runs that diverged or are spoiled."""
     lines, metric = [], study.metrics[0]
     for strategy in study.strategies:
@@ -139,7 +138,7 @@ def outlier_objections(study: Study) -> list[str]:
     return lines
 
 
-def finite_objections(study: Study) -> list[str]:
+def finite_objections(study: Results) -> list[str]:
     """Strategies whose samples of one set diverged in some runs, which means and pairs leave out."""
     lines = []
     for strategy in study.strategies:
@@ -157,7 +156,7 @@ def finite_objections(study: Study) -> list[str]:
     return lines
 
 
-def reference_objections(study: Study, references: list[dict]) -> list[str]:
+def reference_objections(study: Results, references: list[dict]) -> list[str]:
     """The predictors without training that adversarial, under its better sampler, does not beat in the first metric.
 
     On the usual problems, the harder ones, or both; in one sentence.
@@ -172,21 +171,20 @@ def reference_objections(study: Study, references: list[dict]) -> list[str]:
         ]
         if better:
             unbeaten.append(f"{row['strategy']} ({', '.join(better)})")
-    return [f"{ADVERSARIAL} does not beat {'; '.join(unbeaten)}."] if unbeaten else []
+    return [f"{study.treated} does not beat {'; '.join(unbeaten)}."] if unbeaten else []
 
 
-def _best_mean(study: Study, metric: Metric) -> float:
-    """Adversarial's under the sampler where it is better; nan where none has one."""
-    if ADVERSARIAL not in study.strategies:
-        return math.nan
-    means = [metric.mean(study.values(metric.column, sampler)[ADVERSARIAL]).mean for sampler in study.samplers]
+def _best_mean(study: Results, metric: Metric) -> float:
+    """The treatment's under the sampler where it is better; nan where none has one."""
+    labels = {sampler: label for sampler in study.samplers if (label := study.label(sampler))}
+    means = [metric.mean(study.values(metric.column, sampler)[label]).mean for sampler, label in labels.items()]
     means = [mean for mean in means if math.isfinite(mean)]
     return (max if metric.rate else min)(means, default=math.nan)
 
 
-def budget_objections(study: Study, config: ExperimentConfig, references: list[dict]) -> list[str]:
+def budget_objections(study: Results, config: ExperimentConfig, references: list[dict]) -> list[str]:
     """How small the budget is beside a published one."""
-    steps = study.train_steps(ADVERSARIAL)
+    steps = study.train_steps(study.label("plain"))
     seen, published = max(steps, default=0) * config.batch_size, _published_examples(references)
     if not seen or seen >= published:
         return []

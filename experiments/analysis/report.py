@@ -8,10 +8,10 @@ from tabulate import tabulate
 from diffusion_lib.build import describe_data
 from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.evaluation import SAMPLERS
+from diffusion_lib.run_folder import read_environment, require_study_data, shown
 from diffusion_lib.system.errors import ConfigError, show
 from diffusion_lib.system.files import read_json, write_atomic, write_csv, write_json
 from diffusion_lib.tasks import TASKS
-from diffusion_lib.training.run_folder import read_environment, require_study_data, shown
 from experiments.analysis.cause_figures import causes_figure, gap_figure
 from experiments.analysis.example_figure import example_figure
 from experiments.analysis.figures import interval_plot, learning_curves
@@ -20,9 +20,10 @@ from experiments.analysis.metrics import number, task_metrics
 from experiments.analysis.objections import objections
 from experiments.analysis.references import REGRESSION, mean_error, published_rows, reference_rows
 from experiments.analysis.runs import read_ended
+from experiments.analysis.setting_figure import setting_figure
 from experiments.analysis.tables import (
     HEADLINE_SAMPLER,
-    Study,
+    Results,
     defined,
     first_metrics,
     format_table,
@@ -33,21 +34,17 @@ from experiments.analysis.tables import (
     tidy_rows,
 )
 from experiments.analysis.verdict import (
-    ADVERSARIAL,
-    BASELINE,
-    COMPUTE,
     RULE,
     criteria_lines,
     equal_compute,
     verdict_lines,
 )
 from experiments.study.run import diagnosed_size, evaluation_sets
-from experiments.study.step_times import read_step_times
+from experiments.study.study import FLOPS, STEPS, Study
+from experiments.study.timing import read_step_times
 
-QUESTION = "Does adversarial negative mining make an IRED energy-based diffusion model better?"
 
-
-def write_report(folder: Path, config: ExperimentConfig, strategies: list[str]) -> dict[Path, str]:
+def write_report(folder: Path, config: ExperimentConfig, declared: Study) -> dict[Path, str]:
     """Collect the runs in `folder`; write and print everything; return, by folder, what is wrong with damaged runs.
 
     Raises ConfigError where no run has ended.
@@ -58,30 +55,33 @@ def write_report(folder: Path, config: ExperimentConfig, strategies: list[str]) 
     require_study_data(
         folder, describe_data(config), "Start it where the first data are, or remove the runs of one of them"
     )
-    timing = read_step_times(folder)
     sets = evaluation_sets(config, config.evaluation_size, "cpu")
     task = sets[0].task
     metrics = task_metrics(task)
     references = reference_rows(sets, metrics) + published_rows(task, config)
-    study = Study(rows, strategies, metrics, mean_error(references, metrics[0]))
+    study = Results(rows, declared, metrics, mean_error(references, metrics[0]))
+    timing = read_step_times(folder, next(iter(study.pair(STEPS).values()), ())[1:])
     summary = summary_rows(study, references)
     write_tables(folder, config, study, summary, task_name(task))
     diagnoses = read_diagnoses(folder, config, study)
     write_figures(folder, config, study, task, references, diagnoses)
+    if declared.vary:
+        setting_figure(study, declared, references, path=folder / "settings.png")
     verdict, criteria = verdict_lines(study, config), criteria_lines(study, config, timing)
     left_out = [f"left out: {reason}" for reason in damaged.values()]
     against = [f"- {sentence}" for sentence in [*left_out, *objections(study, config, references)]]
-    parts = [*gap_parts(folder, references), *diagnosis_parts(folder, diagnoses, task)]
-    text = report_text(folder, config, study, summary, (verdict, criteria, against), parts)
+    parts = [*setting_parts(folder, declared), *gap_parts(folder, references)]
+    parts += diagnosis_parts(folder, diagnoses, task)
+    text = report_text(folder, config, study, summary, (verdict, criteria, against), parts, declared.question)
     write_atomic(folder / "report.md", text)
     show(what_was_trained(folder.name, config, study, task_name(task)))
-    show(printed_table(summary, study.metrics))
+    show(printed_table(summary, study.metrics, study.base))
     show("\n".join([original_pairing(study), *verdict, *criteria, "What speaks against it:", *against]))
     show(f"Report: {folder / 'report.md'}")
     return damaged
 
 
-def write_figures(folder: Path, config, study: Study, task, references: list[dict], diagnoses: dict):
+def write_figures(folder: Path, config, study: Results, task, references: list[dict], diagnoses: dict):
     """All figures that the references and the diagnoses allow."""
     learning_curves(folder, study, references, path=folder / "learning_curves.png")
     interval_plot(study, references, path=folder / "intervals.png")
@@ -109,20 +109,20 @@ def task_name(task) -> str:
     return next(name for name, kind in TASKS.items() if kind is type(task))
 
 
-def write_tables(folder: Path, config, study: Study, summary: list[dict], task: str):
+def write_tables(folder: Path, config, study: Results, summary: list[dict], task: str):
     """The CSVs of the runs, and the table as LaTeX."""
     write_csv(folder.with_name(f"{folder.name}.runs.csv"), study.rows)
     write_csv(folder.with_name(f"{folder.name}.summary.csv"), summary)
     write_csv(folder.with_name(f"{folder.name}.tidy.csv"), tidy_rows(study, folder.name, task, config))
-    if {ADVERSARIAL, COMPUTE} <= set(study.strategies):
+    if len(set(study.pair(FLOPS).values())) == 1:
         write_csv(folder / "equal_compute.csv", equal_compute_rows(study))
     runs = dict.fromkeys(row["run"] for row in study.rows)  # each has a row for every sampler
     write_json(folder / "configs.json", {run: read_json(folder / run / "config.json") for run in runs})
-    write_atomic(folder / "table.tex", printed_table(summary, study.metrics, "latex_booktabs") + "\n")
+    write_atomic(folder / "table.tex", printed_table(summary, study.metrics, study.base, "latex_booktabs") + "\n")
 
 
-def equal_compute_rows(study: Study) -> list[dict]:
-    """Adversarial against baseline-compute: a row per metric and sampler."""
+def equal_compute_rows(study: Results) -> list[dict]:
+    """The pair at equal FLOPs: a row per metric and sampler."""
     return [
         {"metric": metric.column, "sampler": sampler, **(metric.columns(found) if found else {})}
         for metric in study.metrics
@@ -130,7 +130,7 @@ def equal_compute_rows(study: Study) -> list[dict]:
     ]
 
 
-def what_was_trained(name: str, config: ExperimentConfig, study: Study, task: str) -> str:
+def what_was_trained(name: str, config: ExperimentConfig, study: Results, task: str) -> str:
     """What stands above the table: it has the strategies, samplers, seeds (n) and seconds of training."""
     others = [
         f"{strategy} {' or '.join(f'{steps:,}' for steps in study.train_steps(strategy))}"
@@ -145,25 +145,25 @@ def what_was_trained(name: str, config: ExperimentConfig, study: Study, task: st
     )
 
 
-def report_text(folder, config, study, summary, found: tuple, further: list[str]) -> str:
+def report_text(folder, config, study, summary, found: tuple, further: list[str], question: str) -> str:
     """The whole report. found: the lines of verdict, criteria and objections; further: sections of some studies."""
     verdict, criteria, against = found
     first = study.metrics[0]
     parts = [
         f"# {folder.name}",
-        QUESTION,
-        "## Verdict at equal compute",
+        question,
+        "## Verdict",
         paragraphs(verdict),
         "## The four criteria of the first protocol",
-        "\n".join(criteria) or f"{ADVERSARIAL} and {BASELINE} were not both run.",
+        "\n".join(criteria) or "They are for a study with one pair at equal steps.",
         "## What speaks against it",
         "\n".join(against) or "Nothing that the report looks for.",
         "## Table",
         table_words(folder, config, study),
-        format_table(summary, study.metrics, "github"),
+        format_table(summary, study.metrics, study.base, "github"),
         original_pairing(study) + ".",
         "## Pairs and tests",
-        f"Of {first.column}, each strategy against {BASELINE}. The Holm family is the strategies of one metric under "
+        f"Of {first.column}, each strategy against {study.base}. The Holm family is the strategies of one metric under "
         "one sampler; these comparisons are secondary and exploratory. Five pairs cannot give an exact two-sided p "
         "below 0.063. *Smallest*: the effect that these seeds would show in 80% of studies.",
         pair_table(study),
@@ -173,7 +173,7 @@ def report_text(folder, config, study, summary, found: tuple, further: list[str]
         "## Learning curves",
         image(folder, "learning_curves", "learning curves"),
         "## Cost",
-        cost_table(summary),
+        cost_table(summary, study.base),
         *further,
         "## The rule",
         RULE,
@@ -188,12 +188,12 @@ def paragraphs(lines: list[str]) -> str:
     return "".join(line + "\n" if line.startswith("- ") else f"\n{line}\n\n" for line in lines).strip()
 
 
-def table_words(folder: Path, config: ExperimentConfig, study: Study) -> str:
+def table_words(folder: Path, config: ExperimentConfig, study: Results) -> str:
     kinds = {metric.rate: metric for metric in study.metrics}
     means = "geometric means" if False in kinds else "means"
     return (
         f"Over seeds {means} with 95% t-intervals, on {config.evaluation_size:,} fixed problems of each difficulty; "
-        f"the {study.metrics[0].effect} to {BASELINE} is paired by seed, its p adjusted by Holm's method over the "
+        f"the {study.metrics[0].effect} to {study.base} is paired by seed, its p adjusted by Holm's method over the "
         "strategies of one sampler. Rows marked *published, not rerun* are what others report, on sets of their own. "
         "All columns, the interquartile means and the exact and unpaired tests among them, are in "
         f"[{folder.name}.summary.csv](../{folder.name}.summary.csv), all runs in "
@@ -203,7 +203,7 @@ def table_words(folder: Path, config: ExperimentConfig, study: Study) -> str:
     )
 
 
-def pair_table(study: Study) -> str:
+def pair_table(study: Results) -> str:
     """Each strategy against the baseline in the metric that decides: what pairing did, and the exact tests."""
     metric = study.metrics[0]
     return tabulate(
@@ -227,7 +227,7 @@ def pair_table(study: Study) -> str:
     )
 
 
-def run_table(study: Study) -> str:
+def run_table(study: Results) -> str:
     """Every run that ended, under each sampler."""
     metrics = first_metrics(defined(study.metrics, study.rows))
     return tabulate(
@@ -240,6 +240,13 @@ def run_table(study: Study) -> str:
         tablefmt="github",
         disable_numparse=True,
     )
+
+
+def setting_parts(folder: Path, declared: Study) -> list[str]:
+    """The section on what the study varies."""
+    if not declared.vary:
+        return []
+    return [f"## By {' and '.join(declared.vary)}", image(folder, "settings", "the metric against what is varied")]
 
 
 def gap_parts(folder: Path, references: list[dict]) -> list[str]:
@@ -321,10 +328,10 @@ def image(folder: Path, name: str, words: str) -> str:
     return f"![{words}]({name}.png)" if (folder / f"{name}.png").exists() else f"({words}: the figure was not drawn)"
 
 
-def cost_table(summary: list[dict]) -> str:
-    """What each strategy costs in time, compute and memory, and that in units of the baseline."""
+def cost_table(summary: list[dict], base_name: str) -> str:
+    """What each strategy costs in time, compute and memory, and that in units of `base_name`."""
     rows = [row for row in summary if row["sampler"] == HEADLINE_SAMPLER]
-    base = next((row for row in rows if row["strategy"] == BASELINE), {})
+    base = next((row for row in rows if row["strategy"] == base_name), {})
 
     def times(row, cost):
         return number(row[cost] / base[cost]) if base.get(cost) else "-"

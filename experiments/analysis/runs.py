@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from diffusion_lib.config import ExperimentConfig
+from diffusion_lib.run_folder import read_data, recorded_config, run_folders, trusted_result
 from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.tasks import TASKS
-from diffusion_lib.training.run_folder import read_data, recorded_config, run_folders, trusted_result
 from experiments.analysis.metrics import task_metrics
 
 

@@ -8,11 +8,11 @@ from tabulate import tabulate
 
 from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.evaluation import SAMPLERS
-from diffusion_lib.training.flops import recorded_flops
+from diffusion_lib.flops import recorded_flops
 from experiments.analysis.metrics import Metric, number
 from experiments.analysis.runs import read_ended
-from experiments.analysis.statistics import Paired, compare_to_baseline, interquartile_mean
-from experiments.analysis.verdict import BASELINE
+from experiments.analysis.statistics import Paired, compare_to_baseline, interquartile_mean, with_holm
+from experiments.study.study import Pair, Study, known_strategy
 
 EXTRA = ("energy_auc_random", "energy_auc_adversarial")
 COSTS = ("train_seconds", "steps_per_second", "train_flops", "peak_memory_bytes", "parameters")
@@ -48,21 +48,28 @@ def run_rows(study: Path) -> list[dict]:
     ]
 
 
-class Study:
+class Results:
     """The rows of a study as arrays over its seeds; nan where a run is absent or failed.
 
-    metrics: the task's. mean_error: the mean predictor's first metric, where that is an error: a run with a larger one
-    is spoiled.
+    study: whose strategies are compared; without one the usual names say how. metrics: the task's. mean_error: the mean
+    predictor's first metric, where that is an error: a run with a larger one is spoiled.
     """
 
     def __init__(
-        self, rows: list[dict], strategies: list[str], metrics: tuple[Metric, ...], mean_error: float = math.nan
+        self, rows: list[dict], study: Study | list[str], metrics: tuple[Metric, ...], mean_error: float = math.nan
     ):
         present = {row["strategy"] for row in rows}
         self.rows, self.metrics, self.mean_error = rows, metrics, mean_error
-        self.strategies = [name for name in strategies if name in present] + sorted(present - set(strategies))
+        if not isinstance(study, Study):
+            study = Study("", {}, [], {name: known_strategy(name) for name in study if name in present})
+        labels = [name for name in study.variants() if name in present]
+        self.strategies = labels + sorted(present - set(labels))
         self.seeds = sorted({row["seed"] for row in rows})
         self.samplers = [name for name in SAMPLERS if name in {row["sampler"] for row in rows}]
+        self.treated, self.base = study.compare[0], study.base()
+        self.bases = {name: base for name, base in study.bases().items() if {name, base} <= present}
+        pairs = {sampler: study.pairs(sampler) for sampler in SAMPLERS}
+        self.pairs = {s: [pair for pair in each if present.issuperset(pair[1:])] for s, each in pairs.items()}
 
     def values(self, column: str, sampler: str) -> dict[str, np.ndarray]:
         """By strategy, a column under one sampler (seeds,)."""
@@ -106,10 +113,27 @@ class Study:
         """The numbers of steps of a strategy's runs: one, unless a run was trained otherwise."""
         return sorted({row["train_steps"] for row in self.rows if row["strategy"] == strategy})
 
-    def comparisons(self, metric: Metric, sampler: str, baseline: str = BASELINE) -> dict[str, Paired]:
-        """Each strategy's comparison with `baseline`, one Holm family; none of errors that are exactly 0."""
-        rows = {name: row for name, row in self.values(metric.column, sampler).items() if not metric.zeros(row)}
-        return compare_to_baseline(rows, baseline, metric.compare) if baseline in rows else {}
+    def comparisons(self, metric: Metric, sampler: str) -> dict[str, Paired]:
+        """Each strategy's comparison with its base, one Holm family; none of errors that are exactly 0."""
+        found = {
+            name: pair
+            for name in self.strategies
+            if name in self.bases and (pair := self.comparison(name, self.bases[name], metric, sampler))
+        }
+        return with_holm(found)
+
+    def pair(self, account: str | None = None) -> dict[str, Pair]:
+        """By sampler, the pair that decides: the first, or the first of an account; nothing where none is."""
+        found = {
+            sampler: next((pair for pair in pairs if account in (None, pair.account)), None)
+            for sampler, pairs in self.pairs.items()
+        }
+        return {sampler: pair for sampler, pair in found.items() if pair}
+
+    def label(self, sampler: str) -> str | None:
+        """The label of the treatment that decides under a sampler; None where it was not run."""
+        pair = self.pair().get(sampler)
+        return pair.treated if pair else self.treated if self.treated in self.strategies else None
 
     def comparison(self, strategy: str, baseline: str, metric: Metric, sampler: str) -> Paired | None:
         """One strategy against another, a family of its own."""
@@ -124,7 +148,7 @@ def tidy_rows(study: Study, name: str, task: str, config: ExperimentConfig) -> l
     """One row for each value of each run; what no sampler decides stands once, without a sampler."""
     metrics, tidy = tuple(metric.column for metric in study.metrics), []
     for row in study.rows:
-        setting, _, setting_value = row["strategy"].partition("=")
+        setting, _, setting_value = row["strategy"].partition(",")[2].partition("=")
         about = {
             "study": name,
             "model": config.model,
@@ -197,22 +221,25 @@ def _finite_mean(values: np.ndarray) -> float:
     return float(finite.mean()) if finite.size else math.nan
 
 
-def format_table(summary: list[dict], metrics: tuple[Metric, ...], style: str = "simple") -> str:
-    """All metrics that any row has, as a table; `style` is one of tabulate's ('github', 'latex_booktabs', …)."""
+def format_table(summary: list[dict], metrics: tuple[Metric, ...], base: str, style: str = "simple") -> str:
+    """All metrics that any row has, as a table, with effects in relation to the strategy `base`.
+
+    style: one of tabulate's ('github', 'latex_booktabs', …).
+    """
     first, *others = defined(metrics, summary, "_mean")
     headers = [
-        *("strategy", "sampler", "n", f"{first.column} [95% interval]", f"{first.effect} to {BASELINE}", "Holm p"),
+        *("strategy", "sampler", "n", f"{first.column} [95% interval]", f"{first.effect} to {base}", "Holm p"),
         *_columns(others),
         "train s",
     ]
-    return tabulate(table_cells(summary, [first, *others]), headers, tablefmt=style, disable_numparse=True)
+    return tabulate(table_cells(summary, [first, *others], base), headers, tablefmt=style, disable_numparse=True)
 
 
-def printed_table(summary: list[dict], metrics: tuple[Metric, ...], style: str = "simple") -> str:
+def printed_table(summary: list[dict], metrics: tuple[Metric, ...], base: str, style: str = "simple") -> str:
     """The table of the first metrics that a screen is wide enough for: see `first_metrics`."""
     shown = first_metrics(defined(metrics, summary, "_mean"))
     while True:
-        table = format_table(summary, shown, style)
+        table = format_table(summary, shown, base, style)
         if len(shown) == 1 or max(map(len, table.splitlines())) <= SCREEN:
             return table
         shown = shown[:-1]
@@ -233,7 +260,7 @@ def first_metrics(metrics: list[Metric]) -> list[Metric]:
     return [*usual[:1], *harder[:1], *usual[1:], *harder[1:]]
 
 
-def table_cells(summary: list[dict], metrics: list[Metric]) -> list[list[str]]:
+def table_cells(summary: list[dict], metrics: list[Metric], base: str) -> list[list[str]]:
     """The summary as the cells of a table."""
     first, *others = metrics
     return [
@@ -242,7 +269,7 @@ def table_cells(summary: list[dict], metrics: list[Metric]) -> list[list[str]]:
             row["sampler"],
             runs_cell(row),
             mean_cell(row, first, interval=True),
-            effect_cell(row, first),
+            effect_cell(row, first, base),
             *([f"{p:.2g}"] if math.isfinite(p := row.get(f"{first.column}_p_holm", math.nan)) else [""]),
             *(mean_cell(row, metric) for metric in others),
             f"{seconds:.0f}" if math.isfinite(seconds := row.get("train_seconds_mean", math.nan)) else "",
@@ -270,10 +297,10 @@ def mean_cell(row: dict, metric: Metric, interval: bool = False) -> str:
     return cell
 
 
-def effect_cell(row: dict, metric: Metric) -> str:
+def effect_cell(row: dict, metric: Metric, base: str) -> str:
     """`0.752× [0.681, 0.824]`; '-' for a strategy without one, nothing for the baseline and references."""
     start = f"{metric.column}_{metric.effect}"
-    if "failed" not in row or row["strategy"] == BASELINE:
+    if "failed" not in row or row["strategy"].partition(",")[0] == base:
         return ""
     return metric.effect_words(*(row.get(start + ending, math.nan) for ending in ("", "_low", "_high")))
 

@@ -6,6 +6,7 @@ from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.evaluation import SAMPLERS
 from experiments.analysis.metrics import Metric
 from experiments.analysis.statistics import Paired, with_holm
+from experiments.study.study import FLOPS, STEPS, TIME
 
 BASELINE, ADVERSARIAL, COMPUTE = "baseline", "adversarial", "baseline-compute"
 
@@ -19,10 +20,10 @@ BY_LITTLE = f", by less than {SMALL:g}%"
 NO_DIFFERENCE = f"no difference beyond {SMALL:g}%"
 
 RULE = f"""\
-The rule was fixed before any run. At equal compute, for each sampler, it reads the interval [low, high] of the ratio r
+The rule was fixed before any run. At equal FLOPs, for each sampler, it reads the interval [low, high] of the ratio r
 of geometric means of val_mse, {ADVERSARIAL} over {COMPUTE} ({BASELINE} trained as long as the training FLOPs of
-{ADVERSARIAL} last), paired by seed, 95%, with at least {MIN_PAIRED_SEEDS} paired seeds. The first that holds is the
-verdict:
+{ADVERSARIAL} last), paired by seed, 95%, with at least {MIN_PAIRED_SEEDS} paired seeds. At equal measured time and at
+equal steps, and for another pair that a study names, it reads theirs. The first that holds is the verdict:
 
 1. *{UNSTABLE}*: a run of {ADVERSARIAL} diverged.
 2. *{HELPS}*: high < 1. Below a gain of {SMALL:g}% (r > {1 - SMALL / 100:g}) it is *{HELPS}{BY_LITTLE}*.
@@ -66,30 +67,46 @@ def as_loss(metric: Metric, comparison: Paired) -> tuple[float, float, float]:
     return (-effect, -high, -low) if metric.rate else tuple(round(100 * (r - 1), 10) for r in (effect, low, high))
 
 
+def compare_pairs(study, metric: Metric, account: str) -> dict[tuple, Paired | None]:
+    """By sampler and pair, all comparisons of one account in one metric: a Holm family."""
+    found = {
+        (sampler, pair): study.comparison(pair.treated, pair.other, metric, sampler)
+        for sampler, pairs in study.pairs.items()
+        for pair in pairs
+        if pair.account == account
+    }
+    return {**found, **with_holm({key: each for key, each in found.items() if each})}
+
+
 def equal_compute(study, metric: Metric) -> dict[str, Paired | None]:
-    """By sampler, adversarial against baseline-compute in one metric; the samplers are the Holm family."""
-    found = {sampler: study.comparison(ADVERSARIAL, COMPUTE, metric, sampler) for sampler in SAMPLERS}
-    return {**found, **with_holm({sampler: each for sampler, each in found.items() if each})}
+    """By sampler, the comparison at equal FLOPs in one metric, where a study has one."""
+    return {sampler: found for (sampler, _), found in compare_pairs(study, metric, FLOPS).items()}
 
 
 def verdict_lines(study, config: ExperimentConfig) -> list[str]:
-    """The verdict at equal compute, a line for each sampler and one for its numbers; or one line that there is none."""
-    absent = [name for name in (ADVERSARIAL, COMPUTE) if name not in study.strategies]
-    if absent:
-        return [f"No verdict at equal compute, since these were not run: {', '.join(absent)}."]
+    """For each account, pair and sampler a line, and one for its numbers; or one line that there is no verdict."""
+    if not any(pair.account == FLOPS for pairs in study.pairs.values() for pair in pairs):
+        absent = [name for name in (study.treated, COMPUTE) if name not in study.strategies]
+        lines = [f"No verdict at equal FLOPs, since these were not run: {', '.join(absent)}."]
+    else:
+        lines = []
+    return [*lines, *(line for account in (FLOPS, TIME, STEPS) for line in _account_lines(study, config, account))]
+
+
+def _account_lines(study, config: ExperimentConfig, account: str) -> list[str]:
     metric, lines = study.metrics[0], []
-    about = f"{config.model}, {budget(study, ADVERSARIAL, config)}"
-    for sampler, comparison in equal_compute(study, metric).items():
-        diverged = study.diverged(ADVERSARIAL, [metric], [sampler])
+    for (sampler, pair), comparison in compare_pairs(study, metric, account).items():
+        diverged = study.diverged(pair.treated, [metric], [sampler])
         found = scenario(metric, comparison, diverged)
-        start = f"Verdict at equal compute ({about}, {sampler}): " if found else f"No verdict ({about}, {sampler}): "
+        label = "" if pair.treated == study.treated else f"{pair.treated}, "
+        about = f"{label}{config.model}, {budget(study, pair.treated, config)}, {sampler}"
+        start = f"Verdict at equal {account} ({about}): " if found else f"No verdict at equal {account} ({about}): "
         lines.append(start + (found or too_few(metric, comparison)) + ".")
         if diverged:
-            lines.append(f"- {diverged} of {study.count(ADVERSARIAL)} runs of {ADVERSARIAL} diverged.")
+            lines.append(f"- {diverged} of {study.count(pair.treated)} runs of {pair.treated} diverged.")
         if comparison and comparison.n > 1:
-            lines.append(
-                f"- {metric.column} {numbers(metric, comparison)}; {COMPUTE}: {budget(study, COMPUTE, config)}."
-            )
+            other = f"{pair.other}: {budget(study, pair.other, config)}"
+            lines.append(f"- {metric.column} {numbers(metric, comparison)}; {other}.")
     return lines
 
 
@@ -102,7 +119,7 @@ def too_few(metric: Metric, comparison: Paired | None) -> str:
 def numbers(metric: Metric, comparison: Paired) -> str:
     """The effect, its interval, pairs and p-values in words."""
     return (
-        f"{metric.words(comparison)} over {comparison.n} paired seeds, p {comparison.p:.2g} (Holm, over the samplers: "
+        f"{metric.words(comparison)} over {comparison.n} paired seeds, p {comparison.p:.2g} (Holm, over the account: "
         f"{comparison.p_holm:.2g}), sign-flip p {comparison.p_signflip:.2g}, Wilcoxon p {comparison.p_wilcoxon:.2g}"
     )
 
@@ -115,23 +132,26 @@ def budget(study, strategy: str, config: ExperimentConfig) -> str:
 def criteria_lines(study, config: ExperimentConfig, timing: dict | None) -> list[str]:
     """The four criteria of the first protocol at equal steps, each met or not, under each sampler.
 
-    timing: seconds a step of both strategies and the batch size, as timing.json holds them, or None.
+    None where not one pair alone has equal steps. timing: seconds a step of both and the batch size, or None.
     """
-    if not {BASELINE, ADVERSARIAL} <= set(study.strategies):
+    pairs = {pair for pairs in study.pairs.values() for pair in pairs if pair.account == STEPS}
+    if len(pairs) != 1:
         return []
+    _, treated, other = next(iter(pairs))
+    names = treated, other
     main, *others = study.metrics[::2]
-    lines = [f"The four criteria at equal steps ({ADVERSARIAL} against {BASELINE}, {config.model}):"]
-    lines.append(f"- {main.column} better by more than {SMALL:g}%, {_under_each(study, main, _clearly_better)}.")
-    lines += [f"- {metric.column} better, {_under_each(study, metric, _better)}." for metric in others[:1]]
-    diverged, runs = study.diverged(ADVERSARIAL, study.metrics, SAMPLERS), study.count(ADVERSARIAL)
-    lines.append(f"- no divergence: {_met(not diverged)}, {diverged} of {runs} runs of {ADVERSARIAL} diverged.")
-    return [*lines, f"- less than {MAX_TIME_RATIO:g}× the time: {time_clause(config, timing)}."]
+    lines = [f"The four criteria at equal steps ({treated} against {other}, {config.model}):"]
+    lines.append(f"- {main.column} better by more than {SMALL:g}%, {_under_each(study, names, main, _clearly_better)}.")
+    lines += [f"- {metric.column} better, {_under_each(study, names, metric, _better)}." for metric in others[:1]]
+    diverged, runs = study.diverged(treated, study.metrics, SAMPLERS), study.count(treated)
+    lines.append(f"- no divergence: {_met(not diverged)}, {diverged} of {runs} runs of {treated} diverged.")
+    return [*lines, f"- less than {MAX_TIME_RATIO:g}× the time: {time_clause(config, timing, treated, other)}."]
 
 
-def _under_each(study, metric: Metric, clause) -> str:
+def _under_each(study, pair: tuple[str, str], metric: Metric, clause) -> str:
     parts = []
     for sampler in SAMPLERS:
-        found = study.comparison(ADVERSARIAL, BASELINE, metric, sampler)
+        found = study.comparison(*pair, metric, sampler)
         if found is None or found.n < MIN_PAIRED_SEEDS:
             parts.append(f"{sampler}: not met, {too_few(metric, found)}")
         else:
@@ -152,11 +172,11 @@ def _met(holds: bool) -> str:
     return "met" if holds else "not met"
 
 
-def time_clause(config: ExperimentConfig, timing: dict | None) -> str:
+def time_clause(config: ExperimentConfig, timing: dict | None, treated=ADVERSARIAL, other=BASELINE) -> str:
     """Met or not by a timing of both strategies in turn at the study's batch size, else not timed."""
     if timing is None:
         return "not timed"
     if timing["batch_size"] != config.batch_size:
         return f"not timed at batch {config.batch_size:,}, only at {timing['batch_size']:,}"
-    ratio = timing[ADVERSARIAL] / timing[BASELINE] if timing[BASELINE] > 0 else math.nan
-    return f"{_met(ratio < MAX_TIME_RATIO)}, {ratio:.2f}× a step of {BASELINE} ({timing.get('threads', '?')} threads)"
+    ratio = timing[treated] / timing[other] if timing[other] > 0 else math.nan
+    return f"{_met(ratio < MAX_TIME_RATIO)}, {ratio:.2f}× a step of {other} ({timing.get('threads', '?')} threads)"

@@ -6,7 +6,7 @@ from pathlib import Path
 from diffusion_lib.evaluation import SAMPLERS
 from diffusion_lib.system.files import read_csv
 from experiments.analysis.metrics import Metric
-from experiments.analysis.tables import Study, run_rows
+from experiments.analysis.tables import Results, run_rows
 from experiments.analysis.verdict import ADVERSARIAL, BASELINE, COMPUTE, equal_compute
 from experiments.pages.words import effect_words, mean_words, study_verdicts, table
 
@@ -17,9 +17,9 @@ STRATEGIES = (BASELINE, "random", ADVERSARIAL, COMPUTE)
 VAL, OOD, RECON = Metric("val_mse"), Metric("ood_mse"), Metric("recon_error")
 
 
-def read_study(path: Path, *columns: str) -> Study:
+def read_study(path: Path, *columns: str) -> Results:
     """Of a CSV with a row per strategy, seed and sampler, these columns."""
-    return Study(read_csv(path, "seed", *columns), list(STRATEGIES), ())
+    return Results(read_csv(path, "seed", *columns), list(STRATEGIES), ())
 
 
 def others_table(root: Path) -> str:
@@ -55,8 +55,8 @@ def scale_table(root: Path) -> str:
 
 
 @cache
-def free_study(root: Path) -> Study:
-    return Study(run_rows(root / FREE), list(STRATEGIES), (VAL, OOD, RECON))
+def free_study(root: Path) -> Results:
+    return Results(run_rows(root / FREE), list(STRATEGIES), (VAL, OOD, RECON))
 
 
 def free_table(root: Path) -> str:
@@ -78,7 +78,7 @@ def curve_table(root: Path) -> str:
     """A row per budget of the trial before it: how far the baseline's error falls with more steps."""
     rows, before = [], None
     for folder in sorted((root / TRIAL).glob("*/"), key=lambda folder: int(folder.name)):
-        study = Study(run_rows(folder), [BASELINE], (VAL,))
+        study = Results(run_rows(folder), [BASELINE], (VAL,))
         means = [VAL.mean(study.values(VAL.column, sampler)[BASELINE]) for sampler in SAMPLERS]
         words = [f"{mean.mean:.2g}" for mean in means]
         times = [f"{old.mean / new.mean:.1f}" for old, new in zip(before, means, strict=True)] if before else ["", ""]

@@ -3,8 +3,8 @@
 import math
 from pathlib import Path
 
+from diffusion_lib.run_folder import run_folders
 from diffusion_lib.system.files import read_csv
-from diffusion_lib.training.run_folder import run_folders
 from experiments.analysis.tables import run_rows
 from experiments.analysis.verdict import ADVERSARIAL, BASELINE
 from experiments.pages.words import table

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 
 from diffusion_lib.evaluation import DIFFICULTIES, SAMPLERS, column
+from diffusion_lib.run_folder import recorded_config
 from diffusion_lib.tasks import TASKS
-from diffusion_lib.training.run_folder import recorded_config
 from experiments.analysis.metrics import task_metrics
-from experiments.analysis.tables import Study, run_rows
+from experiments.analysis.tables import Results, run_rows
 from experiments.analysis.verdict import ADVERSARIAL, BASELINE, COMPUTE
 from experiments.pages.words import effect_words, summary_row, table
 
@@ -18,13 +18,13 @@ OVER_COMPUTE, OVER_BASELINE = f"{ADVERSARIAL} over {COMPUTE} [95%]", f"{ADVERSAR
 
 
 @cache
-def studies(root: Path) -> dict[str, Study]:
+def studies(root: Path) -> dict[str, Results]:
     """By task; a study's metrics are the task's first, on the usual and the harder examples."""
     found = {}
     for folder in root.glob("task-*/"):
         name = recorded_config(folder).dataset
         metrics = task_metrics(TASKS[name])[: len(DIFFICULTIES)]
-        found[name] = Study(run_rows(folder), list(STRATEGIES), metrics)
+        found[name] = Results(run_rows(folder), list(STRATEGIES), metrics)
     return {name: found[name] for name in TASKS if name in found}
 
 
@@ -57,7 +57,7 @@ def details_table(root: Path) -> str:
     return table(rows, ("task", "examples", "sampler", *STRATEGIES, OVER_COMPUTE, OVER_BASELINE))
 
 
-def percents(study: Study, metric, sampler: str) -> list[str]:
+def percents(study: Results, metric, sampler: str) -> list[str]:
     """A mean over seeds for each of STRATEGIES."""
     values = study.values(metric.column, sampler)
     return [f"{100 * np.nanmean(values[name]):.1f}" if name in values else "-" for name in STRATEGIES]

@@ -1,17 +1,17 @@
-"""Each strategy at its own best settings, as tuned_comparison.py found them."""
+"""Each strategy at its own best settings."""
 
 from functools import cache
 from pathlib import Path
 
 from diffusion_lib.evaluation import SAMPLERS
 from diffusion_lib.system.files import read_csv
-from experiments import tuned_comparison
 from experiments.analysis.metrics import Metric
-from experiments.analysis.tables import Study
+from experiments.analysis.tables import Results, run_rows
 from experiments.analysis.verdict import ADVERSARIAL, BASELINE, COMPUTE, equal_compute
 from experiments.pages.words import change_words, mean_words, pairs_ahead, ratio_words, study_verdicts, table
 
 METRIC = Metric("val_mse")
+STRATEGIES = (BASELINE, ADVERSARIAL, COMPUTE)
 
 
 def folders(root: Path) -> list[Path]:
@@ -21,9 +21,9 @@ def folders(root: Path) -> list[Path]:
 
 
 @cache
-def read_study(folder: Path) -> Study:
-    studies = [folder.with_name(f"{folder.name}-{strategy}") for strategy in tuned_comparison.STRATEGIES]
-    return tuned_comparison.final_study(studies, (METRIC,))
+def read_study(folder: Path) -> Results:
+    studies = [folder.with_name(f"{folder.name}-{strategy}") for strategy in STRATEGIES]
+    return Results([row for study in studies for row in run_rows(study)], list(STRATEGIES), (METRIC,))
 
 
 def ratio_cells(root: Path) -> list[list[str]]:
@@ -50,11 +50,17 @@ def means_table(root: Path) -> str:
     rows = []
     for folder in folders(root):
         study = read_study(folder)
-        settings = tuned_comparison.chosen_settings(read_csv(folder / "search.csv", "learning_rate", "chosen"))
+        searched = read_csv(folder / "search.csv", "learning_rate", "chosen")
+        settings = {row["strategy"]: row for row in searched if row["chosen"]}
         for strategy in study.strategies:
             means = [METRIC.mean(study.values(METRIC.column, sampler)[strategy]) for sampler in SAMPLERS]
             chosen = settings[strategy]
-            about = (f"{study.train_steps(strategy)[0]:,}", chosen.learning_rate, chosen.weight or "-", means[0].n)
+            about = (
+                f"{study.train_steps(strategy)[0]:,}",
+                chosen["learning_rate"],
+                chosen["weight"] or "-",
+                means[0].n,
+            )
             rows.append([strategy, *about, *map(mean_words, means)])
     headers = ("strategy", "steps", "learning rate", "weight", "seeds", "val_mse, plain", "val_mse, inner loop")
     return table(rows, headers)

@@ -10,7 +10,7 @@ from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.system.files import read_csv
 from experiments.analysis.metrics import Metric
 from experiments.analysis.statistics import Mean
-from experiments.analysis.tables import Study
+from experiments.analysis.tables import Results
 from experiments.analysis.verdict import ADVERSARIAL, COMPUTE, equal_compute, scenario
 
 SAMPLER_WORDS = {"plain": "plain", "innerloop": "IRED's inner loop"}
@@ -50,12 +50,12 @@ def ratio_words(ratio: float, low: float, high: float, ahead: int, n: int) -> st
     return f"{with_interval(f'{ratio:.3f}', low, high, '{:.3f}')}; {ahead} of {n}"
 
 
-def effect_words(study: Study, strategy: str, baseline: str, metric: Metric, sampler: str) -> str:
+def effect_words(study: Results, strategy: str, baseline: str, metric: Metric, sampler: str) -> str:
     """One strategy against another in one metric, with the interval; nothing against itself."""
     return "" if strategy == baseline else metric.words(study.comparison(strategy, baseline, metric, sampler))
 
 
-def pairs_ahead(study: Study, baseline: str, metric: Metric, sampler: str) -> int:
+def pairs_ahead(study: Results, baseline: str, metric: Metric, sampler: str) -> int:
     """In how many seeds adversarial's error is below that of `baseline`."""
     values = study.values(metric.column, sampler)
     return int(np.sum(values[ADVERSARIAL] < values[baseline]))
@@ -73,7 +73,7 @@ def verdict_cells(about: str, steps: int, others: int, sampler: str, ratio: str,
     return [about, f"{steps:,} against {others:,}", SAMPLER_WORDS[sampler], ratio, p, verdict]
 
 
-def study_verdicts(about: str, study: Study, metric: Metric) -> list[list[str]]:
+def study_verdicts(about: str, study: Results, metric: Metric) -> list[list[str]]:
     """Adversarial against baseline-compute by the protocol's rule, a row per sampler; they are the Holm family."""
     (steps,), (others,) = study.train_steps(ADVERSARIAL), study.train_steps(COMPUTE)
     comparisons, rows = equal_compute(study, metric), []

@@ -8,15 +8,15 @@ import torch
 from torch.utils._pytree import tree_map_only
 
 from diffusion_lib.build import build_diffusion, require_fitting_shapes
-from diffusion_lib.config import ExperimentConfig
+from diffusion_lib.config import ExperimentConfig, configure
 from diffusion_lib.denoising_diffusion_pytorch_1d import GaussianDiffusion1D, Trainer1D
 from diffusion_lib.energies import MODELS
 from diffusion_lib.negatives import MODES
+from diffusion_lib.precision import choose_products, has_tf32, set_precision
 from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.tasks import TASKS, Task
 from diffusion_lib.tasks.base import SPLITS
 from diffusion_lib.training.batches import Batch, stream_of
-from diffusion_lib.training.precision import choose_products, has_tf32, set_precision
 from diffusion_lib.training.step import EAGER_STEPS
 
 # Largest relative errors against float64 on the CPU that a working device has, by the precision of its products.
@@ -97,7 +97,7 @@ def row(check: str, found: str, error: float, allowed: float) -> dict:
 
 
 def diffusion_of(model: str, mode: str, task: Task) -> GaussianDiffusion1D:
-    return build_diffusion(ExperimentConfig(model=model), {"mode": mode}, 0, task)
+    return build_diffusion(configure({"model": model, "mode": mode}), 0, task)
 
 
 def differences(model, mode, precision, device, rank: int, examples: int) -> dict[str, float]:

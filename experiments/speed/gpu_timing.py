@@ -7,16 +7,16 @@ from typing import NamedTuple
 import torch
 
 from diffusion_lib.config import ExperimentConfig
+from diffusion_lib.flops import step_flops
 from diffusion_lib.negatives import MiningConfig
+from diffusion_lib.precision import choose_products
 from diffusion_lib.system.environment import granted_cores
-from diffusion_lib.training.flops import step_flops
-from diffusion_lib.training.precision import choose_products
+from diffusion_lib.system.other_process import OtherProcess
 from diffusion_lib.training.step import EAGER_STEPS
-from experiments.benchmark import MODES, our_step
 from experiments.speed.gpu_correctness import precisions
 from experiments.speed.gpu_sharing import mps
+from experiments.speed.our_step import MODES, our_step
 from experiments.speed.timing import alternate, timed
-from experiments.study.other_process import OtherProcess
 
 
 class Sizes(NamedTuple):

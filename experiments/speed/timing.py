@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from experiments.study.other_process import OtherProcess
+from diffusion_lib.system.other_process import OtherProcess
 
 WARM_UP = 5.0  # seconds; on a virtual machine memory is fast only some seconds after its first use
 SETTLE = 0.05  # seconds; OpenBLAS's threads, for one, spin for about 20 ms after their work

@@ -1,7 +1,6 @@
 """One run: one strategy, one seed, trained, evaluated and diagnosed in its own folder."""
 
 import math
-from dataclasses import replace
 from pathlib import Path
 
 from diffusion_lib.build import build_diffusion, describe_data, evaluation_tasks, training_task
@@ -16,15 +15,9 @@ from diffusion_lib.evaluation import (
     sampler_metrics,
     samplers_of,
 )
-from diffusion_lib.negatives import MiningConfig
-from diffusion_lib.system.errors import NonFiniteLossError, say
-from diffusion_lib.system.files import read_json, write_json
-from diffusion_lib.system.lock import RunLock
-from diffusion_lib.system.memory import one_line_for_full_memory, peak_memory_bytes, reset_peak_memory
-from diffusion_lib.training.device import chosen_device
-from diffusion_lib.training.flops import train_flops
-from diffusion_lib.training.precision import choose_products, denormals_flushed, set_precision
-from diffusion_lib.training.run_folder import (
+from diffusion_lib.flops import train_flops
+from diffusion_lib.precision import choose_products, denormals_flushed, set_precision
+from diffusion_lib.run_folder import (
     REMEDY,
     ended_result,
     prepare_folder,
@@ -32,7 +25,12 @@ from diffusion_lib.training.run_folder import (
     require_same,
     write_result,
 )
-from experiments.analysis.landscape import diagnose
+from diffusion_lib.system.device import chosen_device
+from diffusion_lib.system.errors import NonFiniteLossError, say
+from diffusion_lib.system.files import read_json, write_json
+from diffusion_lib.system.lock import RunLock
+from diffusion_lib.system.memory import one_line_for_full_memory, peak_memory_bytes, reset_peak_memory
+from experiments.study.landscape import diagnose
 
 CURVE_SIZE = 1024  # examples behind a point of the learning curve, and at most a quarter of the evaluation set
 CURVE_DESCENTS = 5 * CURVE_SIZE  # at most, at each level, behind a point of the inner loop: some energies take many
@@ -71,7 +69,6 @@ def run_experiment(
     strategy: str,
     seed: int,
     config: ExperimentConfig,
-    mining_config: dict,
     folder: Path | str,
     device: str | None = None,
     use_lock: bool = True,
@@ -89,7 +86,7 @@ def run_experiment(
     folder = Path(folder)
     place = chosen_device(device)
     choose_products(config.precision, place)  # first, for config.json to record them
-    recorded = {**config.to_dict(), "mining": mining_config, "strategy": strategy, "seed": seed}
+    recorded = {**config.to_dict(), "strategy": strategy, "seed": seed}
     done = ended_result(folder)
     if done:
         require_same(folder, recorded, REMEDY)
@@ -102,7 +99,7 @@ def run_experiment(
             return done
         trainer = build_trainer(
             config,
-            build_diffusion(config, mining_config, seed),
+            build_diffusion(config, seed),
             seed,
             folder,
             device=device,
@@ -112,8 +109,7 @@ def run_experiment(
             **options,
         )
         try:
-            own = replace(config, mining=MiningConfig.from_dict(mining_config))
-            result = {"strategy": strategy, "seed": seed, **train_and_evaluate(trainer, own)}
+            result = {"strategy": strategy, "seed": seed, **train_and_evaluate(trainer, config)}
         finally:
             lock.reached(trainer.step)
         lock.check()
@@ -123,10 +119,7 @@ def run_experiment(
 
 @denormals_flushed()
 def train_and_evaluate(trainer: Trainer1D, config: ExperimentConfig) -> dict:
-    """Train from where the folder's checkpoint stands; `status`, and `reason` or the costs and metrics.
-
-    config: the run's own, its mining included.
-    """
+    """Train from where the folder's checkpoint stands; `status`, and `reason` or the costs and metrics."""
     reset_peak_memory(trainer.device)
     if trainer.checkpoint_path("last").exists():
         trainer.load("last")

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from tabulate import tabulate
 
+from diffusion_lib.run_folder import ended_result, read_config
 from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.system.files import read_json
 from diffusion_lib.system.lock import held_by
-from diffusion_lib.training.run_folder import ended_result, read_config
 
 HEADERS = ("run", "state", "step", "steps/s", "time left", "where or why")
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffusion_lib.build import build_diffusion, training_task
+from diffusion_lib.build import build_diffusion, check_model, training_task
 from diffusion_lib.config import ExperimentConfig
-from diffusion_lib.training.run_folder import read_result, recorded_config
+from diffusion_lib.run_folder import read_result, recorded_config
 
 PUBLISHED_BATCH = 2048
 
@@ -27,7 +27,7 @@ def step_flops(config: ExperimentConfig, batch_size: int, task=None) -> int:
     """
     task = task or training_task(config)
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        diffusion = build_diffusion(config, config.mining.to_dict(), 0, task)
+        diffusion = build_diffusion(config, 0, task)
         inp, target = (torch.zeros(batch_size, *shape) for shape in (task.inp_shape, task.out_shape))
         levels = torch.zeros(batch_size, dtype=torch.long)
         with FlopCounterMode(display=False) as counter:
@@ -38,7 +38,8 @@ def step_flops(config: ExperimentConfig, batch_size: int, task=None) -> int:
 
 @cache
 def example_flops(config: ExperimentConfig) -> float:
-    """FLOPs of training on one example, its share of a step at the published batch."""
+    """FLOPs of training on one example, its share of a step at the published batch. Raises ConfigError."""
+    check_model(config)
     return step_flops(config, PUBLISHED_BATCH) / PUBLISHED_BATCH
 
 

@@ -9,11 +9,11 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import NamedTuple
 
+from diffusion_lib.run_folder import is_study, run_folders
 from diffusion_lib.system.errors import USER_ERRORS, ConfigError, say
 from diffusion_lib.system.files import TEMPORARY, remove_temporary_files
 from diffusion_lib.system.lock import RunHeld, held_by
-from diffusion_lib.training.run_folder import is_study, run_folders
-from experiments.study.other_process import OtherProcess
+from diffusion_lib.system.other_process import OtherProcess
 
 MADE = {"config.json", "configs.json", "report.md", "runs", "table.tex", "timing.json"}  # what a study's folder holds
 ENDINGS = {".csv", ".png", ".pdf", TEMPORARY}

@@ -23,7 +23,7 @@ FINGERPRINT_TOLERANCE = 1e-3  # another processor's float32 products differ by a
 RESULT_TYPES = {"status": str, "strategy": str, "seed": int}
 ENDED_TYPES = {"finished": {"samplers": dict}, "failed": {"reason": str}}  # by status, what else a result has
 COSTS = {"parameters", "train_seconds", "steps_per_second", "train_flops", "peak_memory_bytes", "clipped"}
-OF_A_RUN = {"strategy", "seed", "train_steps", *MiningConfig().to_dict()}  # what the runs of a study may differ in
+OF_A_RUN = {"strategy", "seed", "train_steps", *MiningConfig().to_dict()}  # what the runs of any study may differ in
 ANEW = "Delete it, and the same command evaluates the run again"
 # All that a result of an earlier version may have, which had no digest: a digest under a damaged name is none of these.
 WITHOUT_DIGEST = {*RESULT_TYPES, *(key for types in ENDED_TYPES.values() for key in types), *COSTS}
@@ -111,9 +111,25 @@ def has_data(folder: Path) -> bool:
 def require_of_study(folder: Path, config: dict):
     """Raises ConfigError where a run of `config` does not belong into the study that its folder lies in."""
     study = study_of(folder)
-    differing = differences(read_config(study), config, OF_A_RUN) if study else ""
+    differing = differences(read_config(study), config, OF_A_RUN | read_differing(study)) if study else ""
     if differing:
         raise ConfigError(f"{folder} is no run of {study}, which was made by another configuration: {differing}")
+
+
+def allow_differing(study: Path, names: list[str]):
+    """Record the settings in which this study's runs may differ, beside those of any study's."""
+    path = study / "config.json"
+    there = read_differing(study)
+    if not there.issuperset(names):
+        write_json(path, read_json(path) | {"differing": sorted(there.union(names))})
+
+
+def read_differing(study: Path) -> set[str]:
+    """What `allow_differing` recorded. Raises ConfigError for what it has not."""
+    names = read_json(study / "config.json").get("differing", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"{study / 'config.json'} has a 'differing' that no study has written")
+    return set(names)
 
 
 def study_of(folder: Path) -> Path | None:

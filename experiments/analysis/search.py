@@ -1,0 +1,111 @@
+"""What a search found: each strategy's best setting under each sampler."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+from tabulate import tabulate
+
+from diffusion_lib.evaluation import SAMPLERS
+from diffusion_lib.system.errors import ConfigError, show
+from diffusion_lib.system.files import write_csv
+from diffusion_lib.tasks import TASKS
+from experiments.analysis.figures import drawing, guarded, label_log, legend_below, metric_scale, strategy_colors
+from experiments.analysis.metrics import Metric, task_metrics
+from experiments.analysis.tables import run_rows
+from experiments.study.study import Study
+
+
+def choose(study: Study, folder: Path, writes: bool) -> dict[str, dict[str, dict]]:
+    """By sampler and strategy, the values of its best setting.
+
+    study: the search's, all runs of which have ended. writes: whether search.csv is written and printed, and search.png
+    drawn. Raises ConfigError where a strategy trained at no setting without divergence.
+    """
+    metric = task_metrics(TASKS[study.config.dataset])[0]
+    rows = search_rows(study, run_rows(folder), metric)
+    choices = {sampler: _best(study, rows, sampler, metric) for sampler in SAMPLERS if sampler in rows[0]}
+    if writes:
+        _report(study, folder, rows, choices, metric)
+    return choices
+
+
+def _report(study: Study, folder: Path, rows: list[dict], choices: dict, metric: Metric):
+    variants = study.variants()
+    for row in rows:
+        own = variants[row["setting"]]
+        row["chosen"] = " ".join(s for s, best in choices.items() if best[own.strategy.name] == own.values)
+    write_csv(folder / "search.csv", rows)
+    search_figure(study, rows, metric, path=folder / "search.png")
+    cells = [[f"{cell:.4g}" if isinstance(cell, float) else cell for cell in row.values()] for row in rows]
+    seeds = " ".join(map(str, study.seeds))
+    show(f"{study.name}: {metric.column} on seeds {seeds}, {study.config.evaluation_size:,} examples; means")
+    show(tabulate(cells, rows[0].keys(), disable_numparse=True))
+    for sampler, best in choices.items():
+        for name, values in best.items():
+            show(f"{name} under {sampler}: {words(values)}{edge_words(study, values)}")
+
+
+def search_rows(study: Study, runs: list[dict], metric: Metric) -> list[dict]:
+    """A row per setting: its strategy, its values and its mean under each sampler, nan where a run diverged."""
+    rows = []
+    for label, variant in study.variants().items():
+        own = [row for row in runs if row["strategy"] == label and row["seed"] in study.seeds]
+        means = {s: _whole_mean(metric, own, s) for s in SAMPLERS if any(row["sampler"] == s for row in runs)}
+        named = {key: variant.values.get(key, "") for key in study.vary}
+        rows.append(
+            {"setting": label, "strategy": variant.strategy.name, **named, "n": len(own) // len(means), **means}
+        )
+    return rows
+
+
+def _whole_mean(metric: Metric, runs: list[dict], sampler: str) -> float:
+    values = [row.get(metric.column, math.nan) for row in runs if row["sampler"] == sampler]
+    return metric.mean(values).mean if values and np.isfinite(values).all() else math.nan
+
+
+def _best(study: Study, rows: list[dict], sampler: str, metric: Metric) -> dict[str, dict]:
+    found, variants = {}, study.variants()
+    for name in study.strategies:
+        whole = [row for row in rows if row["strategy"] == name and math.isfinite(row[sampler])]
+        if not whole:
+            raise ConfigError(f"no setting of {name} trained without divergence; allowed: another search")
+        best = (max if metric.rate else min)(whole, key=lambda row: row[sampler])
+        found[name] = variants[best["setting"]].values
+    return found
+
+
+def words(values: dict) -> str:
+    return ", ".join(f"{key} {value}" for key, value in values.items()) or "nothing varied"
+
+
+def edge_words(study: Study, values: dict) -> str:
+    """What to say of a choice at an end of the numbers that were searched."""
+    numbers = {key: sorted(study.vary[key]) for key in values if not isinstance(values[key], str | bool)}
+    ends = [key for key, all_of in numbers.items() if len(all_of) > 1 and values[key] in (all_of[0], all_of[-1])]
+    return f" ({', '.join(ends)}: an end of the grid, a better one may lie beyond it)" if ends else ""
+
+
+@guarded
+def search_figure(study: Study, rows: list[dict], metric: Metric, path: Path):
+    """The metric against the first setting of the search, a line per strategy and further values."""
+    key, *others = study.vary
+    with drawing(path, (9, 3.8), 1, len(SAMPLERS), sharey=True) as axes:
+        for axis, sampler in zip(axes.flat, (s for s in SAMPLERS if s in rows[0]), strict=False):
+            for strategy, color in strategy_colors(list(study.strategies)).items():
+                mine = [row for row in rows if row["strategy"] == strategy and row[key] != ""]
+                for place, rest in enumerate(dict.fromkeys(tuple(row[other] for other in others) for row in mine)):
+                    line = [row for row in mine if tuple(row[other] for other in others) == rest]
+                    named = ", ".join(f"{o} {v}" for o, v in zip(others, rest, strict=True) if v != "")
+                    xs, ys = [row[key] for row in line], [row[sampler] for row in line]
+                    style = ("-", "--", ":", "-.")[place % 4]
+                    axis.plot(xs, ys, "o", ls=style, color=color, mfc="none", label=f"{strategy} {named}".strip())
+                best = [row for row in mine if sampler in row["chosen"].split()]
+                axis.plot([row[key] for row in best], [row[sampler] for row in best], "o", color=color)
+            numbers = [value for value in study.vary[key] if not isinstance(value, str | bool)]
+            if len(numbers) == len(study.vary[key]) and min(numbers) > 0:
+                axis.set_xscale("log")
+                label_log(axis.xaxis, min(numbers), max(numbers))
+            metric_scale(axis, metric, [row[sampler] for row in rows])
+            axis.set(xlabel=key, title=f"{metric.column} in the search, {sampler} sampler")
+        legend_below(axes)

@@ -1,0 +1,330 @@
+"""Doing what a command says with its study: train, report, show its status or its plan."""
+
+from collections import Counter
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from tabulate import tabulate
+
+from diffusion_lib.build import check_fits, check_mode, check_model, describe_data, memory_needs
+from diffusion_lib.evaluation import SAMPLERS
+from diffusion_lib.flops import example_flops
+from diffusion_lib.run_folder import (
+    REMEDY,
+    allow_differing,
+    ended_runs,
+    prepare_folder,
+    recorded_config,
+    require_same,
+    require_study,
+    require_study_data,
+    say_once,
+    shown,
+)
+from diffusion_lib.system.arguments import header
+from diffusion_lib.system.checks import require_whole
+from diffusion_lib.system.device import check_device_name, chosen_device, processes
+from diffusion_lib.system.environment import granted_cores
+from diffusion_lib.system.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, ConfigError, say, show
+from diffusion_lib.system.files import require_writable
+from diffusion_lib.system.memory import memory_limit
+from experiments.speed.gpu_sharing import recorded_best
+from experiments.study.flags import Command
+from experiments.study.run import run_experiment
+from experiments.study.status import status_table
+from experiments.study.study import PROBLEM, Run, Study, step_kind
+from experiments.study.timing import read_step_times, step_seconds, write_step_times
+from experiments.study.workers import Outcome, delete_study, remove_leftovers, require_deletable, run_all
+
+TIMED_FLOPS = 3e10  # at most, of a step that --check times: a batch that takes more is timed by its first examples
+
+
+def execute(command: Command) -> int:
+    """Do what the command says, and return the exit status. Raises ConfigError before anything is written."""
+    study = command.study
+    if command.run is not None and study.search and not searched(command):
+        raise ConfigError("a run of an array follows the search: start the command without --run first")
+    parts = study.problems()
+    if study.search:
+        status = search(command)
+        if status is not None:
+            return status
+        parts = chosen_parts(command)
+    if command.action == "train":  # all are checked before the first is deleted or trained
+        for part in parts:
+            check_command(command, part)
+            check_here(command, part)
+    if command.action in ("status", "report"):  # of several problems those that were begun
+        parts = [part for part in parts if (command.results / part.name).exists()] or parts
+    if command.run is None:
+        return max(Part(command, part).execute() for part in parts)
+    number = require_number(command, parts)
+    for part in parts:
+        count = len(part.runs(command.results))
+        if number < count:
+            return Part(command, part, number).execute()
+        number -= count
+    raise AssertionError(number)
+
+
+def require_number(command: Command, parts: list[Study]) -> int:
+    """The number of the only run. Raises ConfigError where there are fewer runs."""
+    count = sum(len(part.runs(command.results)) for part in parts)
+    if not 0 <= command.run < count:
+        raise ConfigError(f"run is {command.run}; allowed: 0 to {count - 1}, one for each strategy and seed")
+    return command.run
+
+
+def search(command: Command) -> int | None:
+    """Train what is left of the search; the exit status where it is not done, or the command only asks for it."""
+    if searched(command) and not command.fresh:
+        return None
+    if command.action == "train":
+        for part in command.study.problems():  # the choices' runs too, whatever the search will find
+            check_command(command, part)
+            check_here(command, part)
+    status = execute(replace(command, study=command.study.search_study(), run=None))
+    return None if command.action == "train" and searched(command) else status
+
+
+def searched(command: Command) -> bool:
+    """Whether all runs of the search have ended."""
+    for part in command.study.search_study().problems():
+        if not ended_runs(command.results / part.name).issuperset(run.folder for run in part.runs(command.results)):
+            return False
+    return True
+
+
+def chosen_parts(command: Command) -> list[Study]:
+    """The study of each problem at the search's choices.
+
+    Raises ConfigError where a strategy has no setting without divergence.
+    """
+    from experiments.analysis.search import choose  # here, as the report
+
+    searches, found = command.study.search_study().problems(), []
+    for part in command.study.problems():
+        own = [each for each in searches if all(each.settings.get(k) == part.settings.get(k) for k in PROBLEM)]
+        source = (own or searches)[0]
+        writes = command.action in ("train", "report")
+        found.append(part.chosen(choose(source, command.results / source.name, writes)))
+    return found
+
+
+class Part:
+    """A study of one problem, as a command trains or shows it. number: of its only run."""
+
+    def __init__(self, command: Command, study: Study, number: int | None = None):
+        self.command, self.study, self.number = command, study, number
+        self.folder = command.results / study.name
+
+    def execute(self) -> int:
+        action = self.command.action
+        if action == "check":
+            check_command(self.command, self.study)
+            require_writable(self.folder)
+            print(self.plan())
+            return 0
+        if action in ("status", "report"):
+            require_study(self.folder)
+        if action == "status":
+            show(status_table(self.folder, [run.folder for run in self.runs()]))
+            return 0
+        outcome = Outcome({}, {}) if action == "report" else self.train()
+        return self.conclude(outcome)
+
+    def runs(self) -> list[Run]:
+        """The runs that are asked for, seed by seed, so that pairs complete early."""
+        runs = self.study.runs(self.command.results, self.seconds())
+        if self.number is not None:
+            return [runs[self.number]]
+        return sorted(runs, key=lambda run: self.study.seeds.index(run.seed))
+
+    def train(self) -> Outcome:
+        """Train what has not ended. Raises ConfigError where no run could start."""
+        command, study, folder = self.command, self.study, self.folder
+        count = 1 if self.number is not None else len(study.runs(command.results))
+        at_once, threads = shares(command, count)
+        device = chosen_device(command.device)
+        if command.fresh:
+            delete_study(folder, command.use_lock)
+        remove_leftovers(folder)
+        # a published study comes without its runs: those made now are of this machine and version
+        data, new = describe_data(study.config), not (folder / "runs").exists()
+        prepare_folder(folder, study.config.to_dict(), device, renew=new, at_once=at_once, data=data)
+        allow_differing(folder, study.varied())
+        header(
+            study=folder,
+            model=study.config.model,
+            strategies=" ".join(study.variants()),
+            runs=count,
+            at_once=at_once,
+            device=device.type,
+            data=shown(data),
+        )
+        paced = any(each.time_of for each in study.strategies.values())
+        if self.number is None or paced:  # before the runs, which are then followed by their report at once
+            self.time_steps(threads)
+        runs = {
+            run.name: partial(
+                run_experiment,
+                run.label,
+                run.seed,
+                run.config,
+                run.folder,
+                command.device,
+                command.use_lock,
+                cuda_graph=command.cuda_graph,
+                at_once=at_once,
+            )
+            for run in self.runs()
+        }
+        return run_all(runs, at_once, threads)
+
+    def timed(self) -> dict:
+        """By label, the configurations whose steps are timed: those of the pairs, and of what is trained by time."""
+        variants = self.study.variants()
+        pairs = [pair for sampler in SAMPLERS for pair in self.study.pairs(sampler)]
+        wanted = {label for pair in pairs for label in pair[1:]}
+        by_time = [each.strategy for each in variants.values() if each.strategy.time_of]
+        origins = {name for each in by_time for name in (each.name, each.time_of)}
+        return {
+            label: each.config for label, each in variants.items() if label in wanted or each.strategy.name in origins
+        } | self.references(by_time, variants)
+
+    def references(self, by_time, variants) -> dict:
+        """Of strategies trained by the time of one that this study does not train, that one's configurations."""
+        absent = {each.time_of for each in by_time} - {each.strategy.name for each in variants.values()}
+        known = {name: self.study.known(name) for name in sorted(absent)}
+        others = replace(self.study, strategies=known).variants() if known else {}
+        return {label: each.config for label, each in others.items()}
+
+    def time_steps(self, threads: int):
+        """timing.json, where the study has a pair, or a strategy that is trained by time."""
+        timed = self.timed()
+        if timed:
+            write_step_times(self.folder, timed, self.command.device, threads, self.command.cuda_graph)
+
+    def seconds(self) -> dict | None:
+        """The seconds of a step by `step_kind`, where a strategy is trained by them and they are known."""
+        if not any(each.time_of for each in self.study.strategies.values()):
+            return None
+        timed = self.timed()
+        times = read_step_times(self.folder, timed)
+        return times and {step_kind(config): times[label] for label, config in timed.items()}
+
+    def conclude(self, outcome: Outcome) -> int:
+        """Report what has ended, say what has not, and return the exit status."""
+        runs, study, whole = self.runs(), self.folder, self.study.runs(self.command.results, self.seconds())
+        reports = self.command.action == "report"
+        if self.number is not None and not reports and ended_runs(study).issuperset(run.folder for run in whole):
+            self.time_steps(shares(self.command, 1)[1])  # an array's last job
+        sound = True
+        if not self.study.is_search and (reports or (self.number is None and ended_runs(study))):
+            sound = report(self.study, study, [run.folder for run in runs])
+        for run, reason in outcome.failures.items():
+            say(f"failed: {run}: {reason}")
+        for run, reason in outcome.held.items():
+            say(f"left to its holder: {run}: {reason}")
+        if outcome.failures or not sound:
+            return EXIT_BAD_INPUT
+        if outcome.held and not ended_runs(study).issuperset(run.folder for run in runs):
+            say("not done: other processes have the runs above; run the same command again when they have ended")
+            return EXIT_INTERRUPTED
+        return 0
+
+    def plan(self) -> str:
+        """What would be trained, and the minutes that the steps take by steps that are timed here and now."""
+        command, runs = self.command, self.runs()
+        counts = Counter(run.label for run in runs)
+        configs = {run.label: run.config for run in runs}
+        memory = f"memory of a run: {max(sum(memory_needs(each).values()) for each in configs.values()) / 1e9:.3g} GB"
+        memory += " or more"
+        try:
+            at_once, threads = shares(command, len(runs))
+            device = chosen_device(command.device)
+            for config in configs.values():
+                check_fits(config, device, at_once)
+            most = max(map(example_flops, configs.values()))
+            batches = {label: min(each.batch_size, max(1, int(TIMED_FLOPS / most))) for label, each in configs.items()}
+            small = {label: each.change(batch_size=batches[label]) for label, each in configs.items()}
+            seconds = step_seconds(small, command.device, threads, command.cuda_graph)
+        except ConfigError as error:  # of this machine, which need not be the one that trains
+            minutes, words = dict.fromkeys(counts), f"{memory}\nno step was timed: {error}"
+        else:
+            minutes = {
+                label: each.train_steps * seconds[label] * each.batch_size / batches[label] / 60
+                for label, each in configs.items()
+            }
+            total = sum(counts[label] * minutes[label] for label in counts) / (at_once if device.type == "cpu" else 1)
+            words = (
+                f"{memory}, {memory_limit(device) / 1e9:.3g} GB are here\n"
+                f"estimated minutes: {total:.3g}, {at_once} runs at once on this machine's {device.type}, evaluation "
+                "and report not counted"
+            )
+        rows = [[label, counts[label], f"{each.train_steps:,}", minutes[label]] for label, each in configs.items()]
+        table = tabulate(rows, ("strategy", "runs", "steps of each", "minutes of each"), floatfmt=".3g")
+        return f"{self.folder}: {len(runs)} runs\n\n{table}\n\n{words}"
+
+
+def check_command(command: Command, study: Study):
+    """Raises ConfigError for what is wrong on every machine, whatever its device and memory; writes nothing."""
+    if processes() > 1:
+        raise ConfigError("a run is trained by one process; start this script once for each GPU, they share the runs")
+    if command.at_once is not None:
+        require_whole("at_once", command.at_once)
+    check_device_name(command.device)
+    for each in study.variants().values():
+        check_model(each.config)
+        check_mode(each.config)
+    if command.fresh and command.run is not None:
+        raise ConfigError("--fresh would delete the runs of the other jobs; choose another --name")
+    folder = command.results / study.name
+    if (folder / "config.json").exists() and not command.fresh:
+        require_same(folder, study.config.to_dict(), REMEDY)
+        require_study_data(folder, describe_data(study.config))
+
+
+def check_here(command: Command, study: Study):
+    """Raises ConfigError for what is wrong on this machine: too little memory, or a folder that --fresh must leave."""
+    count = 1 if command.run is not None else len(study.runs(command.results))
+    for each in study.variants().values():
+        check_fits(each.config, chosen_device(command.device), shares(command, count)[0])
+    if command.fresh:
+        require_deletable(command.results / study.name, command.use_lock)
+
+
+def shares(command: Command, runs: int) -> tuple[int, int]:
+    """How many runs are trained at once, and torch's threads for each. Raises ConfigError.
+
+    A function of the command and the machine, not of what is left to do: the number of threads may decide a last bit.
+    """
+    threads = min(torch.get_num_threads(), granted_cores())
+    on_cpu = chosen_device(command.device).type == "cpu"
+    at_once = min(runs, command.at_once or (threads if on_cpu else recorded_best(command.results)))
+    return at_once, max(1, threads // at_once)
+
+
+def report(study: Study, folder: Path, asked: list[Path]) -> bool:
+    """Report all runs that ended, and say if those asked for are not among them; False where a run is damaged.
+
+    Raises ConfigError if none ended.
+    """
+    # here, since it imports matplotlib and SciPy, which take seconds, and a run of an array reports nothing
+    from experiments.analysis.report import write_report
+
+    config, reported, ended = recorded_config(folder), None, ended_runs(folder)
+    while ended != reported:  # again if a run ended meanwhile: of two reports made at a time the last must have all
+        damaged = write_report(folder, config, study.as_trained(folder))
+        reported, ended = ended, ended_runs(folder)
+    for reason in damaged.values():
+        say_once(f"left out: {reason}")
+    missing = len(set(asked) - ended - damaged.keys())
+    if missing:
+        say(
+            f"this report is partial, without the {missing} runs that have not ended: --status shows where they "
+            "stand, and --report-only reports again"
+        )
+    return not damaged

@@ -1,0 +1,25 @@
+"""A training step of this project, as the benchmarks time it."""
+
+import torch
+
+from diffusion_lib.denoising_diffusion_pytorch_1d import GaussianDiffusion1D, Trainer1D
+from diffusion_lib.energies import MODELS
+from diffusion_lib.precision import bf16_product
+from diffusion_lib.tasks import Inverse
+
+MODES = ("none", "random", "adversarial")
+
+
+def initial_diffusion(mode, model, rank, device) -> GaussianDiffusion1D:
+    torch.manual_seed(0)
+    ebm = MODELS[model](rank**2, rank**2)
+    return GaussianDiffusion1D(ebm, timesteps=10, rules=Inverse.rules, mining_config={"mode": mode}).to(device)
+
+
+def our_step(mode, model, rank, batch_size, device, bf16=False, cuda_graph=True):
+    """A step of this project's trainer. Saves nothing."""
+    diffusion = initial_diffusion(mode, model, rank, device)
+    if bf16:
+        diffusion.model.ebm.product = bf16_product
+    task = Inverse("train", rank)
+    return Trainer1D(diffusion, task, train_batch_size=batch_size, device=device, cuda_graph=cuda_graph).run_one_step

@@ -1,0 +1,182 @@
+"""From a command line to the study that it means, and to what is to be done with it. The Namespace ends here."""
+
+import argparse
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from diffusion_lib.config import (
+    ExperimentConfig,
+    add_flags,
+    check_name,
+    given,
+    parse_seeds,
+    parse_value,
+    setting_names,
+)
+from diffusion_lib.negatives import MiningConfig
+from diffusion_lib.system.arguments import Parser, directory
+from diffusion_lib.system.environment import ROOT
+from diffusion_lib.system.errors import ConfigError
+from diffusion_lib.tasks import TASKS
+from experiments.study.study import (
+    FURTHER,
+    STRATEGIES,
+    STUDIES,
+    Study,
+    checked_values,
+    presets,
+    read_study,
+    usual_strategies,
+)
+
+
+@dataclass(frozen=True)
+class Command:
+    """What to do with a study, where, and how.
+
+    action: train, report, status or check. run: the number of the only run to train, for job arrays. fresh: whether an
+    earlier study of this name is deleted first. at_once: runs trained at the same time, None: as many as fit.
+    """
+
+    study: Study
+    results: Path
+    action: str = "train"
+    run: int | None = None
+    fresh: bool = False
+    device: str | None = None
+    cuda_graph: bool = True
+    at_once: int | None = None
+    use_lock: bool = True
+
+
+def parse_command(description: str, arguments=None) -> Command:
+    """Raises ConfigError for what argparse does not refuse itself, with exit status 2."""
+    parser = Parser(description)
+    add = parser.add_argument
+    which = parser.add_mutually_exclusive_group().add_argument
+    which("--preset", metavar="NAME", help=f"a study of experiments/studies: {', '.join(presets())}")
+    which("--pilot", action="store_const", const="pilot", dest="preset", help="same as --preset pilot")
+    which("--study", type=Path, metavar="FILE", help="a study's file, as those of experiments/studies are")
+    named = ", ".join([*STRATEGIES, *FURTHER])
+    add("--strategies", nargs="+", metavar="NAME", help=f"some of the study's, or of {named}")
+    add("--seeds", nargs="+", metavar="SEED", help="0 2 5, or 0-9; default: the study's, or 0")
+    add(
+        "--vary",
+        nargs="+",
+        metavar="KEY=V1,V2",
+        help="train every strategy at each value of a setting that it uses: opt_steps=1,2,5 scale_factor=0.5,1",
+    )
+    add("--task", dest="dataset", metavar=f"{{{','.join(TASKS)}}}", help="what is learned (default inverse)")
+    add_flags(parser, ExperimentConfig, MiningConfig, leave_out=("mode",))
+    add("--device", metavar="{cpu,cuda}", help="default: cuda where there is one")
+    add("--no-cuda-graph", action="store_true", help="on a GPU, launch each operation of a step by itself")
+    add(
+        "--at-once",
+        type=int,
+        metavar="N",
+        help="runs trained at the same time, each in a process of its own; "
+        "default: on a CPU as many as torch has threads, which they share; on a GPU as check_gpu.py found best, else 1",
+    )
+    add("--name", help="name of the study, default: the preset's, the file's, or the model's")
+    add("--results", type=directory, default=ROOT / "results", help="default: results/ of this project")
+    add("--fresh", action="store_true", help="delete an earlier study of this name, its tables too")
+    add("--no-lock", action="store_true", help="where the file system has no locks, and nobody else trains")
+    add("--report-only", action="store_true", help="train nothing; report the finished runs")
+    add("--status", action="store_true", help="train nothing; show where each run stands")
+    add("--check", action="store_true", help="train and write nothing; check the command, print its plan")
+    add(
+        "--run",
+        type=int,
+        metavar="I",
+        help="only run I of strategies x seeds, without a report: for job arrays; I "
+        "counts from 0, run I is seed I mod N of strategy I div N, N seeds",
+    )
+    options = parser.parse_args(arguments)
+    return Command(
+        study=resolve_study(options),
+        results=options.results,
+        action=next((name for name in ("check", "status") if getattr(options, name)), None)
+        or ("report" if options.report_only else "train"),
+        run=options.run,
+        fresh=options.fresh and os.environ.get("SLURM_RESTART_COUNT", "0") == "0",  # a requeued job continues its own
+        device=options.device,
+        cuda_graph=not options.no_cuda_graph,
+        at_once=options.at_once,
+        use_lock=not options.no_lock,
+    )
+
+
+def resolve_study(options: argparse.Namespace) -> Study:
+    """The study that the flags name, and what they change in it. Raises ConfigError."""
+    said = read_study(study_file(options)) if options.preset or options.study else {}
+    if options.dataset not in (None, *TASKS):
+        number = f"; for a run of an array write --run {options.dataset}" if options.dataset.isdigit() else ""
+        raise ConfigError(f"task is {options.dataset!r}; allowed: {', '.join(TASKS)}{number}")
+    settings = {**said.get("config", {}), **given(options)}
+    vary = {**said.get("vary", {}), **parse_vary(options.vary or ())}
+    for key in settings.keys() & vary.keys():
+        if key in given(options):
+            raise ConfigError(f"--{key.replace('_', '-')} is what the study varies; allowed: --vary {key}=…")
+    first = {key: values[0] for key, values in vary.items() if key in ("dataset", "model")}
+    study = Study("unnamed", {**settings, **first}, [0], {})
+    declared = said.get("strategies") or usual_strategies(study.config)
+    study = Study(
+        name=check_name(options.name if options.name is not None else usual_name(options, study.config, vary)),
+        settings=settings,
+        seeds=parse_seeds(options.seeds) if options.seeds else said.get("seeds", [0]),
+        strategies=chosen_strategies(options.strategies, declared),
+        declared=declared,
+        vary=vary,
+        **{key: said[key] for key in ("compare", "search", "question") if key in said},
+    )
+    study.variants()  # raises where a combination is not allowed
+    return study
+
+
+def study_file(options) -> Path:
+    """Raises ConfigError for an unknown preset."""
+    if options.study:
+        return options.study
+    if options.preset not in presets():
+        raise ConfigError(f"preset is {options.preset!r}; allowed: {', '.join(presets())}, or --study FILE")
+    return STUDIES / f"{options.preset}.toml"
+
+
+def usual_name(options, config: ExperimentConfig, vary: dict) -> str:
+    """The name of a study that was given none."""
+    if options.study:
+        return options.study.stem
+    extra = parse_vary(options.vary or ())
+    return "-".join(
+        [
+            options.preset or "custom",
+            *([config.dataset] if options.dataset else []),
+            *([config.model] if "model" not in vary else []),
+            *(["by", *extra] if extra else []),
+        ]
+    )
+
+
+def chosen_strategies(names: list[str] | None, declared: dict) -> dict:
+    """Raises ConfigError for an unknown one."""
+    if names is None:
+        return declared
+    known = STRATEGIES | FURTHER | declared
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"unknown strategy {name!r}; allowed: {', '.join(known)}")
+    return {name: known[name] for name in names}
+
+
+def parse_vary(words) -> dict[str, tuple]:
+    """`opt_steps=1,2,5` and the like. Raises ConfigError."""
+    vary = {}
+    for word in words:
+        key, sign, text = word.partition("=")
+        key = key.replace("-", "_")
+        key = "dataset" if key == "task" else key
+        if not sign or key not in setting_names() or not all(text.split(",")):
+            raise ConfigError(f"vary is {word!r}; allowed: KEY=V1,V2 with a KEY of {', '.join(setting_names())}")
+        vary[key] = [parse_value(key, part) for part in text.split(",")]
+    return checked_values(vary)

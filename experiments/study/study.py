@@ -1,0 +1,452 @@
+"""What a study is: strategies, each a named change of the configuration, trained on the same seeds and compared."""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from itertools import product
+from pathlib import Path
+from typing import NamedTuple
+
+from diffusion_lib.config import ExperimentConfig, check_name, configure, parse_seeds, recipe, setting_names
+from diffusion_lib.energies import MODELS
+from diffusion_lib.evaluation import SAMPLERS
+from diffusion_lib.flops import equal_compute_steps
+from diffusion_lib.negatives import MiningConfig
+from diffusion_lib.run_folder import run_folders
+from diffusion_lib.system.errors import ConfigError
+from diffusion_lib.tasks import TASKS
+
+STUDIES = Path(__file__).resolve().parents[1] / "studies"  # the declared ones
+QUESTION = "Does adversarial negative mining make an IRED energy-based diffusion model better?"
+PROBLEM = ("dataset", "rank")  # the settings that say what is solved: each problem is compared by itself
+STEPS, FLOPS, TIME = "steps", "FLOPs", "time"  # the accounts by which two strategies are trained equally long
+# Settings that change no step's work, so that steps which differ in them alone take the same time.
+WITHOUT_WORK = {"train_steps": 1, "learning_rate": 1e-4, "schedule": "constant", "evaluation_size": 1}
+WITHOUT_WORK |= {"scale_factor": 1.0, "noise_scale": 1.0, "weight": 1.0}
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """A way to train: the settings in which it differs from its study's.
+
+    compute_of, time_of: the strategy whose training FLOPs, or measured seconds, it is trained for. origin: the
+    strategy of which it is the choice of a search, itself where it is none. samplers: under which it is judged.
+    """
+
+    name: str
+    settings: Mapping = field(default_factory=dict)
+    compute_of: str | None = None
+    time_of: str | None = None
+    origin: str = ""
+    samplers: tuple[str, ...] = tuple(SAMPLERS)
+
+    def __post_init__(self):
+        if not self.origin:
+            object.__setattr__(self, "origin", self.name)
+
+    @property
+    def reference(self) -> str | None:
+        """The strategy that decides how long this one is trained."""
+        return self.compute_of or self.time_of
+
+    @property
+    def account(self) -> str:
+        """By what it is trained as long as another."""
+        return FLOPS if self.compute_of else TIME if self.time_of else STEPS
+
+
+# What a study compares, unless it says otherwise. To compare another one, add its line, or name it in a study's file.
+STRATEGIES = {
+    each.name: each
+    for each in (
+        Strategy("baseline", {"mode": "none"}),  # IRED without its contrastive term
+        Strategy("random", {"mode": "random"}),  # contrast with noisier samples
+        Strategy("adversarial", {"mode": "adversarial"}),  # IRED: noisier samples, then descended on the energy
+        Strategy("baseline-compute", {"mode": "none"}, compute_of="adversarial"),
+    )
+}
+# What --strategies can name too.
+FURTHER = {
+    each.name: each
+    for each in (
+        Strategy("corrupt", {"mode": "corrupt"}),  # IRED's choice for connectivity, shortest path and sudoku
+        Strategy("baseline-time", {"mode": "none"}, time_of="adversarial"),
+    )
+}
+
+
+def known_strategy(name: str) -> Strategy:
+    """A usual one by its name, or one of that name that is like no other."""
+    return (STRATEGIES | FURTHER).get(name) or Strategy(name)
+
+
+class Variant(NamedTuple):
+    """A strategy at one combination of the varied settings. `label`: its name in folders and tables."""
+
+    label: str
+    strategy: Strategy
+    values: dict
+    config: ExperimentConfig
+
+
+class Pair(NamedTuple):
+    """Two labels that are compared, and the account by which they were trained equally long."""
+
+    account: str
+    treated: str
+    other: str
+
+
+class Run(NamedTuple):
+    """One variant on one seed. `config`: its own, the mining included. `folder`: where it is trained."""
+
+    label: str
+    seed: int
+    config: ExperimentConfig
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return f"{self.label} seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Search:
+    """Settings that every strategy tries on seeds of their own, to be trained at its own best ones."""
+
+    seeds: list[int]
+    vary: dict[str, tuple]
+    settings: Mapping = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Study:
+    """Strategies trained on the same seeds. Raises ConfigError for what is not allowed.
+
+    settings: by name, what differs from the recipe of its task and model. vary: the values at which each strategy is
+    trained, of the settings that it uses. compare: the two strategies whose pair the verdict is about; the second
+    stands for all that differ from it only in how long they are trained, `alike`. declared: the strategies of its file,
+    of which `strategies` may be some. is_search: whether its runs only serve to choose settings: none are compared.
+    """
+
+    name: str
+    settings: Mapping
+    seeds: list[int]
+    strategies: dict[str, Strategy]
+    vary: dict[str, tuple] = field(default_factory=dict)
+    compare: tuple[str, str] = ("adversarial", "baseline")
+    search: Search | None = None
+    question: str = QUESTION
+    declared: dict[str, Strategy] = field(default_factory=dict)
+    is_search: bool = False
+    alike: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        known = STRATEGIES | FURTHER | self.declared | self.strategies
+        if not self.alike:
+            wanted = known[self.compare[1]].settings
+            alike = [name for name, each in known.items() if each.settings == wanted]
+            object.__setattr__(self, "alike", tuple(alike))
+        for each in self.strategies.values():
+            if each.reference and each.reference not in known:
+                raise ConfigError(f"{each.name} is trained as long as {each.reference!r}; allowed: {', '.join(known)}")
+            if each.reference and "train_steps" in each.settings:
+                raise ConfigError(f"{each.name} has train_steps, but is trained as long as {each.reference}")
+            if each.reference and known[each.reference].reference:
+                raise ConfigError(f"{each.name} is trained as long as {each.reference}, which has no steps of its own")
+        shared = set(self.search.seeds).intersection(self.seeds) if self.search else ()
+        if shared:
+            raise ConfigError(f"seeds {' '.join(map(str, sorted(shared)))} are in the search too; allowed: other ones")
+        if "mode" in self.vary:
+            raise ConfigError("mode is not varied: each mode is a strategy's")
+
+    def configuration(self, **changed) -> ExperimentConfig:
+        """The study's configuration with other settings: the recipe of its task and model, and over it what is said."""
+        said = {**self.settings, **changed}
+        return configure(recipe(*(said.get(key) for key in ("dataset", "model", "match_release"))) | said)
+
+    @property
+    def config(self) -> ExperimentConfig:
+        return self.configuration()
+
+    def problems(self) -> list["Study"]:
+        """A study for each problem that this one solves, with a folder of its own where there are several."""
+        keys = [key for key in self.vary if key in PROBLEM]
+        rest = {key: values for key, values in self.vary.items() if key not in keys}
+        found = []
+        for values in product(*(self.vary[key] for key in keys)):
+            own = dict(zip(keys, values, strict=True))
+            name = "/".join([self.name, *([label_of("", own)] if own else [])])
+            found.append(replace(self, name=name, settings={**self.settings, **own}, vary=rest))
+        return found
+
+    def variants(self, seconds: dict | None = None) -> dict[str, Variant]:
+        """By label, each strategy at each combination of the varied settings that it uses, or that decide its steps.
+
+        seconds: of a step, by `step_kind`; without them a strategy of equal time gets the steps of equal FLOPs.
+        """
+        found = {}
+        for strategy in self.strategies.values():
+            keys = self._keys(strategy)
+            grid = [dict(zip(keys, each, strict=True)) for each in product(*(self.vary[key] for key in keys))]
+            configs = [self._config(strategy, values, seconds) for values in grid]
+            for key in keys:
+                if not self._uses(strategy, key) and not _matters(key, grid, configs):
+                    grid = [{name: value for name, value in values.items() if name != key} for values in grid]
+            for values, config in zip(grid, configs, strict=True):
+                label = label_of(strategy.name, values)
+                found.setdefault(label, Variant(label, strategy, values, config))
+        return found
+
+    def _keys(self, strategy: Strategy) -> list[str]:
+        """The varied settings that the strategy uses, or the one that decides how long it is trained."""
+        used = {key for key in self.vary if self._uses(strategy, key)}
+        if strategy.reference:
+            used |= {key for key in self.vary if self._uses(self.known(strategy.reference), key)}
+        return [key for key in self.vary if key in used]
+
+    def _uses(self, strategy: Strategy, key: str) -> bool:
+        if key in strategy.settings or (key == "train_steps" and strategy.reference):
+            return False
+        mode = strategy.settings.get("mode", self.settings.get("mode", MiningConfig.mode))
+        return key not in setting_names(MiningConfig) or MiningConfig(mode).uses(key)
+
+    def known(self, name: str) -> Strategy:
+        """A strategy by its name, whether this command trains it or not."""
+        return (STRATEGIES | FURTHER | self.declared | self.strategies)[name]
+
+    def as_trained(self, folder: Path) -> "Study":
+        """This study with all strategies that any command trained in its folder, for a report."""
+        trained = {path.parent.name for path in run_folders(folder)}
+        every = replace(self, strategies=STRATEGIES | FURTHER | self.declared | self.strategies)
+        kept = {each.strategy.name for each in every.variants().values() if each.label in trained}
+        return replace(self, strategies={name: each for name, each in every.strategies.items() if name in kept})
+
+    def _config(self, strategy: Strategy, values: dict, seconds: dict | None) -> ExperimentConfig:
+        own = {key: value for key, value in values.items() if self._uses(strategy, key)}
+        config = self.configuration(**{**own, **strategy.settings})
+        if not strategy.reference:
+            return config
+        reference = self._config(self.known(strategy.reference), values, seconds)
+        if strategy.time_of and seconds:
+            ratio = seconds[step_kind(reference)] / seconds[step_kind(config)]
+            return config.change(train_steps=max(1, round(reference.train_steps * ratio)))
+        return config.change(train_steps=equal_compute_steps(config, reference))
+
+    def runs(self, results: Path, seconds: dict | None = None) -> list[Run]:
+        """All runs, strategy by strategy, so that one that is added at the end renumbers none of those before it."""
+        variants = self.variants(seconds).values()
+        return [
+            Run(each.label, seed, each.config, run_folder(results / self.name, each.label, seed))
+            for each in variants
+            for seed in self.seeds
+        ]
+
+    def pairs(self, sampler: str) -> list[Pair]:
+        """The pairs that the verdict is about under a sampler, at equal FLOPs first, then time, then steps."""
+        variants = [each for each in self.variants().values() if sampler in each.strategy.samplers]
+        found = []
+        for one in (each for each in variants if each.strategy.origin == self.compare[0]):
+            for other in (each for each in variants if each.strategy.origin in self.alike):
+                reference = other.strategy.reference
+                if not agree(one.values, other.values):
+                    continue
+                if reference and self.known(reference).origin == one.strategy.origin:
+                    found.append(Pair(other.strategy.account, one.label, other.label))
+                elif not reference and one.config.train_steps == other.config.train_steps:
+                    found.append(Pair(STEPS, one.label, other.label))
+        return sorted(found, key=lambda pair: (FLOPS, TIME, STEPS).index(pair.account))
+
+    def base(self) -> str:
+        """The strategy to whose errors a table sets all others in relation."""
+        plain = [name for name in self.alike if name in self.strategies and not self.strategies[name].reference]
+        return next(iter(plain), self.compare[1])
+
+    def bases(self) -> dict[str, str]:
+        """By label, the label of `base` at the same values of the varied settings, where there is just one."""
+        variants = self.variants().values()
+        plain = [each for each in variants if each.strategy.origin in self.alike and not each.strategy.reference]
+        found = {}
+        for each in variants:
+            own = [
+                o for o in plain if agree(each.values, o.values) and {*o.strategy.samplers} & {*each.strategy.samplers}
+            ]
+            if len(own) == 1 and own[0].label != each.label:
+                found[each.label] = own[0].label
+        return found
+
+    def varied(self) -> list[str]:
+        """The settings that its runs may have differently, beside the mining's and the steps."""
+        own = {key for each in self.strategies.values() for key in each.settings}
+        return sorted(own.union(self.vary) - set(setting_names(MiningConfig)) - {"train_steps"})
+
+    def search_study(self) -> "Study":
+        """The study of the search."""
+        problems = {key: self.vary[key] for key in self.vary if key in PROBLEM and key not in self.search.settings}
+        settings = {**self.settings, **self.search.settings}
+        return replace(
+            self,
+            name=f"{self.name}-search",
+            settings=settings,
+            seeds=self.search.seeds,
+            vary=problems | self.search.vary,
+            search=None,
+            is_search=True,
+        )
+
+    def chosen(self, choices: dict[str, dict[str, dict]]) -> "Study":
+        """This study, each strategy at its choice. choices: by sampler and strategy, the values that the search chose.
+
+        Where two samplers choose differently both choices are trained, each judged under its sampler.
+        """
+        strategies = {}
+        for sampler, chosen in choices.items():
+            names = {name: label_of(name, values) for name, values in chosen.items()}
+            for name, values in chosen.items():
+                each = self.strategies[name]
+                settings = {**each.settings, **values}
+                there = strategies.get(names[name])
+                judged = (*(there.samplers if there else ()), sampler)
+                compute, time = (names.get(other, other) for other in (each.compute_of, each.time_of))
+                strategies[names[name]] = Strategy(names[name], settings, compute, time, name, judged)
+        return replace(self, strategies=strategies, declared=strategies, search=None)
+
+
+def _matters(key: str, grid: list[dict], configs: list[ExperimentConfig]) -> bool:
+    """Whether two combinations that differ in the setting alone have different configurations."""
+    seen = {}
+    for values, config in zip(grid, configs, strict=True):
+        others = tuple((name, value) for name, value in values.items() if name != key)
+        if seen.setdefault(others, config) != config:
+            return True
+    return False
+
+
+def agree(one: dict, other: dict) -> bool:
+    """Whether two combinations have the same value of each setting that both have."""
+    return all(one[key] == other[key] for key in one.keys() & other.keys())
+
+
+def label_of(name: str, values: dict) -> str:
+    """`adversarial,opt_steps=5`."""
+    return ",".join([*([name] if name else []), *(f"{key}={value}" for key, value in values.items())])
+
+
+def run_folder(study: Path, label: str, seed: int) -> Path:
+    return study / "runs" / label / f"seed-{seed}"
+
+
+def step_kind(config: ExperimentConfig) -> ExperimentConfig:
+    """What decides how long a step takes: configurations with the same one take the same time."""
+    return config.change(**WITHOUT_WORK)
+
+
+def usual_strategies(config: ExperimentConfig) -> dict[str, Strategy]:
+    """Those that the task and the model of a configuration can be trained with, where a study names none."""
+    if not MODELS[config.model].has_energy:
+        return {"baseline": STRATEGIES["baseline"]}
+    corrupt = {"corrupt": FURTHER["corrupt"]} if TASKS[config.dataset].rules.corruption else {}
+    return STRATEGIES | corrupt
+
+
+def presets() -> list[str]:
+    """The names of the studies in experiments/studies."""
+    return sorted(path.stem for path in STUDIES.glob("*.toml"))
+
+
+KEYS = {
+    "question": str,
+    "seeds": str,
+    "compare": list,
+    "config": dict,
+    "vary": dict,
+    "strategies": dict,
+    "search": dict,
+}
+
+
+def read_study(path: Path) -> dict:
+    """A study's file: `question`, `seeds`, `compare`, [config], [vary], [strategies], [search].
+
+    Returns what the file says, checked: seeds as a list, strategies as `Strategy`, the search as `Search`. Raises
+    ConfigError, which names the file and the key.
+    """
+    try:
+        said = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read as a study: {' '.join(str(error).split())}") from None
+    try:
+        return _checked(said)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def _checked(said: dict) -> dict:
+    require_keys(said, KEYS, "the study")
+    for key, value in said.items():
+        if not isinstance(value, KEYS[key]):
+            kind = {str: "a text", list: "a list of names", dict: "a table"}[KEYS[key]]
+            raise ConfigError(f"{key} is {value!r}; allowed: {kind}")
+    require_settings(said.get("config", {}))
+    found = dict(said)
+    if "seeds" in said:
+        found["seeds"] = parse_seeds(said["seeds"])
+    found["vary"] = checked_values(said.get("vary", {}))
+    found["strategies"] = {name: _strategy(name, each) for name, each in said.get("strategies", {}).items()}
+    if "compare" in said:
+        known = STRATEGIES | FURTHER | found["strategies"]
+        if len(said["compare"]) != 2 or not all(isinstance(name, str) and name in known for name in said["compare"]):
+            raise ConfigError(f"compare is {said['compare']!r}; allowed: two of {', '.join(known)}")
+        found["compare"] = tuple(said["compare"])
+    if "search" in said:
+        search = dict(said["search"])
+        require_keys(search, ("seeds", "vary", *setting_names()), "search")
+        if not isinstance(search.get("seeds"), str) or not isinstance(search.get("vary"), dict):
+            raise ConfigError("search lacks its seeds (a text) or its vary (a table)")
+        seeds, vary = parse_seeds(search.pop("seeds")), checked_values(search.pop("vary"))
+        if not vary or set(vary) & set(PROBLEM):
+            raise ConfigError(
+                f"search varies {', '.join(vary) or 'nothing'}; allowed: settings but {', '.join(PROBLEM)}"
+            )
+        require_settings(search)
+        found["search"] = Search(seeds, vary, search)
+    return found
+
+
+def _strategy(name: str, said) -> Strategy:
+    check_name(name)
+    if not isinstance(said, dict):
+        raise ConfigError(f"strategy {name} is {said!r}; allowed: a table such as {{ mode = 'adversarial' }}")
+    said = dict(said)
+    lengths = {key: said.pop(key, None) for key in ("compute_of", "time_of")}
+    if all(lengths.values()):
+        raise ConfigError(f"strategy {name} has compute_of and time_of; allowed: one of them")
+    for key, value in lengths.items():
+        if value is not None and not isinstance(value, str):
+            raise ConfigError(f"{key} of strategy {name} is {value!r}; allowed: the name of a strategy")
+    require_keys(said, setting_names(), f"strategy {name}", ("compute_of", "time_of"))
+    require_settings(said)
+    return Strategy(name, said, **lengths)
+
+
+def require_keys(said: dict, allowed, where: str, further=()):
+    """Raises ConfigError for a key that is not allowed."""
+    unknown = [key for key in said if key not in allowed]
+    if unknown:
+        raise ConfigError(f"unknown {', '.join(unknown)} in {where}; allowed: {', '.join([*further, *allowed])}")
+
+
+def require_settings(said: Mapping):
+    """Raises ConfigError for a setting that is not one, or a value that it cannot have."""
+    configure({**said})
+
+
+def checked_values(vary: dict) -> dict[str, tuple]:
+    """The values to vary, by setting. Raises ConfigError for one that is not allowed."""
+    require_keys(vary, [name for name in setting_names() if name != "mode"], "vary")
+    for key, values in vary.items():
+        if not isinstance(values, list | tuple) or not values:
+            raise ConfigError(f"vary has {key} = {values!r}; allowed: a list of values")
+        for value in values:
+            require_settings({key: value})
+    return {key: tuple(dict.fromkeys(values)) for key, values in vary.items()}

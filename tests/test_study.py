@@ -1,0 +1,284 @@
+"""What a study's file and flags mean: its runs, its pairs, its search; and that a wrong word is one line."""
+
+import csv
+import json
+import re
+import tomllib
+
+import pytest
+from conftest import small_study
+
+from diffusion_lib.config import ExperimentConfig
+from diffusion_lib.flops import equal_compute_steps, train_flops
+from diffusion_lib.system.errors import ConfigError
+from experiments.analysis import search as searching
+from experiments.matrix_inversion_mining_comparison import main
+from experiments.study import timing
+from experiments.study.flags import parse_command
+from experiments.study.study import STUDIES, Pair, presets, step_kind
+
+TINY = ["--rank", "3", "--batch-size", "8"]
+
+
+def study_of(*words):
+    return parse_command("", [*TINY, *words]).study
+
+
+def write(path, text):
+    path.write_text(text)
+    return path
+
+
+def labels(study):
+    return list(study.variants())
+
+
+def test_a_sweep_has_one_baseline_and_each_strategy_only_what_it_uses():
+    found = study_of("--vary", "opt_steps=1,2,5", "scale_factor=0.5,1,2").variants()
+    by_strategy = {}
+    for each in found.values():
+        by_strategy.setdefault(each.strategy.name, []).append(each)
+    counts = {name: len(variants) for name, variants in by_strategy.items()}
+    # the scale of a step costs nothing, so the baseline of equal compute has a variant for each opt_steps alone
+    assert counts == {"baseline": 1, "random": 1, "adversarial": 9, "baseline-compute": 3}
+    for each in by_strategy["adversarial"]:
+        assert each.config.mining.opt_steps == each.values["opt_steps"]
+        assert (
+            each.label == f"adversarial,opt_steps={each.values['opt_steps']},scale_factor={each.values['scale_factor']}"
+        )
+        other = found[f"baseline-compute,opt_steps={each.values['opt_steps']}"]
+        a_step = train_flops(other.config.change(train_steps=1))
+        assert abs(train_flops(other.config) - train_flops(each.config)) <= a_step / 2 + 1
+
+
+def test_every_mined_strategy_of_a_sweep_has_its_pairs():
+    study = study_of("--vary", "opt_steps=1,2", "scale_factor=1,2")
+    pairs = study.pairs("plain")
+    mined = [label for label in labels(study) if label.startswith("adversarial")]
+    assert [pair for pair in pairs if pair.account == "FLOPs"] == [
+        Pair("FLOPs", label, f"baseline-compute,{label.split(',')[1]}") for label in mined
+    ]
+    assert [pair[1:] for pair in pairs if pair.account == "steps"] == [(label, "baseline") for label in mined]
+    assert study.bases() == dict.fromkeys(set(labels(study)) - {"baseline"}, "baseline")
+
+
+def test_a_setting_of_all_strategies_is_compared_at_its_own_values():
+    study = study_of("--vary", "learning_rate=1e-3,2e-3")
+    assert Pair("FLOPs", "adversarial,learning_rate=0.002", "baseline-compute,learning_rate=0.002") in study.pairs(
+        "plain"
+    )
+    assert len(study.pairs("plain")) == 4
+    assert study.bases()["random,learning_rate=0.001"] == "baseline,learning_rate=0.001"
+    budgets = study_of("--vary", "train_steps=10,20", "--strategies", "adversarial", "baseline", "baseline-compute")
+    found = budgets.variants()
+    longest = found["adversarial,train_steps=20"].config
+    compute = found["baseline-compute,train_steps=20"].config
+    assert compute.train_steps == equal_compute_steps(compute, longest)
+    assert {pair.account for pair in budgets.pairs("plain")} == {"FLOPs", "steps"}
+
+
+def test_a_rank_is_a_problem_of_its_own():
+    study = parse_command("", ["--vary", "rank=3,4", "opt_steps=1,2", "--name", "s", "--batch-size", "8"]).study
+    parts = study.problems()
+    assert [part.name for part in parts] == ["s/rank=3", "s/rank=4"]
+    assert [part.config.rank for part in parts] == [3, 4]
+    assert all("rank" not in label for part in parts for label in labels(part))
+
+
+def test_flags_go_over_the_file_and_the_file_over_the_recipe(tmp_path):
+    path = write(tmp_path / "a.toml", 'seeds = "3-4"\n[config]\nmodel = "matrix"\ntrain_steps = 7\nopt_steps = 5\n')
+    study = parse_command("", ["--study", str(path), "--train-steps", "9"]).study
+    assert (study.name, study.seeds) == ("a", [3, 4])
+    config = study.config
+    assert (config.model, config.train_steps, config.mining.opt_steps) == ("matrix", 9, 5)
+    assert (config.clamp, config.schedule) == ("task", "cosine")  # matrix's recipe
+    assert study.variants()["adversarial"].config.mining.opt_steps == 5
+
+
+def test_the_pair_is_the_studys(tmp_path):
+    text = """
+compare = ["weak", "strong"]
+[strategies]
+weak = { mode = "random", weight = 0.1 }
+strong = { mode = "random", weight = 0.9 }
+strong-compute = { mode = "random", weight = 0.9, compute_of = "weak" }
+strong-time = { mode = "random", weight = 0.9, time_of = "weak" }
+"""
+    study = parse_command("", [*TINY, "--study", str(write(tmp_path / "a.toml", text))]).study
+    assert study.pairs("innerloop") == [
+        Pair("FLOPs", "weak", "strong-compute"),
+        Pair("time", "weak", "strong-time"),
+        Pair("steps", "weak", "strong"),
+    ]
+    assert study.base() == "strong"
+    assert study.bases()["weak"] == "strong"
+
+
+def test_equal_time_is_by_the_seconds_of_a_step():
+    study = study_of("--strategies", "adversarial", "baseline-time", "--train-steps", "100")
+    variants = study.variants()
+    seconds = {step_kind(variants["adversarial"].config): 0.3, step_kind(variants["baseline-time"].config): 0.1}
+    assert study.variants(seconds)["baseline-time"].config.train_steps == 300
+    assert study.variants(seconds)["adversarial"].config.train_steps == 100
+
+
+WRONG = (
+    ("trian_steps = 3", "unknown trian_steps in the study; allowed: question, seeds"),
+    ("[config]\nbatchsize = 3", "unknown setting batchsize; allowed: dataset, rank"),
+    ("[config]\nbatch_size = 'a'", "batch_size is 'a'"),
+    ("[config]\nbatch_size = true", "batch_size is True"),
+    ("[vary]\nopt_steps = 3", "vary has opt_steps = 3; allowed: a list"),
+    ("[vary]\nopt_steps = []", r"vary has opt_steps = \[\]"),
+    ("[vary]\nopt_steps = [0]", "opt_steps is 0"),
+    ("[vary]\nmode = ['none']", "unknown mode in vary"),
+    ("[strategies]\na = { modus = 'none' }", "unknown modus in strategy a; allowed: compute_of, time_of"),
+    ("[strategies]\na = { mode = 'x' }", "mining mode is 'x'"),
+    ("[strategies]\na = 3", "strategy a is 3"),
+    ("[strategies]\n'a/b' = { mode = 'none' }", "name is 'a/b'"),
+    ("[strategies]\na = { mode = 'none', compute_of = 'b' }", "a is trained as long as 'b'; allowed: baseline"),
+    ("[strategies]\na = { mode = 'none', compute_of = 'random', time_of = 'random' }", "allowed: one of them"),
+    ("[strategies]\na = { mode = 'none', compute_of = 'baseline-compute' }", "which has no steps of its own"),
+    ("[strategies]\na = { mode = 'none', compute_of = 'random', train_steps = 3 }", "a has train_steps, but"),
+    ("compare = ['adversarial']", "compare is"),
+    ("compare = ['adversarial', 'b']", "compare is"),
+    ("seeds = '3-1'", "the range 3-1 is empty"),
+    ("seeds = 3", "seeds is 3; allowed: a text"),
+    ("[search]\nseeds = '1'", "search lacks its seeds"),
+    ("[search]\nseeds = '1'\nvary = { rank = [3] }", "search varies rank"),
+    ("[search]\nseeds = '0'\nvary = { weight = [0.5] }", "seeds 0 are in the search too"),
+    ("a = ", "cannot be read as a study"),
+)
+
+
+@pytest.mark.parametrize(("text", "message"), WRONG, ids=range(len(WRONG)))
+def test_a_wrong_file_is_one_line_and_nothing_is_written(text, message, tmp_path):
+    path = write(tmp_path / "a.toml", text)
+    with pytest.raises(ConfigError, match=message) as error:
+        main(["--study", str(path), *TINY, "--results", str(tmp_path / "results")])
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "results").exists()
+
+
+WRONG_WORDS = (
+    (["--vary", "opt_steps"], "vary is 'opt_steps'; allowed: KEY=V1,V2"),
+    (["--vary", "opt_step=1"], "vary is 'opt_step=1'"),
+    (["--vary", "opt_steps=1,x"], "opt_steps is 'x'; allowed: int"),
+    (["--vary", "noise_scale=1,nan"], "noise_scale is nan"),
+    (["--vary", "opt_steps=1,2", "--opt-steps", "3"], "--opt-steps is what the study varies"),
+    (["--preset", "x"], "preset is 'x'; allowed: demo"),
+    (["--study", "/nowhere.toml"], "/nowhere.toml cannot be read as a study"),
+    (["--strategies", "x"], "unknown strategy 'x'; allowed: baseline"),
+    (["--task", "3"], "for a run of an array write --run 3"),
+    (["--preset", "tuned", "--run", "0"], "a run of an array follows the search"),
+)
+
+
+@pytest.mark.parametrize(("words", "message"), WRONG_WORDS, ids=range(len(WRONG_WORDS)))
+def test_a_wrong_word_is_one_line_and_nothing_is_written(words, message, tmp_path):
+    with pytest.raises(ConfigError, match=message):
+        main([*TINY, *words, "--results", str(tmp_path / "results")])
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("name", presets())
+def test_a_declared_study_is_whole(name):
+    assert tomllib.loads((STUDIES / f"{name}.toml").read_text())
+    study = parse_command("", ["--preset", name]).study
+    for part in study.problems():
+        assert part.pairs("plain") or name == "published-rate"
+        assert all(isinstance(each.config, ExperimentConfig) for each in part.variants().values())
+
+
+def test_a_new_strategy_renumbers_no_run(tmp_path):
+    folders = [run.folder for run in study_of("--seeds", "0-2").runs(tmp_path)]
+    more = study_of("--seeds", "0-2", "--strategies", *labels(study_of()), "corrupt")
+    assert [run.folder for run in more.runs(tmp_path)][: len(folders)] == folders
+
+
+def quick(monkeypatch):
+    monkeypatch.setattr(timing, "WARM_UP", 0.0)
+    monkeypatch.setattr(timing, "LIMIT", 0.0)
+
+
+@pytest.mark.usefixtures("cheap_report")
+def test_a_sweep_end_to_end(tmp_path, monkeypatch, capsys):
+    quick(monkeypatch)
+    words = small_study(tmp_path, "--vary", "learning_rate=1e-3,1e-2", "--train-steps", "3", "--at-once", "1")
+    words += ["--strategies", "baseline", "adversarial", "baseline-compute", "baseline-time", "--seeds", "0"]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    for account in ("FLOPs", "time", "steps"):
+        assert len(re.findall(rf"^No verdict at equal {account} \(.*(?:plain|innerloop)\): ", said, re.MULTILINE)) == 4
+    with open(tmp_path / "shared.runs.csv", newline="") as file:
+        assert len({row["strategy"] for row in csv.DictReader(file)}) == 8
+    times = json.loads((tmp_path / "shared" / "timing.json").read_text())
+    run = tmp_path / "shared" / "runs" / "baseline-time,learning_rate=0.01" / "seed-0"
+    steps = json.loads((run / "config.json").read_text())["config"]["train_steps"]
+    ratio = times["adversarial,learning_rate=0.01"] / times["baseline-time,learning_rate=0.01"]
+    assert steps == max(1, round(3 * ratio))
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("shared/runs/*/*/result.json")}
+    assert len(before) == 4 * 2
+    assert main(words) == 0  # continued, by the seconds that were measured first
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.glob("shared/runs/*/*/result.json")}
+
+
+SEARCH = """
+seeds = "0"
+[config]
+rank = 3
+batch_size = 8
+train_steps = 4
+evaluation_size = 64
+[strategies]
+baseline = { mode = "none" }
+adversarial = { mode = "adversarial" }
+baseline-compute = { mode = "none", compute_of = "adversarial" }
+[search]
+seeds = "7"
+evaluation_size = 32
+[search.vary]
+learning_rate = [1e-4, 1e-2]
+weight = [0.5, 0.05]
+"""
+
+
+@pytest.mark.usefixtures("cheap_report")
+def test_each_sampler_judges_the_settings_that_were_best_under_it(tmp_path, monkeypatch, capsys):
+    quick(monkeypatch)
+    path = write(tmp_path / "t.toml", SEARCH)
+    best = {"plain": (1e-2, 0.5), "innerloop": (1e-4, 0.05)}
+    real = searching.run_rows
+
+    def rows(folder):
+        found = real(folder)
+        for row in found:
+            rate = float(re.search("learning_rate=([^,]*)", row["strategy"]).group(1))
+            weight = re.search("weight=([^,]*)", row["strategy"])
+            wanted = best[row["sampler"]]
+            row["val_mse"] = 1.0 + (rate != wanted[0]) + bool(weight and float(weight.group(1)) != wanted[1])
+        return found
+
+    monkeypatch.setattr(searching, "run_rows", rows)
+    words = ["--study", str(path), "--results", str(tmp_path), "--device", "cpu", "--at-once", "1"]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    runs = {path.parent.parent.name for path in tmp_path.glob("t/runs/*/*/result.json")}
+    tuned = ("learning_rate=0.01", "learning_rate=0.0001")
+    assert runs == {
+        *(f"{name},{rate}" for name in ("baseline", "baseline-compute") for rate in tuned),
+        "adversarial,learning_rate=0.01,weight=0.5",
+        "adversarial,learning_rate=0.0001,weight=0.05",
+    }
+    verdicts = re.findall(r"^No verdict at equal FLOPs \(adversarial,(.*?), mlp.*, (\w+)\)", said, re.MULTILINE)
+    assert verdicts == [("learning_rate=0.01,weight=0.5", "plain"), ("learning_rate=0.0001,weight=0.05", "innerloop")]
+    assert "adversarial under plain: learning_rate 0.01, weight 0.5 (learning_rate, weight: an end of the grid" in said
+    with open(tmp_path / "t-search" / "search.csv", newline="") as file:
+        found = list(csv.DictReader(file))
+    assert len(found) == 2 + 4 + 2
+    assert sum(bool(row["chosen"]) for row in found) == 6
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("t*/runs/*/*/result.json")}
+    assert main([*words, "--status"]) == 0 and main(words) == 0
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.glob("t*/runs/*/*/result.json")}
+    assert main([*words, "--run", "5"]) == 0
+    with pytest.raises(ConfigError, match="run is 6; allowed: 0 to 5"):
+        main([*words, "--run", "6"])
