@@ -1,13 +1,25 @@
-"""The runs of studies, as every table reads them."""
+"""The runs of studies as tables: the one reader, of run folders and of published studies."""
 
+import math
 from pathlib import Path
 from typing import NamedTuple
 
+import pandas as pd
+
 from diffusion_lib.config import ExperimentConfig
-from diffusion_lib.run_folder import read_data, recorded_config, run_folders, trusted_result
+from diffusion_lib.evaluation import SAMPLERS
+from diffusion_lib.flops import recorded_flops
+from diffusion_lib.run_folder import read_data, read_environment, recorded_config, run_folders, trusted_result
 from diffusion_lib.system.errors import ConfigError
+from diffusion_lib.system.files import read_csv
 from diffusion_lib.tasks import TASKS
 from experiments.analysis.metrics import task_metrics
+from experiments.study.study import Study
+
+KEYS = ["strategy", "seed", "sampler"]  # of a run under one sampler; strategy is its label
+COSTS = ["train_seconds", "steps_per_second", "train_flops", "peak_memory_bytes", "parameters"]
+ABOUT = ["commit", "command", "hardware"]
+AUC = ["energy_auc_random", "energy_auc_adversarial"]
 
 
 class EndedRun(NamedTuple):
@@ -46,3 +58,103 @@ def require_possible(run: EndedRun):
             value = values.get(metric.column)
             if value is not None and not metric.possible(value):
                 raise ConfigError(f"{run.folder / 'result.json'} is damaged ({metric.column} of {sampler} is {value})")
+
+
+def read_runs(study: Path) -> tuple[pd.DataFrame, dict[Path, str]]:
+    """A row per label, seed and sampler of the runs that ended, and what is wrong with damaged runs, which have none.
+
+    Columns: KEYS, `status`, `train_steps`, a column for each metric, nan where the run failed, COSTS, ABOUT and `run`,
+    the folder in the study. A sampler that no run has, since the model has no energy, has no rows.
+    """
+    runs, damaged = read_ended(study)
+    runs.sort(key=lambda run: (run.result["strategy"], run.result["seed"]))
+    samplers = [name for name in SAMPLERS if any(name in run.samplers for run in runs)] or list(SAMPLERS)
+    rows = [
+        {
+            "strategy": run.result["strategy"],
+            "seed": run.result["seed"],
+            "sampler": sampler,
+            "status": run.result["status"],
+            "train_steps": run.config.train_steps,
+            **run.samplers.get(sampler, {}),
+            **{name: run.result.get(name, math.nan) for name in COSTS},
+            **({"train_flops": recorded_flops(run.folder)} if run.samplers else {}),  # also of an earlier version's
+            **about(run.folder),
+            "run": str(run.folder.relative_to(study)),
+        }
+        for run in runs
+        for sampler in samplers
+    ]
+    return pd.DataFrame(rows), damaged
+
+
+def about(folder: Path) -> dict:
+    """By what a run was made."""
+    try:
+        made = read_environment(folder)
+    except ConfigError:  # of an earlier version
+        return dict.fromkeys(ABOUT, "unknown")
+    return {"commit": made["commit"], "command": made["command"], "hardware": made["gpu"] or made["cpu"]}
+
+
+def long_form(runs: pd.DataFrame, study: Study) -> pd.DataFrame:
+    """What users read: a row per run, sampler and metric, with the settings that vary as columns.
+
+    runs: of `read_runs`, or several of them put together. `strategy` is the strategy's name, without its settings;
+    energy_auc_*, which no sampler decides, stands under the first.
+    """
+    variants, settings = study.variants(), list(study.vary)
+    named = {label: each.strategy.origin for label, each in variants.items()}
+    frame = runs.assign(strategy=runs["strategy"].map(lambda label: named.get(label, label)))
+    for key in settings:
+        default = study.config.flat().get(key)
+        frame[key] = runs["strategy"].map(
+            lambda label, key=key, default=default: (
+                variants[label].values.get(key, default) if label in variants else default
+            )
+        )
+    metrics = [metric.column for metric in task_metrics(TASKS[study.config.dataset])]
+    measured = [name for name in (*metrics, *AUC) if name in frame]
+    keys = ["strategy", *settings, "seed", "sampler"]
+    rest = ["status", "train_steps", *COSTS, *ABOUT, "run"]
+    table = frame.melt([*keys, *rest], measured, "metric", "value")
+    table = table[~table["metric"].isin(AUC) | (table["sampler"] == next(iter(SAMPLERS)))]
+    return table[[*keys, "metric", "value", *rest]].reset_index(drop=True)
+
+
+def wide_form(table: pd.DataFrame) -> pd.DataFrame:
+    """The inverse of `long_form`, as `read_runs` returns it: `strategy` is the label again."""
+    fixed = {"strategy", "seed", "sampler", "metric", "value", "status", "train_steps", *COSTS, *ABOUT, "run"}
+    settings = [name for name in table if name not in fixed]
+    keys = ["run", "sampler"]
+    values = table.pivot(index=keys, columns="metric", values="value")
+    frame = table.drop(columns=["metric", "value"]).drop_duplicates(keys).set_index(keys).join(values).reset_index()
+    frame["strategy"] = frame["run"].map(lambda run: Path(run).parent.name)
+    return frame.drop(columns=settings)
+
+
+def load_results(path: Path | str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The summary and the runs of a study, of `results/<study>` or `results/published/<study>`, as its CSVs hold them.
+
+    Raises ConfigError where there are none.
+    """
+    path = Path(path)
+    found = []
+    for table in (path.with_name(f"{path.name}.csv"), path.with_name(f"{path.name}.runs.csv")):
+        inside = path / ("summary.csv" if table.name == f"{path.name}.csv" else "runs.csv")
+        place = table if table.exists() else inside
+        if not place.exists():
+            raise ConfigError(f"there is no {table}; allowed: results/<study> of a study that has a report")
+        found.append(pd.read_csv(place))
+    return found[0], found[1]
+
+
+def read_curves(study: Path, label: str) -> dict[int, list[dict]]:
+    """The rows of metrics.csv of the runs of a label, by seed."""
+    curves = {}
+    paths = [folder / "metrics.csv" for folder in run_folders(study) if folder.parent.name == label]
+    for path in (path for path in paths if path.exists()):
+        curves[int(path.parent.name[5:])] = [
+            {key: float(value) if value else math.nan for key, value in row.items()} for row in read_csv(path)
+        ]
+    return curves
