@@ -28,13 +28,13 @@ from diffusion_lib.system.checks import require_whole
 from diffusion_lib.system.device import check_device_name, chosen_device, processes
 from diffusion_lib.system.environment import granted_cores
 from diffusion_lib.system.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, ConfigError, say, show
-from diffusion_lib.system.files import require_writable
+from diffusion_lib.system.files import require_writable, write_atomic
 from diffusion_lib.system.memory import memory_limit
 from experiments.speed.gpu_sharing import recorded_best
 from experiments.study.flags import Command
 from experiments.study.run import run_experiment
 from experiments.study.status import status_table
-from experiments.study.study import PROBLEM, Run, Study, step_kind
+from experiments.study.study import DECLARATION, PROBLEM, Run, Study, read_study, step_kind, study_text
 from experiments.study.timing import read_step_times, step_seconds, write_step_times
 from experiments.study.workers import Outcome, delete_study, remove_leftovers, require_deletable, run_all
 
@@ -59,7 +59,10 @@ def execute(command: Command) -> int:
     if command.action in ("status", "report"):  # of several problems those that were begun
         parts = [part for part in parts if (command.results / part.name).exists()] or parts
     if command.run is None:
-        return max(Part(command, part).execute() for part in parts)
+        status = max(Part(command, part).execute() for part in parts)
+        if len(parts) > 1 and command.action in ("train", "report") and not study.is_search:
+            join_reports(command, parts)
+        return status
     number = require_number(command, parts)
     for part in parts:
         count = len(part.runs(command.results))
@@ -67,6 +70,24 @@ def execute(command: Command) -> int:
             return Part(command, part, number).execute()
         number -= count
     raise AssertionError(number)
+
+
+def declare(command: Command):
+    """Leave the study's declaration in its folder, for commands that train nothing, and for readers."""
+    path = command.results / command.study.name / DECLARATION
+    study = command.study
+    if path.exists():
+        study = study.joined(read_study(path))
+    write_atomic(path, study_text(study))
+
+
+def join_reports(command: Command, parts: list[Study]):
+    """The tables of all problems of a study in one."""
+    from experiments.analysis.report import join_tables  # here, as the report
+
+    keys = [key for key in command.study.vary if key in PROBLEM]
+    problems = {command.results / part.name: {key: part.settings[key] for key in keys} for part in parts}
+    join_tables(command.results / command.study.name, problems)
 
 
 def require_number(command: Command, parts: list[Study]) -> int:
@@ -155,6 +176,7 @@ class Part:
         data, new = describe_data(study.config), not (folder / "runs").exists()
         prepare_folder(folder, study.config.to_dict(), device, renew=new, at_once=at_once, data=data)
         allow_differing(folder, study.varied())
+        declare(command)
         header(
             study=folder,
             model=study.config.model,

@@ -114,7 +114,7 @@ def test_a_strategy_has_one_colour_everywhere():
 def test_the_points_of_a_strategy_have_its_colour(monkeypatch, tmp_path, study):
     seen = []
     monkeypatch.setattr(figures, "points_and_interval", lambda *given: seen.append(given[3]))
-    interval_plot(Results(study.rows, ["random", "baseline"], METRICS), [], path=tmp_path / "a.png")
+    interval_plot(Results(study.frame, ["random", "baseline"], METRICS), [], path=tmp_path / "a.png")
     assert seen == [COLORS["random"], COLORS["baseline"]] * 4
 
 
@@ -136,9 +136,9 @@ def drawn_axes(monkeypatch, tmp_path, study, references=()):
 
 
 def test_runs_that_are_not_finite_are_counted_in_the_figure(tmp_path, monkeypatch, study):
-    for row in study.rows:
-        if (row["strategy"], row["seed"], row["sampler"]) == ("random", 0, "plain"):
-            row["ood_mse"] = np.nan
+    frame = study.frame
+    one = frame["strategy"].eq("random") & frame["seed"].eq(0) & frame["sampler"].eq("plain")
+    frame.loc[one, "ood_mse"] = np.nan
     axes = drawn_axes(monkeypatch, tmp_path, study)
     words = {axis.get_title(): [text.get_text() for text in axis.texts] for axis in axes}
     assert words["ood_mse, plain sampler"] == ["1 not finite"] and words["val_mse, plain sampler"] == []
@@ -150,7 +150,7 @@ def test_errors_have_a_log_axis_and_rates_a_linear_one(tmp_path, monkeypatch, st
         f"{metric}, {sampler} sampler" for metric in ("val_mse", "ood_mse") for sampler in ("plain", "innerloop")
     ]
     assert {axis.get_yscale() for axis in axes} == {"log"}
-    rows = [{**row, "val_accuracy": 0.5 + 0.1 * row["seed"]} for row in study.rows]
+    rows = study.frame.assign(val_accuracy=0.5 + 0.1 * study.frame["seed"])
     rates = Results(rows, ["baseline", "random"], (Metric("val_accuracy", rate=True),))
     axes = drawn_axes(monkeypatch, tmp_path, rates)
     assert {axis.get_yscale() for axis in axes} == {"linear"}
@@ -159,14 +159,14 @@ def test_errors_have_a_log_axis_and_rates_a_linear_one(tmp_path, monkeypatch, st
 
 @pytest.mark.filterwarnings("error")
 def test_a_score_below_0_is_drawn_as_it_is(tmp_path, monkeypatch, study):
-    rows = [{**row, "val_gain": -0.5 - row["seed"]} for row in study.rows]
+    rows = study.frame.assign(val_gain=-0.5 - study.frame["seed"])
     scores = Results(rows, ["baseline", "random"], (Metric("val_gain", rate=True, share=False),))
     low, high = drawn_axes(monkeypatch, tmp_path, scores)[0].get_ylim()
     assert low < -2.5 and high > -0.5
 
 
 def test_a_sampler_that_no_run_has_is_no_panel(tmp_path, monkeypatch, study):
-    rows = [row for row in study.rows if row["sampler"] == "plain"]
+    rows = study.frame[study.frame["sampler"] == "plain"]
     axes = drawn_axes(monkeypatch, tmp_path, Results(rows, study.strategies, METRICS))
     assert [axis.get_title() for axis in axes] == ["val_mse, plain sampler", "ood_mse, plain sampler"]
 
@@ -192,7 +192,7 @@ def test_effort_has_the_parts_that_were_measured(study):
 
 @pytest.mark.parametrize("value", [0.0, np.nan])
 def test_a_zero_or_a_missing_run_leaves_the_figure(tmp_path, monkeypatch, study, capsys, value):
-    study.rows[0]["val_mse"] = value
+    study.frame.loc[0, "val_mse"] = value
     axes = drawn_axes(monkeypatch, tmp_path, study)
     assert axes[0].get_yscale() == ("log" if np.isnan(value) else "linear")
     assert "warning" not in capsys.readouterr().err
@@ -202,9 +202,7 @@ def test_a_wide_interval_leaves_the_runs_readable(tmp_path, monkeypatch, study):
     values = study.values("val_mse", "plain")["baseline"]
     low, high = drawn_axes(monkeypatch, tmp_path, study)[0].get_ylim()
     assert values.min() / 10 <= low < values.min() and high <= 10 * 10 * values.max()
-    two = Results(
-        [row for row in study.rows if row["seed"] < 2], study.strategies, METRICS
-    )  # intervals over 20 decades
+    two = Results(study.frame[study.frame["seed"] < 2], study.strategies, METRICS)  # intervals over 20 decades
     low, high = drawn_axes(monkeypatch, tmp_path, two)[0].get_ylim()
     assert low == pytest.approx(0.1 / 10) and high == pytest.approx(10 * 10)
 

@@ -8,16 +8,18 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from scipy.stats import gmean
 
-from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.evaluation import DIFFICULTIES
 from diffusion_lib.run_folder import ended_result, write_result
 from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.tasks import TASKS, Inverse, matrix_references
 from experiments.analysis import figures, report
 from experiments.analysis.metrics import task_metrics
-from experiments.analysis.tables import COSTS, EXTRA, Results, tidy_rows
+from experiments.analysis.runs import AUC, COSTS, KEYS, long_form, read_runs, wide_form
+from experiments.analysis.tables import load_results
 from experiments.matrix_inversion_mining_comparison import main
+from experiments.study.flags import parse_command
 
 ROOT = Path(__file__).resolve().parent.parent
 METRICS = tuple(metric.column for metric in task_metrics(Inverse))
@@ -72,7 +74,7 @@ def undocumented(paths) -> set[str]:
     named = set(re.findall(r"`(\w+)`", (ROOT / "results" / "README.md").read_text()))
     endings = tuple(name for name in named if name.startswith("_"))
     rates = {f"{difficulty}_{name}" for difficulty in DIFFICULTIES for name in named & ALL_METRICS}
-    measured = rates | (named & {*METRICS, *EXTRA, *COSTS})
+    measured = rates | (named & {*METRICS, *AUC, *COSTS})
     whole = named | rates | {name + ending for name in measured for ending in endings}
     whole |= {ending.removeprefix("_") for ending in endings}  # where the metric has a column of its own
     columns = set()
@@ -86,8 +88,7 @@ def test_every_column_of_a_study_is_documented(results):
     paths = list(results.glob("**/*.csv"))
     names = {path.name.removeprefix("a.") for path in paths}
     assert names == {
-        *("runs.csv", "summary.csv", "tidy.csv", "metrics.csv"),
-        *("levels.csv", "inner_steps.csv", "diffusion_steps.csv", "conditioning.csv"),
+        *("csv", "runs.csv", "metrics.csv"),
     }
     assert not undocumented(paths)
 
@@ -101,8 +102,6 @@ def test_every_metric_of_a_task_is_documented(name):
 def test_a_study_of_rates_has_its_report(parity):
     study = parity / "p"
     paths = list(parity.glob("**/*.csv"))
-    assert {"levels.csv", "inner_steps.csv", "diffusion_steps.csv"} <= {path.name for path in paths}
-    assert "conditioning.csv" not in {path.name for path in paths}  # nothing says how hard a row of bits is
     assert not undocumented(paths)
     drawn = {"learning_curves", "intervals", "causes", "landscape", "effort", "slice", "example"}
     assert {path.stem for path in study.glob("*.png")} == drawn
@@ -131,43 +130,54 @@ def test_the_solved_problem_needs_no_weights_but_its_diagnosis(parity):
     assert (study / "example.png").exists()
 
 
-def test_the_readme_names_every_ending_of_the_summary(results):
-    text = (ROOT / "results" / "README.md").read_text()
-    section = text.partition("## summary.csv")[2].partition("\n## ")[0].partition("Rates have")[0]
-    endings = {f"val_mse{ending}" for ending in re.findall(r"`(_\w+)`", section)}
-    columns = {name for name in read_csv(results / "a.summary.csv")[0] if name.startswith("val_mse_")}
-    assert columns
-    assert columns <= endings
-
-
 def test_every_published_column_is_documented():
     paths = list((ROOT / "results" / "published").glob("**/*.csv"))
     assert {"benchmark.csv", "benchmark-at-once.csv", "ridge.csv", "timing.csv"} <= {path.name for path in paths}
     assert not undocumented(paths)
 
 
-def test_the_tidy_table_holds_every_value_once(results):
-    runs, tidy = (read_csv(results / f"a.{name}.csv") for name in ("runs", "tidy"))
-    found = {(row["strategy"], row["seed"], row["sampler"], row["metric"]): row["value"] for row in tidy}
-    assert len(found) == len(tidy) == 2 * 2 * (2 * len(METRICS) + len(EXTRA + COSTS))
-    for row in runs:
-        for name in METRICS:
-            assert found[row["strategy"], row["seed"], row["sampler"], name] == row[name]
-        for name in EXTRA + COSTS:
-            assert found[row["strategy"], row["seed"], "", name] == row[name]
-    about = {tuple(row[key] for key in ("study", "model", "task", "rank", "setting", "setting_value")) for row in tidy}
-    start = ("a", "mlp", "inverse", "3")
-    assert about == {(*start, "", ""), (*start, "opt_steps", "1")}
+def test_the_runs_hold_every_value_once_and_the_summary_is_theirs(results):
+    summary, runs = load_results(results / "a")
+    keys = ["strategy", "opt_steps", "seed", "sampler", "metric"]
+    assert runs[keys].notna().all(axis=None) and not runs.duplicated(keys).any()
+    assert len(runs) == 2 * 2 * (2 * len(METRICS) + len(AUC))
+    assert sum(len(part) for _, part in runs.groupby(["strategy", "sampler", "metric"])) == len(runs)
+    for run, part in runs.groupby("run"):
+        result = json.loads((results / "a" / run / "result.json").read_text())
+        for row in part[part["metric"].isin(METRICS)].to_dict("records"):
+            assert row["value"] == result["samplers"][row["sampler"]][row["metric"]]
+        assert set(part["train_flops"]) == {result["train_flops"]} and set(part["commit"]) - {""}
+    assert set(runs["opt_steps"]) == {1, 2}  # the baseline's is the default
+    keys = ["strategy", "opt_steps", "sampler", "metric"]
+    assert summary[keys].notna().all(axis=None) and not summary.duplicated(keys).any() and summary.shape[1] <= 20
+    chosen = summary.query("strategy == 'adversarial' and sampler == 'plain' and metric == 'val_mse'").iloc[0]
+    values = runs.query("strategy == 'adversarial' and sampler == 'plain' and metric == 'val_mse'")["value"]
+    assert chosen["mean"] == pytest.approx(gmean(values)) and (chosen["other"], chosen["account"]) == (
+        "baseline",
+        "steps",
+    )
+    assert "zero matrix" in set(summary["strategy"])
 
 
-def test_a_strategy_without_a_setting_has_none():
-    row = {"strategy": "baseline-compute", "seed": 0, "sampler": "innerloop", **dict.fromkeys(METRICS, 1.0)}
-    chosen = Results([row], ["baseline-compute"], task_metrics(Inverse))
-    tidy = tidy_rows(chosen, "it", "inverse", ExperimentConfig())
-    assert {(part["strategy"], part["setting"], part["setting_value"]) for part in tidy} == {
-        ("baseline-compute", "", "")
-    }
-    assert [part["metric"] for part in tidy] == list(METRICS)
+def test_the_runs_table_can_be_turned_back(results):
+    study = parse_command("", ["--vary", "opt_steps=1", *SMALL, "--name=a"]).study
+    frame, _ = read_runs(results / "a")
+    back = wide_form(long_form(frame, study)).sort_values([*KEYS]).reset_index(drop=True)
+    frame = frame.sort_values([*KEYS]).reset_index(drop=True)
+    assert back[[*KEYS, *METRICS]].equals(frame[[*KEYS, *METRICS]])
+    with pytest.raises(ConfigError, match=r"there is no .*b\.runs\.csv"):
+        load_results(results / "b")
+
+
+def test_several_problems_stand_in_one_table(tmp_path, monkeypatch):
+    monkeypatch.setattr(matrix_references, "FIT_SAMPLES", 500)
+    words = [*SMALL[1:], "--vary", "rank=2,3", "--strategies", "baseline", "--name=r", f"--results={tmp_path}"]
+    assert main(words) == 0
+    summary, runs = load_results(tmp_path / "r")
+    assert set(runs["rank"]) == set(summary["rank"]) == {2, 3}
+    for rank in (2, 3):
+        _, own = load_results(tmp_path / "r" / f"rank={rank}")
+        assert runs[runs["rank"] == rank]["value"].tolist() == own["value"].tolist()
 
 
 def test_every_figure_has_a_pdf_beside_it(results):
@@ -211,7 +221,7 @@ def test_a_report_can_be_made_where_no_figure_can(results, monkeypatch):
 
     monkeypatch.setattr(figures, "Figure", broken)
     main(["--report-only", "--name", "a", "--results", str(results), "--seeds", "0"])
-    assert (results / "a" / "report.md").read_text().count("was not drawn") == 8
+    assert (results / "a" / "report.md").read_text().count("was not drawn") == 9
     monkeypatch.undo()
     assert report.image(results, "absent", "x") == "(x: the figure was not drawn)"
 
@@ -287,7 +297,7 @@ def test_what_is_no_result_of_its_run_is_left_out_and_said(results, tmp_path, ca
     assert {(row["strategy"], row["seed"]) for row in rows} == {
         ("baseline", "0"),
         ("baseline", "1"),
-        ("adversarial,opt_steps=1", "0"),
+        ("adversarial", "0"),
     }
 
 
@@ -296,7 +306,7 @@ IGNORED = (
     *("results/published/a/runs/b/seed-0/last.pt", "results/published/a/runs/b/seed-0/diagnostics.json"),
 )
 KEPT = (
-    *("results/README.md", "results/published/a.tidy.csv", "results/published/a/report.md"),
+    *("results/README.md", "results/published/a/runs.csv", "results/published/a/report.md"),
     *(f"results/published/a/runs/b/seed-0/{name}" for name in ("config.json", "result.json", "metrics.csv")),
     "results/published/matrix-energy/last.pt",
 )

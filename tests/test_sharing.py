@@ -142,7 +142,7 @@ def test_two_processes_share_a_study(tmp_path):
     trained = [re.findall(r"^(\w+ seed \d): step 30/30", error, re.MULTILINE) for error in errors]
     assert all(trained)
     assert sorted(trained[0] + trained[1]) == ["baseline seed 0", "baseline seed 1", "random seed 0", "random seed 1"]
-    assert len((tmp_path / "shared.runs.csv").read_text().splitlines()) == 1 + 2 * 4
+    assert len((tmp_path / "shared.runs.csv").read_text().splitlines()) == 1 + 4 * (2 * 4 + 2)
 
 
 def end(state):

@@ -202,7 +202,7 @@ def test_two_jobs_on_one_study_share_its_runs(tmp_path):
     trained = [re.findall(r"^(\w+ seed \d): step 40/40", log(f"compare-{identity}"), re.MULTILINE) for identity in jobs]
     assert all(trained)
     assert sorted(trained[0] + trained[1]) == ["baseline seed 0", "baseline seed 1", "random seed 0", "random seed 1"]
-    assert len((tmp_path / "shared.runs.csv").read_text().splitlines()) == 1 + 2 * 4
+    assert len((tmp_path / "shared.runs.csv").read_text().splitlines()) == 1 + 4 * (2 * 4 + 2)
 
 
 @pytest.fixture

@@ -4,7 +4,9 @@ import csv
 import json
 import re
 import tomllib
+from dataclasses import replace
 
+import pandas as pd
 import pytest
 from conftest import small_study
 
@@ -15,7 +17,7 @@ from experiments.analysis import search as searching
 from experiments.matrix_inversion_mining_comparison import main
 from experiments.study import timing
 from experiments.study.flags import parse_command
-from experiments.study.study import STUDIES, Pair, presets, step_kind
+from experiments.study.study import STUDIES, Pair, presets, step_kind, study_text
 
 TINY = ["--rank", "3", "--batch-size", "8"]
 
@@ -181,9 +183,11 @@ def test_a_wrong_word_is_one_line_and_nothing_is_written(words, message, tmp_pat
 
 
 @pytest.mark.parametrize("name", presets())
-def test_a_declared_study_is_whole(name):
+def test_a_declared_study_is_whole(name, tmp_path):
     assert tomllib.loads((STUDIES / f"{name}.toml").read_text())
     study = parse_command("", ["--preset", name]).study
+    again = parse_command("", ["--study", str(write(tmp_path / "a.toml", study_text(study)))]).study
+    assert replace(again, name=study.name, declared={}) == replace(study, declared={})
     for part in study.problems():
         assert part.pairs("plain") or name == "published-rate"
         assert all(isinstance(each.config, ExperimentConfig) for each in part.variants().values())
@@ -210,7 +214,7 @@ def test_a_sweep_end_to_end(tmp_path, monkeypatch, capsys):
     for account in ("FLOPs", "time", "steps"):
         assert len(re.findall(rf"^No verdict at equal {account} \(.*(?:plain|innerloop)\): ", said, re.MULTILINE)) == 4
     with open(tmp_path / "shared.runs.csv", newline="") as file:
-        assert len({row["strategy"] for row in csv.DictReader(file)}) == 8
+        assert len({row["run"] for row in csv.DictReader(file)}) == 8
     times = json.loads((tmp_path / "shared" / "timing.json").read_text())
     run = tmp_path / "shared" / "runs" / "baseline-time,learning_rate=0.01" / "seed-0"
     steps = json.loads((run / "config.json").read_text())["config"]["train_steps"]
@@ -219,6 +223,9 @@ def test_a_sweep_end_to_end(tmp_path, monkeypatch, capsys):
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("shared/runs/*/*/result.json")}
     assert len(before) == 4 * 2
     assert main(words) == 0  # continued, by the seconds that were measured first
+    tables = [(tmp_path / f"shared{ending}").read_bytes() for ending in (".csv", ".runs.csv")]
+    assert main(["--report-only", "--name", "shared", "--results", str(tmp_path)]) == 0  # as the folder declares it
+    assert tables == [(tmp_path / f"shared{ending}").read_bytes() for ending in (".csv", ".runs.csv")]
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.glob("shared/runs/*/*/result.json")}
 
 
@@ -247,18 +254,19 @@ def test_each_sampler_judges_the_settings_that_were_best_under_it(tmp_path, monk
     quick(monkeypatch)
     path = write(tmp_path / "t.toml", SEARCH)
     best = {"plain": (1e-2, 0.5), "innerloop": (1e-4, 0.05)}
-    real = searching.run_rows
+    real = searching.read_runs
 
-    def rows(folder):
-        found = real(folder)
+    def read(folder):
+        frame, damaged = real(folder)
+        found = frame.to_dict("records")
         for row in found:
             rate = float(re.search("learning_rate=([^,]*)", row["strategy"]).group(1))
             weight = re.search("weight=([^,]*)", row["strategy"])
             wanted = best[row["sampler"]]
             row["val_mse"] = 1.0 + (rate != wanted[0]) + bool(weight and float(weight.group(1)) != wanted[1])
-        return found
+        return pd.DataFrame(found), damaged
 
-    monkeypatch.setattr(searching, "run_rows", rows)
+    monkeypatch.setattr(searching, "read_runs", read)
     words = ["--study", str(path), "--results", str(tmp_path), "--device", "cpu", "--at-once", "1"]
     assert main(words) == 0
     said = capsys.readouterr().out

@@ -5,6 +5,7 @@ import json
 from math import isnan, nan
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from diffusion_lib.build import describe_data
@@ -15,7 +16,15 @@ from experiments.analysis import report
 from experiments.analysis.metrics import Metric, task_metrics
 from experiments.analysis.objections import outlier_objections
 from experiments.analysis.statistics import geometric_mean, ratio
-from experiments.analysis.tables import Results, format_table, printed_table, summary_rows, table_cells
+from experiments.analysis.tables import (
+    Results,
+    defined,
+    format_table,
+    middle_table,
+    printed_table,
+    run_cells,
+    summarise,
+)
 from experiments.study.study import Study, known_strategy
 
 METRICS = task_metrics(Inverse)
@@ -51,13 +60,16 @@ def usual(*names) -> Study:
     return Study("it", {}, [], {name: known_strategy(name) for name in names})
 
 
-def plain_row(summary, strategy="adversarial"):
-    return next(row for row in summary if (row["strategy"], row["sampler"]) == (strategy, "plain"))
+def plain_row(found: Results, metric="val_mse", strategy="adversarial") -> dict:
+    """A row of the summary, under the plain sampler."""
+    rows = summarise(found, usual(*found.strategies), []).to_dict("records")
+    wanted = (strategy, "plain", metric)
+    return next(row for row in rows if (row["strategy"], row["sampler"], row["metric"]) == wanted)
 
 
-def cells(values, metrics=METRICS, **options) -> list[str]:
-    summary = summary_rows(study(values, metrics, **options), [])
-    return table_cells([plain_row(summary)], metrics, "baseline")[0]
+def cells(values, metrics=METRICS, strategy="adversarial", **options) -> list[str]:
+    rows = run_cells(study(values, metrics, **options), metrics[0], list(metrics[1:]))
+    return next(row for row in rows if row[:2] == [strategy, "plain"])
 
 
 def test_a_task_names_its_columns_and_their_direction():
@@ -69,19 +81,28 @@ def test_a_task_names_its_columns_and_their_direction():
 
 def test_the_summary_has_the_statistics_of_the_logs():
     treated = [0.009, 0.010, 0.0105, 0.009]
-    row = plain_row(summary_rows(study({"baseline": BASE, "adversarial": treated, "random": BASE}), []))
+    chosen = study({"baseline": BASE, "adversarial": treated, "random": BASE})
+    row = plain_row(chosen)
     mean, found = geometric_mean(treated), ratio(treated, BASE)
-    assert (row["val_mse_mean"], row["val_mse_low"], row["val_mse_high"]) == mean[1:]
-    assert (row["ood_mse_ratio"], row["ood_mse_ratio_low"], row["ood_mse_ratio_high"]) == (
-        found.ratio,
-        found.low,
-        found.high,
-    )
-    assert row["val_mse_iqm"] == pytest.approx((0.009 + 0.010) / 2)
-    assert min(treated) <= row["val_mse_iqm_low"] < row["val_mse_iqm"] < row["val_mse_iqm_high"] <= max(treated)
-    assert row["val_mse_p"] == found.p and row["val_mse_p_holm"] == 2 * found.p  # of two strategies
-    assert row["val_mse_pairs"] == 4 and row["train_seconds_mean"] == 2.0
-    assert not [name for name in row if "improvement" in name or name.endswith("_std")]
+    assert (row["n"], row["mean"], row["low"], row["high"]) == mean
+    assert (row["ratio"], row["ratio_low"], row["ratio_high"]) == (found.ratio, found.low, found.high)
+    assert (row["other"], row["account"]) == ("baseline", "steps")
+    assert row["p"] == found.p and row["p_holm"] == 2 * found.p  # of two strategies
+    assert len(row) <= 20
+    middle = next(line.split("|") for line in middle_table(chosen).splitlines() if "adversarial" in line)
+    assert float(middle[3]) == pytest.approx((0.009 + 0.010) / 2, rel=1e-3)
+    assert min(treated) <= float(middle[4]) < float(middle[3]) < float(middle[5]) <= max(treated)
+
+
+def test_the_summary_compares_at_equal_flops_first():
+    values = {"baseline": BASE, "adversarial": BASE, "baseline-compute": [0.009, 0.010, 0.011, 0.012]}
+    row = plain_row(study(values))
+    assert (row["other"], row["account"]) == ("baseline-compute", "FLOPs")
+    assert row["ratio"] == ratio(BASE, values["baseline-compute"]).ratio
+    table = summarise(study(values), usual(*values), [{"strategy": "zero", "sampler": "reference", "val_mse": 0.02}])
+    keys = ["strategy", "sampler", "metric"]
+    assert table[keys].notna().all(axis=None) and len(table.groupby(keys)) == len(table)
+    assert table.iloc[-1]["mean"] == 0.02
 
 
 @pytest.mark.parametrize(
@@ -118,31 +139,30 @@ def test_missing_values_are_counted_and_crash_nothing():
 def test_runs_above_the_mean_predictor_are_counted_as_spoiled():
     chosen = study({"baseline": BASE, "adversarial": [0.02, 0.01, nan, 0.03]}, failed=("adversarial",))
     chosen.mean_error = 0.0141
-    row = plain_row(summary_rows(chosen, []))
+    row = plain_row(chosen)
     assert (row["failed"], row["spoiled"]) == (1, 2)
-    assert table_cells([row], METRICS, "baseline")[0][2] == "3 (1 failed, 2 spoiled)"
+    shown = run_cells(chosen, METRICS[0], [])
+    assert next(cells for cells in shown if cells[:2] == ["adversarial", "plain"])[2] == "3 (1 failed, 2 spoiled)"
     assert any(
         line.startswith("2 of 4 runs of adversarial are spoiled under plain") for line in outlier_objections(chosen)
     )
     rates = study({"baseline": [0.5, 0.6]}, task_metrics(Accurate))
-    assert plain_row(summary_rows(rates, []), "baseline")["spoiled"] == ""
+    assert plain_row(rates, "val_accuracy", "baseline")["spoiled"] == ""
 
 
 def test_rates_are_compared_in_percentage_points():
     metrics = task_metrics(Accurate)
     found = cells({"baseline": [0.5, 0.6, 0.7], "adversarial": [0.6, 0.7, 0.81]}, metrics)
     assert found[3].startswith("0.7033 [") and found[4].startswith("+10.33 points [+8.90, +11.77]")
-    header = format_table(summary_rows(study({"baseline": [0.5, 0.6]}, metrics), []), metrics, "baseline").splitlines()[
-        0
-    ]
+    header = format_table(study({"baseline": [0.5, 0.6]}, metrics), []).splitlines()[0]
     assert "difference to baseline" in header and "ood_accuracy" in header and "val_mse" in header
     always = cells({"baseline": [0.0, 0.0, 0.0], "adversarial": [1.0, 1.0, 1.0]}, metrics)  # 0 is a rate like another
     assert always[3] == "1 [1, 1]" and always[4] == "+100.00 points [+100.00, +100.00]"
 
 
-def test_a_strategy_of_an_ablation_alone_has_no_ratio():
-    summary = summary_rows(study({"opt_steps=1": BASE}), [])
-    assert "val_mse_ratio" not in summary[0] and table_cells(summary, METRICS, "baseline")[0][4] == "-"
+def test_a_strategy_alone_has_no_ratio():
+    assert cells({"opt_steps=1": BASE}, strategy="opt_steps=1")[4] == "-"
+    assert "ratio" not in plain_row(study({"opt_steps=1": BASE}), strategy="opt_steps=1")
 
 
 # The whole report, without training
@@ -208,12 +228,10 @@ def test_a_report_begins_with_the_verdict_at_equal_compute(reported, tmp_path):
     assert "less than 2× the time: not met, 2.50× a step" in text
     assert "trained 5 steps of batch 8 (baseline-compute 14)" in printed.out
     assert text.count("| baseline-compute | 2      |") == 2  # all runs, under both samplers
-    with open(tmp_path / "it" / "equal_compute.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [(row["metric"], row["sampler"]) for row in rows][:2] == [("val_mse", "plain"), ("val_mse", "innerloop")]
-    found = ratio(BASE[:3], values["baseline-compute"])
-    assert float(rows[0]["ratio"]) == pytest.approx(found.ratio)
-    assert float(rows[0]["p_holm"]) == pytest.approx(min(1, 2 * found.p))
+    table = pd.read_csv(tmp_path / "it.csv")
+    row = table.query("strategy == 'adversarial' and sampler == 'plain' and metric == 'val_mse'").iloc[0]
+    assert row["ratio"] == pytest.approx(ratio(BASE[:3], values["baseline-compute"]).ratio)
+    assert (row["other"], row["account"]) == ("baseline-compute", "FLOPs")
 
 
 def test_a_report_counts_spoiled_runs_and_the_flops_of_an_earlier_version(reported, tmp_path):
@@ -279,21 +297,20 @@ def test_the_printed_table_fits_a_wide_screen():
         {"strategy": "public, adversarial", "sampler": "published, not rerun", "n": 10, "val_mse": 0.009777},
     ]
     values = {"baseline": BASE, "baseline-compute": [0.009838, 0.009731, 0.009946, 0.0098]}
-    table = printed_table(summary_rows(study(values), references), METRICS, "baseline")
+    table = printed_table(study(values), references)
     assert max(map(len, table.splitlines())) <= 150
     assert {"val_mse", "ood_mse", "recon_error"} <= set(table.split())
 
 
 def test_of_many_metrics_a_screen_shows_those_that_fit_and_the_report_all():
     metrics = task_metrics(ShortestPath)
-    summary = summary_rows(study({"baseline": [0.5, 0.6], "adversarial": [0.55, 0.7]}, metrics), [])
-    printed = printed_table(summary, metrics, "baseline")
-    whole = format_table(summary, metrics, "baseline", "github")
+    found = study({"baseline": [0.5, 0.6], "adversarial": [0.55, 0.7]}, metrics)
+    printed, whole = printed_table(found, []), format_table(found, [], style="github")
     assert max(map(len, printed.splitlines())) <= 150
     assert "val_first_step_shortens" in printed and "ood_first_step_shortens" in printed
     assert all(metric.column in whole for metric in metrics)
     few = tuple(Metric(f"{difficulty}_{name}", rate=True) for name in "abcd" for difficulty in ("val", "ood"))
-    header = printed_table(summary_rows(study({"baseline": [0.5, 0.6]}, few), []), few, "baseline").split("\n")[0]
+    header = printed_table(study({"baseline": [0.5, 0.6]}, few), []).split("\n")[0]
     assert header.split()[11:-2] == ["ood_a", "val_b", "val_c", "ood_b", "ood_c"]
 
 
@@ -301,22 +318,21 @@ def test_of_many_metrics_a_screen_shows_those_that_fit_and_the_report_all():
 def test_a_band_that_no_run_has_is_no_column():
     metrics = task_metrics(Sudoku)
     chosen = study({"baseline": [0.5, 0.6], "adversarial": [0.5, nan]}, metrics)
-    for row in chosen.rows:
-        row["val_solved_0_to_24_givens"] = nan
-    summary = summary_rows(chosen, [{"strategy": "guess", "sampler": "reference", "val_solved_0_to_24_givens": nan}])
-    table = format_table(summary, metrics, "baseline")
+    chosen.frame["val_solved_0_to_24_givens"] = nan
+    references = [{"strategy": "guess", "sampler": "reference", "val_solved_0_to_24_givens": nan}]
+    table = format_table(chosen, references)
     assert "val_solved_0_to_24_givens" not in table and "0 of 2 finite" not in table
     assert "ood_solved_0_to_24_givens" in table and "1 of 2 finite" in table
+    assert len(defined(chosen, references)) == len(metrics) - 1
 
 
 @pytest.mark.filterwarnings("error")
 def test_a_score_may_lie_outside_the_shares():
     metrics = tuple(metric for metric in task_metrics(ShortestPath) if metric.column.endswith("success_over_chance"))
     values = {"baseline": [-0.4, -1.3, -0.2], "adversarial": [0.1, -0.5, 0.3]}
-    row = plain_row(summary_rows(study(values, metrics), []))
-    name = "val_success_over_chance"
-    assert row[f"{name}_mean"] == pytest.approx(np.mean(values["adversarial"]))
-    assert row[f"{name}_low"] < -0.5 and row[f"{name}_high"] > 0.3
-    assert row[f"{name}_difference"] == pytest.approx(60) and row[f"{name}_p"] < 0.05
+    row = plain_row(study(values, metrics), "val_success_over_chance")
+    assert row["mean"] == pytest.approx(np.mean(values["adversarial"]))
+    assert row["low"] < -0.5 and row["high"] > 0.3
+    assert row["difference"] == pytest.approx(60) and row["p"] < 0.05
     far = cells({"baseline": [-0.4, -9.3, -4.2], "adversarial": [0.1, -0.5, 0.3]}, metrics)
     assert far[4].startswith("+460.00 points [")

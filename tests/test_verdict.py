@@ -159,14 +159,11 @@ def test_diverged_runs_are_counted():
 def test_a_run_without_a_finite_metric_diverged():
     """In the verdict, where that is the metric and the sampler that decide; in the criterion, whichever it is."""
     chosen = study(ALL)
-    for row in chosen.rows:
-        if (row["strategy"], row["seed"], row["sampler"]) == ("adversarial", 1, "plain"):
-            row["ood_mse"] = nan
+    plain = chosen.frame["strategy"].eq("adversarial") & chosen.frame["sampler"].eq("plain")
+    chosen.frame.loc[plain & chosen.frame["seed"].eq(1), "ood_mse"] = nan
     assert "- no divergence: not met, 1 of 5 runs of adversarial diverged." in criteria_lines(chosen, CONFIG, None)
     assert "unstable" not in "".join(verdict_lines(chosen, CONFIG))
-    for row in chosen.rows:
-        if (row["strategy"], row["seed"], row["sampler"]) == ("adversarial", 2, "plain"):
-            row["val_mse"] = nan
+    chosen.frame.loc[plain & chosen.frame["seed"].eq(2), "val_mse"] = nan
     lines = verdict_lines(chosen, CONFIG)
     assert lines[0].endswith("plain): unstable.") and lines[1] == "- 1 of 5 runs of adversarial diverged."
     assert not any("innerloop): unstable" in line for line in lines)
@@ -262,9 +259,7 @@ def test_what_so_few_seeds_cannot_show_is_said():
 
 def test_a_metric_that_says_otherwise_is_named():
     chosen = study({"baseline": BASE, "adversarial": 0.8 * BASE * NOISE})
-    for row in chosen.rows:
-        if row["strategy"] == "adversarial":
-            row["recon_error"] *= 2
+    chosen.frame.loc[chosen.frame["strategy"].eq("adversarial"), "recon_error"] *= 2
     (line,) = [line for line in objections(chosen, CONFIG, []) if "recon_error under plain" in line]
     assert line.startswith("by val_mse under plain adversarial is better than baseline, but worse (p not adjusted) by ")
     assert re.search(r"recon_error under plain 1\.6\d\d× \[.*\], p .*; recon_error under innerloop 1\.6", line)
@@ -280,10 +275,9 @@ def test_outliers_and_diverged_runs_are_named():
 
 def test_samples_that_diverged_on_one_set_are_named():
     chosen = study(ALL)
-    for row in chosen.rows:
-        row["ood_recon_error"] = nan  # of no run: not defined on these problems
-        if (row["strategy"], row["sampler"]) == ("adversarial", "plain") and row["seed"] in chosen.seeds[:2]:
-            row["ood_mse"] = nan
+    chosen.frame["ood_recon_error"] = nan  # of no run: not defined on these problems
+    plain = chosen.frame["strategy"].eq("adversarial") & chosen.frame["sampler"].eq("plain")
+    chosen.frame.loc[plain & chosen.frame["seed"].isin(chosen.seeds[:2]), "ood_mse"] = nan
     (line,) = [line for line in objections(chosen, CONFIG, []) if "no finite" in line]
     assert line == "adversarial under plain has no finite ood_mse in 2 of 5 runs, which means and pairs leave out."
 

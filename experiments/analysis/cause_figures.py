@@ -14,12 +14,12 @@ from experiments.analysis.figures import (
     metric_scale,
     panels,
     plotted,
-    read_curves,
     share_scale,
     strategy_colors,
 )
 from experiments.analysis.landscape_figures import LEVEL_PANELS, draw, ranked_panels, rows_with_runs
 from experiments.analysis.references import REGRESSION
+from experiments.analysis.runs import read_curves
 from experiments.analysis.tables import Results
 
 OWN = "auc_adversarial"

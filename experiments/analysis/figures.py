@@ -16,11 +16,11 @@ from threading import RLock
 import numpy as np
 from scipy.stats import gmean
 
-from diffusion_lib.run_folder import run_folders
 from diffusion_lib.system.errors import say
-from diffusion_lib.system.files import read_csv, write_atomic
+from diffusion_lib.system.files import write_atomic
 from experiments.analysis.metrics import Metric
 from experiments.analysis.references import REFERENCE
+from experiments.analysis.runs import read_curves
 from experiments.analysis.tables import Results
 
 
@@ -175,17 +175,6 @@ def reference_lines(axis, references: list[dict], metric: Metric):
         value = row.get(metric.column, np.nan)
         if np.isfinite(value) if metric.rate else shown.min() / NEAR <= value <= NEAR * shown.max():
             axis.axhline(value, color="black", ls=style, lw=0.8, label=row["strategy"])
-
-
-def read_curves(study_folder: Path, strategy: str) -> dict[int, list[dict]]:
-    """The rows of metrics.csv of a strategy's runs, by seed."""
-    curves = {}
-    paths = [folder / "metrics.csv" for folder in run_folders(study_folder) if folder.parent.name == strategy]
-    for path in (path for path in paths if path.exists()):
-        curves[int(path.parent.name[5:])] = [
-            {key: float(value) if value else np.nan for key, value in row.items()} for row in read_csv(path)
-        ]
-    return curves
 
 
 LOSS = Metric("loss_denoise")

@@ -7,7 +7,7 @@ import numpy as np
 from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.inference import load_model
 from diffusion_lib.system.errors import say
-from diffusion_lib.system.files import read_json, write_csv, write_json
+from diffusion_lib.system.files import read_json, write_json
 from experiments.analysis.figures import (
     choose_scale,
     drawing,
@@ -39,13 +39,15 @@ LEVEL_PANELS = {
     "accepted": ("descents of the mining kept", "share of opt_steps"),
     "alignment": ("gradient and way from the solution", "cos(dE/dx, x - x*)"),
 }
-PARTS = ("levels", "inner_steps", "diffusion_steps", "conditioning")
 
 
 def read_diagnoses(folder: Path, config: ExperimentConfig, study: Results) -> dict[tuple[str, int], dict]:
     """(strategy, seed) -> the diagnosis of each finished run of a study; without those that cannot be diagnosed."""
-    finished = [r for r in study.rows if r["sampler"] == HEADLINE_SAMPLER and r["status"] == "finished"]
-    found = {(row["strategy"], row["seed"]): run_diagnosis(folder / row["run"], config) for row in finished}
+    runs = study.frame[study.frame["sampler"] == HEADLINE_SAMPLER].query("status == 'finished'")
+    found = {
+        (label, seed): run_diagnosis(folder / run, config)
+        for label, seed, run in zip(runs["strategy"], runs["seed"], runs["run"], strict=True)
+    }
     missing = sum(diagnosis is None for diagnosis in found.values())
     if missing:
         say(f"{missing} runs have neither diagnostics.json nor last.pt: their energy landscape is not shown")
@@ -63,11 +65,7 @@ def run_diagnosis(run: Path, config: ExperimentConfig) -> dict | None:
 
 
 def write_landscape(folder: Path, study: Results, task, diagnoses: dict[tuple[str, int], dict]):
-    """The figures of all diagnoses and their CSVs, of the parts that the task and its model have."""
-    for part in PARTS:
-        rows = rows_with_runs(diagnoses, part)
-        if rows:
-            write_csv(folder / f"{part}.csv", rows)
+    """The figures of all diagnoses, of the parts that the task and its model have."""
     if rows_with_runs(diagnoses, "levels"):
         level_figure(diagnoses, study.strategies, path=folder / "landscape.png")
     effort_figure(diagnoses, study, task, path=folder / "effort.png")

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pandas as pd
 from tabulate import tabulate
 
 from diffusion_lib.build import describe_data
@@ -10,8 +11,7 @@ from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.evaluation import SAMPLERS
 from diffusion_lib.run_folder import read_environment, require_study_data, shown
 from diffusion_lib.system.errors import ConfigError, show
-from diffusion_lib.system.files import read_json, write_atomic, write_csv, write_json
-from diffusion_lib.tasks import TASKS
+from diffusion_lib.system.files import write_atomic
 from experiments.analysis.cause_figures import causes_figure, gap_figure
 from experiments.analysis.example_figure import example_figure
 from experiments.analysis.figures import interval_plot, learning_curves
@@ -19,28 +19,22 @@ from experiments.analysis.landscape_figures import read_diagnoses, rows_with_run
 from experiments.analysis.metrics import number, task_metrics
 from experiments.analysis.objections import objections
 from experiments.analysis.references import REGRESSION, mean_error, published_rows, reference_rows
-from experiments.analysis.runs import read_ended
+from experiments.analysis.runs import long_form, read_runs
 from experiments.analysis.setting_figure import setting_figure
 from experiments.analysis.tables import (
-    HEADLINE_SAMPLER,
     Results,
+    cost_table,
     defined,
     first_metrics,
     format_table,
+    middle_table,
     original_pairing,
     printed_table,
-    run_rows,
-    summary_rows,
-    tidy_rows,
+    summarise,
 )
-from experiments.analysis.verdict import (
-    RULE,
-    criteria_lines,
-    equal_compute,
-    verdict_lines,
-)
+from experiments.analysis.verdict import RULE, criteria_lines, verdict_lines
 from experiments.study.run import diagnosed_size, evaluation_sets
-from experiments.study.study import FLOPS, STEPS, Study
+from experiments.study.study import STEPS, Study
 from experiments.study.timing import read_step_times
 
 
@@ -49,8 +43,8 @@ def write_report(folder: Path, config: ExperimentConfig, declared: Study) -> dic
 
     Raises ConfigError where no run has ended.
     """
-    rows, (_, damaged) = run_rows(folder), read_ended(folder)
-    if not rows:
+    runs, damaged = read_runs(folder)
+    if runs.empty:
         raise ConfigError("; ".join(damaged.values()) or f"no run in {folder} has ended; nothing to report")
     require_study_data(
         folder, describe_data(config), "Start it where the first data are, or remove the runs of one of them"
@@ -59,10 +53,9 @@ def write_report(folder: Path, config: ExperimentConfig, declared: Study) -> dic
     task = sets[0].task
     metrics = task_metrics(task)
     references = reference_rows(sets, metrics) + published_rows(task, config)
-    study = Results(rows, declared, metrics, mean_error(references, metrics[0]))
+    study = Results(runs, declared, metrics, mean_error(references, metrics[0]))
     timing = read_step_times(folder, next(iter(study.pair(STEPS).values()), ())[1:])
-    summary = summary_rows(study, references)
-    write_tables(folder, config, study, summary, task_name(task))
+    write_tables(folder, study, declared, references)
     diagnoses = read_diagnoses(folder, config, study)
     write_figures(folder, config, study, task, references, diagnoses)
     if declared.vary:
@@ -72,10 +65,10 @@ def write_report(folder: Path, config: ExperimentConfig, declared: Study) -> dic
     against = [f"- {sentence}" for sentence in [*left_out, *objections(study, config, references)]]
     parts = [*setting_parts(folder, declared), *gap_parts(folder, references)]
     parts += diagnosis_parts(folder, diagnoses, task)
-    text = report_text(folder, config, study, summary, (verdict, criteria, against), parts, declared.question)
+    text = report_text(folder, config, study, references, (verdict, criteria, against), parts, declared.question)
     write_atomic(folder / "report.md", text)
-    show(what_was_trained(folder.name, config, study, task_name(task)))
-    show(printed_table(summary, study.metrics, study.base))
+    show(what_was_trained(folder.name, config, study))
+    show(printed_table(study, references))
     show("\n".join([original_pairing(study), *verdict, *criteria, "What speaks against it:", *against]))
     show(f"Report: {folder / 'report.md'}")
     return damaged
@@ -104,33 +97,34 @@ def has_part(diagnoses: dict, part: str) -> bool:
     return any(diagnosis.get(part) for diagnosis in diagnoses.values())
 
 
-def task_name(task) -> str:
-    """The name of a task in TASKS."""
-    return next(name for name, kind in TASKS.items() if kind is type(task))
+def join_tables(folder: Path, problems: dict[Path, dict]):
+    """The two CSVs of a study of several problems: those of each, with what the problem is as columns.
+
+    problems: the folder of each problem -> its settings. One without a report yet is left out.
+    """
+    for name in ("csv", "runs.csv"):
+        parts = []
+        for problem, settings in problems.items():
+            path = problem.with_name(f"{problem.name}.{name}")
+            if path.exists():
+                table = pd.read_csv(path)
+                for place, (key, value) in enumerate(settings.items(), 1):
+                    table.insert(place, key, value)
+                parts.append(table)
+        if parts:
+            write_atomic(folder.with_name(f"{folder.name}.{name}"), pd.concat(parts).to_csv(index=False))
 
 
-def write_tables(folder: Path, config, study: Results, summary: list[dict], task: str):
-    """The CSVs of the runs, and the table as LaTeX."""
-    write_csv(folder.with_name(f"{folder.name}.runs.csv"), study.rows)
-    write_csv(folder.with_name(f"{folder.name}.summary.csv"), summary)
-    write_csv(folder.with_name(f"{folder.name}.tidy.csv"), tidy_rows(study, folder.name, task, config))
-    if len(set(study.pair(FLOPS).values())) == 1:
-        write_csv(folder / "equal_compute.csv", equal_compute_rows(study))
-    runs = dict.fromkeys(row["run"] for row in study.rows)  # each has a row for every sampler
-    write_json(folder / "configs.json", {run: read_json(folder / run / "config.json") for run in runs})
-    write_atomic(folder / "table.tex", printed_table(summary, study.metrics, study.base, "latex_booktabs") + "\n")
+def write_tables(folder: Path, study: Results, declared: Study, references: list[dict]):
+    """The study's two CSVs, beside its folder."""
+    for name, table in (
+        ("csv", summarise(study, declared, references)),
+        ("runs.csv", long_form(study.frame, declared)),
+    ):
+        write_atomic(folder.with_name(f"{folder.name}.{name}"), table.to_csv(index=False))
 
 
-def equal_compute_rows(study: Results) -> list[dict]:
-    """The pair at equal FLOPs: a row per metric and sampler."""
-    return [
-        {"metric": metric.column, "sampler": sampler, **(metric.columns(found) if found else {})}
-        for metric in study.metrics
-        for sampler, found in equal_compute(study, metric).items()
-    ]
-
-
-def what_was_trained(name: str, config: ExperimentConfig, study: Results, task: str) -> str:
+def what_was_trained(name: str, config: ExperimentConfig, study: Results) -> str:
     """What stands above the table: it has the strategies, samplers, seeds (n) and seconds of training."""
     others = [
         f"{strategy} {' or '.join(f'{steps:,}' for steps in study.train_steps(strategy))}"
@@ -139,13 +133,13 @@ def what_was_trained(name: str, config: ExperimentConfig, study: Results, task: 
     ]
     after = f" ({', '.join(others)})" if others else ""
     return (
-        f"{name}: energy {config.model}, task {task} of rank {config.rank}, trained {config.train_steps:,} steps of "
-        f"batch {config.batch_size:,}{after}, judged by "
-        f"{config.evaluation_size:,} fixed problems of each difficulty"
+        f"{name}: energy {config.model}, task {config.dataset} of rank {config.rank}, trained {config.train_steps:,} "
+        f"steps of batch {config.batch_size:,}{after}, judged by {config.evaluation_size:,} fixed problems of each "
+        "difficulty"
     )
 
 
-def report_text(folder, config, study, summary, found: tuple, further: list[str], question: str) -> str:
+def report_text(folder, config, study, references, found: tuple, further: list[str], question: str) -> str:
     """The whole report. found: the lines of verdict, criteria and objections; further: sections of some studies."""
     verdict, criteria, against = found
     first = study.metrics[0]
@@ -160,20 +154,21 @@ def report_text(folder, config, study, summary, found: tuple, further: list[str]
         "\n".join(against) or "Nothing that the report looks for.",
         "## Table",
         table_words(folder, config, study),
-        format_table(summary, study.metrics, study.base, "github"),
+        format_table(study, references, style="github"),
         original_pairing(study) + ".",
         "## Pairs and tests",
         f"Of {first.column}, each strategy against {study.base}. The Holm family is the strategies of one metric under "
         "one sampler; these comparisons are secondary and exploratory. Five pairs cannot give an exact two-sided p "
         "below 0.063. *Smallest*: the effect that these seeds would show in 80% of studies.",
         pair_table(study),
+        middle_table(study),
         "## All runs",
         image(folder, "intervals", "all runs"),
         run_table(study),
         "## Learning curves",
         image(folder, "learning_curves", "learning curves"),
         "## Cost",
-        cost_table(summary, study.base),
+        cost_table(study),
         *further,
         "## The rule",
         RULE,
@@ -195,11 +190,8 @@ def table_words(folder: Path, config: ExperimentConfig, study: Results) -> str:
         f"Over seeds {means} with 95% t-intervals, on {config.evaluation_size:,} fixed problems of each difficulty; "
         f"the {study.metrics[0].effect} to {study.base} is paired by seed, its p adjusted by Holm's method over the "
         "strategies of one sampler. Rows marked *published, not rerun* are what others report, on sets of their own. "
-        "All columns, the interquartile means and the exact and unpaired tests among them, are in "
-        f"[{folder.name}.summary.csv](../{folder.name}.summary.csv), all runs in "
-        f"[{folder.name}.runs.csv](../{folder.name}.runs.csv), every value of theirs in a row of its own in "
-        f"[{folder.name}.tidy.csv](../{folder.name}.tidy.csv), each run's settings and machine in "
-        "[configs.json](configs.json)."
+        f"All metrics are in [{folder.name}.csv](../{folder.name}.csv), all runs in "
+        f"[{folder.name}.runs.csv](../{folder.name}.runs.csv)."
     )
 
 
@@ -229,12 +221,12 @@ def pair_table(study: Results) -> str:
 
 def run_table(study: Results) -> str:
     """Every run that ended, under each sampler."""
-    metrics = first_metrics(defined(study.metrics, study.rows))
+    metrics = first_metrics(defined(study, []))
     return tabulate(
         [
             [row["strategy"], row["seed"], row["sampler"], row["status"], f"{row['train_steps']:,}"]
             + [number(row.get(metric.column)) for metric in metrics]
-            for row in study.rows
+            for row in study.frame.to_dict("records")
         ],
         ["strategy", "seed", "sampler", "status", "steps", *(metric.column for metric in metrics)],
         tablefmt="github",
@@ -290,7 +282,7 @@ def example_parts(folder: Path) -> list[str]:
 def energy_parts(folder: Path) -> list[str]:
     return [
         "## Energy landscape",
-        "By noise level, on the fixed set ([levels.csv](levels.csv)): whether the energy ranks the true solution "
+        "By noise level, on the fixed set: whether the energy ranks the true solution "
         "first, by how much, how far the mined negatives lie from it, whether the gradient points away from it.",
         image(folder, "landscape", "energy landscape by level"),
         "The energy around one solution (star) towards its mined negative (cross):",
@@ -304,7 +296,7 @@ def effort_parts(folder: Path, diagnoses: dict, task) -> list[str]:
         "diffusion_steps": "levels visited",
         "conditioning": task.difficulty_name,
     }
-    known = [f"{words[part]} ([{part}.csv]({part}.csv))" for part in words if rows_with_runs(diagnoses, part)]
+    known = [words[part] for part in words if rows_with_runs(diagnoses, part)]
     return [
         "## Effort at evaluation and difficulty",
         f"By {', '.join(known)}.",
@@ -326,29 +318,3 @@ def configuration_parts(folder: Path, config: ExperimentConfig) -> list[str]:
 def image(folder: Path, name: str, words: str) -> str:
     """The figure in the report, or that there is none."""
     return f"![{words}]({name}.png)" if (folder / f"{name}.png").exists() else f"({words}: the figure was not drawn)"
-
-
-def cost_table(summary: list[dict], base_name: str) -> str:
-    """What each strategy costs in time, compute and memory, and that in units of `base_name`."""
-    rows = [row for row in summary if row["sampler"] == HEADLINE_SAMPLER]
-    base = next((row for row in rows if row["strategy"] == base_name), {})
-
-    def times(row, cost):
-        return number(row[cost] / base[cost]) if base.get(cost) else "-"
-
-    cells = [
-        [
-            row["strategy"],
-            row["n"],
-            number(row["train_seconds_mean"]),
-            times(row, "train_seconds_mean"),
-            number(row["train_flops_mean"]),
-            times(row, "train_flops_mean"),
-            number(row["steps_per_second_mean"]),
-            number(row["peak_memory_bytes_mean"] / 1e6),
-            number(row["parameters_mean"]),
-        ]
-        for row in rows
-    ]
-    headers = ["strategy", "runs", "train seconds", "x baseline", "train FLOPs", "x baseline", "steps/s"]
-    return tabulate(cells, [*headers, "peak memory, MB", "parameters"], tablefmt="github", disable_numparse=True)

@@ -133,22 +133,6 @@ def wide_form(table: pd.DataFrame) -> pd.DataFrame:
     return frame.drop(columns=settings)
 
 
-def load_results(path: Path | str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The summary and the runs of a study, of `results/<study>` or `results/published/<study>`, as its CSVs hold them.
-
-    Raises ConfigError where there are none.
-    """
-    path = Path(path)
-    found = []
-    for table in (path.with_name(f"{path.name}.csv"), path.with_name(f"{path.name}.runs.csv")):
-        inside = path / ("summary.csv" if table.name == f"{path.name}.csv" else "runs.csv")
-        place = table if table.exists() else inside
-        if not place.exists():
-            raise ConfigError(f"there is no {table}; allowed: results/<study> of a study that has a report")
-        found.append(pd.read_csv(place))
-    return found[0], found[1]
-
-
 def read_curves(study: Path, label: str) -> dict[int, list[dict]]:
     """The rows of metrics.csv of the runs of a label, by seed."""
     curves = {}

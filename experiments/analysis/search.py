@@ -12,7 +12,7 @@ from diffusion_lib.system.files import write_csv
 from diffusion_lib.tasks import TASKS
 from experiments.analysis.figures import drawing, guarded, label_log, legend_below, metric_scale, strategy_colors
 from experiments.analysis.metrics import Metric, task_metrics
-from experiments.analysis.tables import run_rows
+from experiments.analysis.runs import read_runs
 from experiments.study.study import Study
 
 
@@ -23,7 +23,7 @@ def choose(study: Study, folder: Path, writes: bool) -> dict[str, dict[str, dict
     drawn. Raises ConfigError where a strategy trained at no setting without divergence.
     """
     metric = task_metrics(TASKS[study.config.dataset])[0]
-    rows = search_rows(study, run_rows(folder), metric)
+    rows = search_rows(study, read_runs(folder)[0].to_dict("records"), metric)
     choices = {sampler: _best(study, rows, sampler, metric) for sampler in SAMPLERS if sampler in rows[0]}
     if writes:
         _report(study, folder, rows, choices, metric)

@@ -1,71 +1,42 @@
-"""From the folders of the runs to rows, and from rows to the summary and the printed table."""
+"""From the runs to arrays over seeds, and from those to the summary and the printed table."""
 
 import math
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from tabulate import tabulate
 
-from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.evaluation import SAMPLERS
-from diffusion_lib.flops import recorded_flops
-from experiments.analysis.metrics import Metric, number
-from experiments.analysis.runs import read_ended
+from diffusion_lib.system.errors import ConfigError
+from diffusion_lib.tasks import TASKS
+from experiments.analysis.metrics import Metric, number, task_metrics
+from experiments.analysis.runs import COSTS, wide_form
 from experiments.analysis.statistics import Paired, compare_to_baseline, interquartile_mean, with_holm
-from experiments.study.study import Pair, Study, known_strategy
+from experiments.study.flags import parse_command
+from experiments.study.study import STEPS, Pair, Study, known_strategy
 
-EXTRA = ("energy_auc_random", "energy_auc_adversarial")
-COSTS = ("train_seconds", "steps_per_second", "train_flops", "peak_memory_bytes", "parameters")
 HEADLINE_SAMPLER = "plain"
 BOOTSTRAP_SEED = 161803
 SCREEN = 150  # columns of the printed table, at most
 
 
-def run_rows(study: Path) -> list[dict]:
-    """A row per strategy, seed and sampler of the runs that ended; a failed run's metrics are nan.
-
-    A sampler that no run has, since the model has no energy, has no rows; nor has a run whose files are damaged.
-    """
-    runs, _ = read_ended(study)
-    runs.sort(key=lambda run: (run.result["strategy"], run.result["seed"]))
-    samplers = [name for name in SAMPLERS if any(name in run.samplers for run in runs)]
-    measured = {name: math.nan for run in runs for part in run.samplers.values() for name in part}
-    return [
-        {
-            "strategy": run.result["strategy"],
-            "seed": run.result["seed"],
-            "sampler": sampler,
-            "status": run.result["status"],
-            "train_steps": run.config.train_steps,
-            **measured,
-            **run.samplers.get(sampler, {}),
-            **{name: run.result.get(name, math.nan) for name in COSTS},
-            **({"train_flops": recorded_flops(run.folder)} if run.samplers else {}),  # also of an earlier version's
-            "run": str(run.folder.relative_to(study)),
-        }
-        for run in runs
-        for sampler in samplers or SAMPLERS
-    ]
-
-
 class Results:
-    """The rows of a study as arrays over its seeds; nan where a run is absent or failed.
+    """The runs of a study as arrays over its seeds; nan where a run is absent or failed.
 
-    study: whose strategies are compared; without one the usual names say how. metrics: the task's. mean_error: the mean
-    predictor's first metric, where that is an error: a run with a larger one is spoiled.
+    runs: of `read_runs`. study: whose strategies are compared; a list of the usual ones' names will do. metrics: the
+    task's. mean_error: the mean predictor's first metric, where that is an error: a run with a larger one is spoiled.
     """
 
-    def __init__(
-        self, rows: list[dict], study: Study | list[str], metrics: tuple[Metric, ...], mean_error: float = math.nan
-    ):
-        present = {row["strategy"] for row in rows}
-        self.rows, self.metrics, self.mean_error = rows, metrics, mean_error
+    def __init__(self, runs, study: Study | list[str], metrics: tuple[Metric, ...], mean_error: float = math.nan):
+        self.frame, self.metrics, self.mean_error = pd.DataFrame(runs), metrics, mean_error
+        present = set(self.frame["strategy"])
         if not isinstance(study, Study):
             study = Study("", {}, [], {name: known_strategy(name) for name in study if name in present})
         labels = [name for name in study.variants() if name in present]
         self.strategies = labels + sorted(present - set(labels))
-        self.seeds = sorted({row["seed"] for row in rows})
-        self.samplers = [name for name in SAMPLERS if name in {row["sampler"] for row in rows}]
+        self.seeds = sorted(set(self.frame["seed"]))
+        self.samplers = [name for name in SAMPLERS if name in set(self.frame["sampler"])]
         self.treated, self.base = study.compare[0], study.base()
         self.bases = {name: base for name, base in study.bases().items() if {name, base} <= present}
         pairs = {sampler: study.pairs(sampler) for sampler in SAMPLERS}
@@ -73,17 +44,20 @@ class Results:
 
     def values(self, column: str, sampler: str) -> dict[str, np.ndarray]:
         """By strategy, a column under one sampler (seeds,)."""
-        found = {name: np.full(len(self.seeds), np.nan) for name in self.strategies}
-        for row in self.rows:
-            if row["sampler"] == sampler:
-                found[row["strategy"]][self.seeds.index(row["seed"])] = row.get(column, np.nan)
-        return found
+        part = self.frame[self.frame["sampler"] == sampler]
+        if column not in part:
+            return {name: np.full(len(self.seeds), np.nan) for name in self.strategies}
+        table = part.pivot(index="strategy", columns="seed", values=column)
+        table = table.reindex(index=self.strategies, columns=self.seeds).astype(float)
+        return dict(zip(self.strategies, table.to_numpy(), strict=True))
+
+    def of(self, strategy: str) -> pd.DataFrame:
+        """A strategy's runs, once each."""
+        return self.frame[(self.frame["strategy"] == strategy) & (self.frame["sampler"] == HEADLINE_SAMPLER)]
 
     def count(self, strategy: str, status: str | None = None) -> int:
-        return sum(
-            row["strategy"] == strategy and row["sampler"] == HEADLINE_SAMPLER and status in (None, row["status"])
-            for row in self.rows
-        )
+        statuses = self.of(strategy)["status"]
+        return len(statuses) if status is None else int((statuses == status).sum())
 
     def measured(self, metric: Metric, sampler: str) -> bool:
         """Whether any run has a finite value: a metric that none has is not defined on these problems."""
@@ -91,16 +65,12 @@ class Results:
 
     def diverged(self, strategy: str, metrics, samplers) -> int:
         """How many of its runs failed, or lack a finite value of one of the metrics under one of the samplers."""
-        asked = [(each, name) for each in metrics for name in samplers if self.measured(each, name)]
-        lacking = {
-            row["seed"]
-            for row in self.rows
-            if row["strategy"] == strategy
-            and (
-                row["status"] == "failed"
-                or any(name == row["sampler"] and not np.isfinite(row.get(m.column, np.nan)) for m, name in asked)
-            )
-        }
+        own = self.frame[self.frame["strategy"] == strategy]
+        lacking = set(own[own["status"] == "failed"]["seed"])
+        for metric in metrics:
+            for sampler in (sampler for sampler in samplers if self.measured(metric, sampler)):
+                part = own[own["sampler"] == sampler]
+                lacking |= set(part[~np.isfinite(part[metric.column].astype(float))]["seed"])
         return len(lacking)
 
     def spoiled(self, strategy: str, sampler: str) -> int | str:
@@ -109,9 +79,9 @@ class Results:
             return ""
         return int(np.sum(self.values(self.metrics[0].column, sampler)[strategy] > self.mean_error))
 
-    def train_steps(self, strategy: str) -> list[int]:
+    def train_steps(self, strategy: str | None) -> list[int]:
         """The numbers of steps of a strategy's runs: one, unless a run was trained otherwise."""
-        return sorted({row["train_steps"] for row in self.rows if row["strategy"] == strategy})
+        return sorted(set(self.frame[self.frame["strategy"] == strategy]["train_steps"]))
 
     def comparisons(self, metric: Metric, sampler: str) -> dict[str, Paired]:
         """Each strategy's comparison with its base, one Holm family; none of errors that are exactly 0."""
@@ -121,6 +91,14 @@ class Results:
             if name in self.bases and (pair := self.comparison(name, self.bases[name], metric, sampler))
         }
         return with_holm(found)
+
+    def comparison(self, strategy: str, baseline: str, metric: Metric, sampler: str) -> Paired | None:
+        """One strategy against another, a family of its own."""
+        values = self.values(metric.column, sampler)
+        pair = {name: values[name] for name in (strategy, baseline) if name in values}
+        if len(pair) < 2 or any(map(metric.zeros, pair.values())):
+            return None
+        return compare_to_baseline(pair, baseline, metric.compare)[strategy]
 
     def pair(self, account: str | None = None) -> dict[str, Pair]:
         """By sampler, the pair that decides: the first, or the first of an account; nothing where none is."""
@@ -135,120 +113,89 @@ class Results:
         pair = self.pair().get(sampler)
         return pair.treated if pair else self.treated if self.treated in self.strategies else None
 
-    def comparison(self, strategy: str, baseline: str, metric: Metric, sampler: str) -> Paired | None:
-        """One strategy against another, a family of its own."""
-        values = self.values(metric.column, sampler)
-        pair = {name: values[name] for name in (strategy, baseline) if name in values}
-        if len(pair) < 2 or any(map(metric.zeros, pair.values())):
-            return None
-        return compare_to_baseline(pair, baseline, metric.compare)[strategy]
+    def partner(self, strategy: str, sampler: str) -> Pair | None:
+        """With whom the summary compares a strategy: in the first of its pairs, or with its base."""
+        own = next((pair for pair in self.pairs[sampler] if pair.treated == strategy), None)
+        if own or strategy not in self.bases:
+            return own
+        same = self.train_steps(strategy) == self.train_steps(self.bases[strategy])
+        return Pair(STEPS if same else "", strategy, self.bases[strategy])
 
 
-def tidy_rows(study: Study, name: str, task: str, config: ExperimentConfig) -> list[dict]:
-    """One row for each value of each run; what no sampler decides stands once, without a sampler."""
-    metrics, tidy = tuple(metric.column for metric in study.metrics), []
-    for row in study.rows:
-        setting, _, setting_value = row["strategy"].partition(",")[2].partition("=")
-        about = {
-            "study": name,
-            "model": config.model,
-            "task": task,
-            "rank": config.rank,
-            "strategy": row["strategy"],
-            "setting": setting if setting_value else "",
-            "setting_value": setting_value,
-            "seed": row["seed"],
-        }
-        parts = {row["sampler"]: metrics} | ({"": EXTRA + COSTS} if row["sampler"] == HEADLINE_SAMPLER else {})
-        for sampler, columns in parts.items():
-            tidy += [
-                {**about, "sampler": sampler, "metric": column, "value": row.get(column, math.nan)}
-                for column in columns
-            ]
-    return tidy
+def summarise(results: Results, study: Study, references: list[dict]) -> pd.DataFrame:
+    """A row per strategy, setting, sampler and metric, and per predictor without training and metric.
 
-
-def summary_rows(study: Study, references: list[dict]) -> list[dict]:
-    """A row per strategy and sampler, with each metric's means and comparison with the baseline; then references."""
-    rows = []
-    for sampler in study.samplers:
-        values = {name: study.values(name, sampler) for name in (*_columns(study.metrics), *EXTRA, *COSTS)}
-        comparisons = {metric: study.comparisons(metric, sampler) for metric in study.metrics}
-        for strategy in study.strategies:
-            row = {
-                "strategy": strategy,
-                "sampler": sampler,
-                "n": study.count(strategy, "finished"),
-                "failed": study.count(strategy, "failed"),
-                "spoiled": study.spoiled(strategy, sampler),
-            }
-            for metric in study.metrics:
-                columns = _mean_columns(metric, values[metric.column][strategy])
-                if strategy in comparisons[metric]:
-                    columns |= metric.columns(comparisons[metric][strategy])
-                row |= {f"{metric.column}_{ending}": value for ending, value in columns.items()}
-            row |= {f"{name}_mean": _finite_mean(values[name][strategy]) for name in EXTRA + COSTS}
-            rows.append(row)
-    columns = _columns(study.metrics)
-    return rows + [
-        {(f"{key}_mean" if key in columns else key): value for key, value in row.items() if key != "examples"}
-        for row in references
-    ]
-
-
-def _columns(metrics) -> list[str]:
-    return [metric.column for metric in metrics]
-
-
-def _mean_columns(metric: Metric, values: np.ndarray) -> dict:
-    """What the summary says of a metric's values (seeds,), by the endings of the columns."""
-    mean = metric.mean(values)
-    middle = interquartile_mean(values, np.random.default_rng(BOOTSTRAP_SEED))
-    return {
-        "n": mean.n,
-        "zeros": metric.zeros(values),
-        "mean": mean.mean,
-        "low": mean.low,
-        "high": mean.high,
-        "iqm": middle.point,
-        "iqm_low": middle.low,
-        "iqm_high": middle.high,
-    }
-
-
-def _finite_mean(values: np.ndarray) -> float:
-    finite = values[np.isfinite(values)]
-    return float(finite.mean()) if finite.size else math.nan
-
-
-def format_table(summary: list[dict], metrics: tuple[Metric, ...], base: str, style: str = "simple") -> str:
-    """All metrics that any row has, as a table, with effects in relation to the strategy `base`.
-
-    style: one of tabulate's ('github', 'latex_booktabs', …).
+    `ratio` (of errors) or `difference` (of rates, in points) is to `other`, trained equally long by `account`.
     """
-    first, *others = defined(metrics, summary, "_mean")
-    headers = [
-        *("strategy", "sampler", "n", f"{first.column} [95% interval]", f"{first.effect} to {base}", "Holm p"),
-        *_columns(others),
-        "train s",
+    variants, defaults = study.variants(), study.config.flat()
+    settings, rows = list(study.vary), []
+    for sampler in results.samplers:
+        for metric in defined(results, references):
+            partners = {name: results.partner(name, sampler) for name in results.strategies}
+            found = {
+                name: each
+                for name, pair in partners.items()
+                if pair and (each := results.comparison(name, pair.other, metric, sampler))
+            }
+            found = with_holm(found)
+            for name, values in results.values(metric.column, sampler).items():
+                variant, mean = variants.get(name), metric.mean(values)
+                rows.append(
+                    {
+                        "strategy": variant.strategy.origin if variant else name,
+                        **{key: (variant.values if variant else {}).get(key, defaults[key]) for key in settings},
+                        "sampler": sampler,
+                        "metric": metric.column,
+                        "n": mean.n,
+                        "failed": results.count(name, "failed"),
+                        "spoiled": results.spoiled(name, sampler),
+                        **mean._asdict(),
+                        **(compared(metric, found[name], partners[name]) if name in found else {}),
+                    }
+                )
+    for row in references:
+        about = {"strategy": row["strategy"], **{key: defaults[key] for key in settings}, "sampler": row["sampler"]}
+        rows += [
+            {**about, "metric": metric.column, "n": row.get("n"), "mean": row[metric.column]}
+            for metric in results.metrics
+            if metric.column in row
+        ]
+    return pd.DataFrame(rows)
+
+
+def load_results(path: Path | str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The summary and the runs of the study `results/<study>`, as its CSVs hold them, or of a published one.
+
+    Raises ConfigError where there are none.
+    """
+    path = Path(path)
+    tables = [path.with_name(f"{path.name}{ending}") for ending in (".csv", ".runs.csv")]
+    if all(table.exists() for table in tables):
+        return pd.read_csv(tables[0]), pd.read_csv(tables[1])
+    if not (path / "study.toml").exists():
+        raise ConfigError(f"there is no {tables[1]}; allowed: results/<study> of a study that has a report")
+    runs = pd.read_csv(path / "runs.csv")
+    study = parse_command("", ["--study", str(path / "study.toml")]).study
+    results = Results(wide_form(runs), study, task_metrics(TASKS[study.config.dataset]))
+    return summarise(results, study, []), runs
+
+
+def compared(metric: Metric, found: Paired, pair: Pair) -> dict:
+    """The columns of a comparison."""
+    effect = {metric.effect: metric.value(found)}
+    effect |= {f"{metric.effect}_low": found.low, f"{metric.effect}_high": found.high}
+    return {"other": pair.other, "account": pair.account, **effect, "p": found.p, "p_holm": found.p_holm}
+
+
+def defined(results: Results, references: list[dict]) -> list[Metric]:
+    """The metrics that any run or reference has: some sets have no problem of some kinds."""
+    return [
+        metric
+        for metric in results.metrics
+        if metric is results.metrics[0]
+        or any(results.measured(metric, sampler) for sampler in results.samplers)
+        or any(math.isfinite(row.get(metric.column, math.nan)) for row in references)
     ]
-    return tabulate(table_cells(summary, [first, *others], base), headers, tablefmt=style, disable_numparse=True)
-
-
-def printed_table(summary: list[dict], metrics: tuple[Metric, ...], base: str, style: str = "simple") -> str:
-    """The table of the first metrics that a screen is wide enough for: see `first_metrics`."""
-    shown = first_metrics(defined(metrics, summary, "_mean"))
-    while True:
-        table = format_table(summary, shown, base, style)
-        if len(shown) == 1 or max(map(len, table.splitlines())) <= SCREEN:
-            return table
-        shown = shown[:-1]
-
-
-def defined(metrics: tuple[Metric, ...], rows: list[dict], ending: str = "") -> list[Metric]:
-    """The metrics that any row has in the column with that ending: some sets have no problem of some kinds."""
-    found = [m for m in metrics[1:] if any(math.isfinite(row.get(m.column + ending, math.nan)) for row in rows)]
-    return [metrics[0], *found]
 
 
 def first_metrics(metrics: list[Metric]) -> list[Metric]:
@@ -260,59 +207,128 @@ def first_metrics(metrics: list[Metric]) -> list[Metric]:
     return [*usual[:1], *harder[:1], *usual[1:], *harder[1:]]
 
 
-def table_cells(summary: list[dict], metrics: list[Metric], base: str) -> list[list[str]]:
-    """The summary as the cells of a table."""
-    first, *others = metrics
-    return [
-        [
-            row["strategy"],
-            row["sampler"],
-            runs_cell(row),
-            mean_cell(row, first, interval=True),
-            effect_cell(row, first, base),
-            *([f"{p:.2g}"] if math.isfinite(p := row.get(f"{first.column}_p_holm", math.nan)) else [""]),
-            *(mean_cell(row, metric) for metric in others),
-            f"{seconds:.0f}" if math.isfinite(seconds := row.get("train_seconds_mean", math.nan)) else "",
-        ]
-        for row in summary
+def printed_table(results: Results, references: list[dict]) -> str:
+    """The table of the first metrics that a screen is wide enough for: see `first_metrics`."""
+    shown = first_metrics(defined(results, references))
+    while True:
+        table = format_table(results, references, shown)
+        if len(shown) == 1 or max(map(len, table.splitlines())) <= SCREEN:
+            return table
+        shown = shown[:-1]
+
+
+def format_table(results: Results, references: list[dict], metrics=None, style: str = "simple") -> str:
+    """A row per strategy and sampler, then the references.
+
+    metrics: by default all that any row has. style: one of tabulate's ('github', 'latex_booktabs', …).
+    """
+    first, *others = metrics or defined(results, references)
+    headers = [
+        *("strategy", "sampler", "n", f"{first.column} [95% interval]", f"{first.effect} to {results.base}", "Holm p"),
+        *(metric.column for metric in others),
+        "train s",
     ]
+    cells = run_cells(results, first, others) + [reference_cells(row, first, others) for row in references]
+    return tabulate(cells, headers, tablefmt=style, disable_numparse=True)
 
 
-def runs_cell(row: dict) -> str:
+def run_cells(results: Results, first: Metric, others: list[Metric]) -> list[list[str]]:
+    """A row of cells for each strategy under each sampler."""
+    rows = []
+    for sampler in results.samplers:
+        against = results.comparisons(first, sampler)
+        values = {metric: results.values(metric.column, sampler) for metric in (first, *others)}
+        for name in results.strategies:
+            finished, found = results.count(name, "finished"), against.get(name)
+            seconds = results.of(name)["train_seconds"].mean() if "train_seconds" in results.frame else math.nan
+            effect = "" if name.partition(",")[0] == results.base else first.words(found)
+            rows.append(
+                [
+                    name,
+                    sampler,
+                    runs_cell(results, name, sampler),
+                    mean_cell(values[first][name], first, finished, interval=True),
+                    effect,
+                    f"{found.p_holm:.2g}" if found and math.isfinite(found.p_holm) else "",
+                    *(mean_cell(values[metric][name], metric, finished) for metric in others),
+                    f"{seconds:.0f}" if math.isfinite(seconds) else "",
+                ]
+            )
+    return rows
+
+
+def reference_cells(row: dict, first: Metric, others: list[Metric]) -> list[str]:
+    means = [number(row.get(metric.column)) for metric in (first, *others)]
+    return [row["strategy"], row["sampler"], f"{row.get('n', '')}", means[0], "", "", *means[1:], ""]
+
+
+def runs_cell(results: Results, name: str, sampler: str) -> str:
     """`5`, or `4 (1 failed, 1 spoiled)`."""
-    apart = ", ".join(f"{row[name]} {name}" for name in ("failed", "spoiled") if row.get(name))
-    return f"{row.get('n', '')}{f' ({apart})' if apart else ''}"
+    counts = {"failed": results.count(name, "failed"), "spoiled": results.spoiled(name, sampler)}
+    apart = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+    return f"{results.count(name, 'finished')}{f' ({apart})' if apart else ''}"
 
 
-def mean_cell(row: dict, metric: Metric, interval: bool = False) -> str:
+def mean_cell(values: np.ndarray, metric: Metric, finished: int, interval: bool = False) -> str:
     """The mean, its interval, and what stands behind it where that is not all finished runs."""
-    name = metric.column
-    if row.get(f"{name}_zeros"):
-        return f"0 in {row[f'{name}_zeros']} of {row[f'{name}_n']} runs"
-    cell = number(row.get(f"{name}_mean"))
-    if interval and math.isfinite(row.get(f"{name}_low", math.nan)):
-        cell += f" [{row[f'{name}_low']:.3g}, {row[f'{name}_high']:.3g}]"
-    if row.get(f"{name}_n", row.get("n")) != row.get("n"):
-        cell += f" ({row[f'{name}_n']} of {row['n']} finite)"
-    return cell
+    mean = metric.mean(values)
+    if metric.zeros(values):
+        return f"0 in {metric.zeros(values)} of {mean.n} runs"
+    cell = number(mean.mean)
+    if interval and math.isfinite(mean.low):
+        cell += f" [{mean.low:.3g}, {mean.high:.3g}]"
+    return cell if mean.n == finished else f"{cell} ({mean.n} of {finished} finite)"
 
 
-def effect_cell(row: dict, metric: Metric, base: str) -> str:
-    """`0.752× [0.681, 0.824]`; '-' for a strategy without one, nothing for the baseline and references."""
-    start = f"{metric.column}_{metric.effect}"
-    if "failed" not in row or row["strategy"].partition(",")[0] == base:
-        return ""
-    return metric.effect_words(*(row.get(start + ending, math.nan) for ending in ("", "_low", "_high")))
+def middle_table(results: Results) -> str:
+    """Interquartile means of the first metric with their bootstrap intervals."""
+    metric, rows = results.metrics[0], []
+    for sampler in results.samplers:
+        for name, values in results.values(metric.column, sampler).items():
+            middle = interquartile_mean(values, np.random.default_rng(BOOTSTRAP_SEED))
+            rows.append([name, sampler, *map(number, middle)])
+    headers = ["strategy", "sampler", f"interquartile mean of {metric.column}", "low", "high"]
+    return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
 
 
-def original_pairing(study: Study) -> str:
+def cost_table(results: Results) -> str:
+    """What each strategy costs in time, compute and memory, and that in units of the base."""
+    costs = [name for name in COSTS if name in results.frame]
+    own = results.frame[results.frame["sampler"] == HEADLINE_SAMPLER]
+    means = own.groupby("strategy")[costs].mean().reindex(results.strategies, columns=COSTS)
+    base = means.loc[results.base] if results.base in means.index else means.iloc[0] * math.nan
+    relative = means / base
+
+    def times(name: str, cost: str) -> str:
+        return number(relative.loc[name, cost])
+
+    rows = [
+        [
+            name,
+            results.count(name, "finished"),
+            number(row["train_seconds"]),
+            times(name, "train_seconds"),
+            number(row["train_flops"]),
+            times(name, "train_flops"),
+            number(row["steps_per_second"]),
+            number(row["peak_memory_bytes"] / 1e6),
+            number(row["parameters"]),
+        ]
+        for name, row in means.iterrows()
+    ]
+    to = f"x {results.base}"
+    headers = ["strategy", "runs", "train seconds", to, "train FLOPs", to, "steps/s", "peak memory, MB", "parameters"]
+    return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
+
+
+def original_pairing(results: Results) -> str:
     """The comparison as first proposed, in one line: each strategy under a sampler of its own."""
     samplers = {"baseline": "plain", "random": "plain", "adversarial": "innerloop"}
-    metric = study.metrics[0]
+    metric = results.metrics[0]
     means = {
-        f"{strategy}/{sampler}": metric.mean(study.values(metric.column, sampler)[strategy]).mean
+        f"{strategy}/{sampler}": metric.mean(results.values(metric.column, sampler)[strategy]).mean
         for strategy, sampler in samplers.items()
-        if strategy in study.strategies
+        if strategy in results.strategies
     }
     parts = ", ".join(f"{name} {number(mean)}" for name, mean in means.items())
     return f"Original pairing of strategy and sampler, {metric.column}: {parts}"

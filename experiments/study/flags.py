@@ -20,6 +20,7 @@ from diffusion_lib.system.environment import ROOT
 from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.tasks import TASKS
 from experiments.study.study import (
+    DECLARATION,
     FURTHER,
     STRATEGIES,
     STUDIES,
@@ -109,7 +110,8 @@ def parse_command(description: str, arguments=None) -> Command:
 
 def resolve_study(options: argparse.Namespace) -> Study:
     """The study that the flags name, and what they change in it. Raises ConfigError."""
-    said = read_study(study_file(options)) if options.preset or options.study else {}
+    file = study_file(options)
+    said = read_study(file) if file else {}
     if options.dataset not in (None, *TASKS):
         number = f"; for a run of an array write --run {options.dataset}" if options.dataset.isdigit() else ""
         raise ConfigError(f"task is {options.dataset!r}; allowed: {', '.join(TASKS)}{number}")
@@ -134,10 +136,17 @@ def resolve_study(options: argparse.Namespace) -> Study:
     return study
 
 
-def study_file(options) -> Path:
-    """Raises ConfigError for an unknown preset."""
+def study_file(options) -> Path | None:
+    """What declares the study: the flag's file, the preset's, or what an earlier command left in its folder.
+
+    The last only for a command that trains nothing, and so needs no other flags. Raises ConfigError for an unknown
+    preset.
+    """
     if options.study:
         return options.study
+    if not options.preset:
+        left = options.results / (options.name or "") / DECLARATION
+        return left if (options.status or options.report_only) and left.exists() else None
     if options.preset not in presets():
         raise ConfigError(f"preset is {options.preset!r}; allowed: {', '.join(presets())}, or --study FILE")
     return STUDIES / f"{options.preset}.toml"

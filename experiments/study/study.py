@@ -1,5 +1,6 @@
 """What a study is: strategies, each a named change of the configuration, trained on the same seeds and compared."""
 
+import json
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,7 @@ from diffusion_lib.run_folder import run_folders
 from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.tasks import TASKS
 
+DECLARATION = "study.toml"  # in a study's folder
 STUDIES = Path(__file__).resolve().parents[1] / "studies"  # the declared ones
 QUESTION = "Does adversarial negative mining make an IRED energy-based diffusion model better?"
 PROBLEM = ("dataset", "rank")  # the settings that say what is solved: each problem is compared by itself
@@ -168,6 +170,14 @@ class Study:
     @property
     def config(self) -> ExperimentConfig:
         return self.configuration()
+
+    def joined(self, earlier: dict) -> "Study":
+        """This study with the strategies and values of an earlier command, as `read_study` returns them."""
+        vary = {
+            key: tuple(dict.fromkeys((*earlier["vary"].get(key, ()), *self.vary.get(key, ()))))
+            for key in earlier["vary"] | self.vary
+        }
+        return replace(self, vary=vary, declared=earlier["strategies"] | self.declared)
 
     def problems(self) -> list["Study"]:
         """A study for each problem that this one solves, with a folder of its own where there are several."""
@@ -414,11 +424,15 @@ def _checked(said: dict) -> dict:
 
 
 def _strategy(name: str, said) -> Strategy:
-    check_name(name)
+    for part in name.split(","):  # a choice of a search is called by its settings
+        check_name(part.replace("=", "-"))
     if not isinstance(said, dict):
         raise ConfigError(f"strategy {name} is {said!r}; allowed: a table such as {{ mode = 'adversarial' }}")
     said = dict(said)
     lengths = {key: said.pop(key, None) for key in ("compute_of", "time_of")}
+    chosen = {key: said.pop(key) for key in ("origin", "samplers") if key in said}
+    if not isinstance(chosen.get("origin", ""), str) or not set(chosen.get("samplers", SAMPLERS)) <= set(SAMPLERS):
+        raise ConfigError(f"strategy {name} has {chosen}; allowed: a name, and samplers of {', '.join(SAMPLERS)}")
     if all(lengths.values()):
         raise ConfigError(f"strategy {name} has compute_of and time_of; allowed: one of them")
     for key, value in lengths.items():
@@ -426,7 +440,9 @@ def _strategy(name: str, said) -> Strategy:
             raise ConfigError(f"{key} of strategy {name} is {value!r}; allowed: the name of a strategy")
     require_keys(said, setting_names(), f"strategy {name}", ("compute_of", "time_of"))
     require_settings(said)
-    return Strategy(name, said, **lengths)
+    if "samplers" in chosen:
+        chosen["samplers"] = tuple(chosen["samplers"])
+    return Strategy(name, said, **lengths, **chosen)
 
 
 def require_keys(said: dict, allowed, where: str, further=()):
@@ -450,3 +466,27 @@ def checked_values(vary: dict) -> dict[str, tuple]:
         for value in values:
             require_settings({key: value})
     return {key: tuple(dict.fromkeys(values)) for key, values in vary.items()}
+
+
+def study_text(study: Study) -> str:
+    """A study as the text of its file, which `read_study` reads."""
+    lines = [f"question = {_text(study.question)}", f"seeds = {_text(','.join(map(str, study.seeds)))}"]
+    lines += [f"compare = {_text(list(study.compare))}", "", "[config]"]
+    lines += [f"{key} = {_text(value)}" for key, value in study.settings.items()]
+    lines += ["", "[vary]", *(f"{key} = {_text(list(values))}" for key, values in study.vary.items())]
+    lines += ["", "[strategies]"]
+    for each in (study.declared | study.strategies).values():
+        lengths = {key: value for key in ("compute_of", "time_of") if (value := getattr(each, key))}
+        chosen = {} if each.origin == each.name else {"origin": each.origin, "samplers": list(each.samplers)}
+        said = ", ".join(f"{key} = {_text(value)}" for key, value in {**each.settings, **lengths, **chosen}.items())
+        lines.append(f"{_text(each.name)} = {{ {said} }}")
+    if study.search:
+        own = {"seeds": ",".join(map(str, study.search.seeds)), **study.search.settings}
+        lines += ["", "[search]", *(f"{key} = {_text(value)}" for key, value in own.items())]
+        lines += ["", "[search.vary]", *(f"{key} = {_text(list(v))}" for key, v in study.search.vary.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _text(value) -> str:
+    """A value in TOML, which writes texts, numbers, truths and lists of them as JSON does."""
+    return json.dumps(value)

@@ -15,9 +15,17 @@ from diffusion_lib.system.files import TEMPORARY, remove_temporary_files
 from diffusion_lib.system.lock import RunHeld, held_by
 from diffusion_lib.system.other_process import OtherProcess
 
-MADE = {"config.json", "configs.json", "report.md", "runs", "table.tex", "timing.json"}  # what a study's folder holds
+MADE = {
+    "config.json",
+    "configs.json",
+    "report.md",
+    "runs",
+    "study.toml",
+    "table.tex",
+    "timing.json",
+}  # what a study's folder may hold
 ENDINGS = {".csv", ".png", ".pdf", TEMPORARY}
-TABLES = ("runs", "summary", "tidy")  # beside it
+TABLES = (".csv", ".runs.csv")  # beside it
 
 
 class Outcome(NamedTuple):
@@ -106,7 +114,7 @@ def delete_study(study: Path, use_lock: bool = True):
     """Delete a study, if there is one, and its tables. Raises what `require_deletable` raises, with all left."""
     require_deletable(study, use_lock)
     for name in TABLES:  # which would be taken for the next study's
-        study.with_name(f"{study.name}.{name}.csv").unlink(missing_ok=True)
+        study.with_name(f"{study.name}{name}").unlink(missing_ok=True)
     if not study.exists():
         return
     doomed = study.with_name(f".{study.name}.deleted")  # renamed first, since half a study would be continued
