@@ -206,7 +206,7 @@ def test_fresh_deletes_nothing_but_a_whole_study(tmp_path, make, message):
 
 
 def test_a_deleted_study_leaves_no_tables(tmp_path):
-    """Which paired_studies.py would compare as those of the next study of the name."""
+    """Which would be read as those of the next study of the name."""
     study_of_runs(tmp_path / "it")
     for name in ("it.runs.csv", "it.summary.csv", "it.tidy.csv", "it.b.runs.csv"):
         (tmp_path / name).touch()

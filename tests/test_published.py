@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from diffusion_lib.system.errors import ConfigError, exit_status
-from experiments.analysis.runs import wide_form
+from experiments.analysis.runs import long_form, wide_form
 from experiments.study.flags import parse_command
 from results import tables
 
@@ -56,6 +56,16 @@ def test_a_frozen_study_is_declared_by_a_file_that_can_be_read(folder):
     assert set(wide_form(runs)["strategy"]) <= set(known)
     assert set(runs["strategy"]) == set(study.strategies)
     assert set(runs["seed"]) <= set(study.seeds)
+
+
+@pytest.mark.parametrize("name", ["ladder", "ablation-opt_steps-matrix"])
+def test_a_long_table_and_the_wide_one_say_the_same(name):
+    """Where what varies is the budget too, which `train_steps` already is."""
+    folder = tables.PUBLISHED / name
+    table = pd.read_csv(folder / "runs.csv")
+    study = parse_command("", ["--study", str(folder / "study.toml"), "--name", name]).study
+    again, keys = long_form(wide_form(table), study), ["run", "sampler", "metric"]
+    pd.testing.assert_frame_equal(*(each.sort_values(keys, ignore_index=True) for each in (again, table)))
 
 
 def test_what_is_frozen_is_small():
