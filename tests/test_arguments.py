@@ -8,15 +8,14 @@ import pytest
 
 import train
 from diffusion_lib.system.arguments import Parser, directory, whole
-from experiments import benchmark, matrix_generalisation, paired_studies, solve
+from experiments import benchmark, matrix_generalisation, solve
 from experiments import matrix_inversion_mining_comparison as comparison
 from experiments.study import timing
 from experiments.study.flags import parse_command
 
-COMMANDS = (train, comparison, benchmark, matrix_generalisation, paired_studies, solve)
+COMMANDS = (train, comparison, benchmark, matrix_generalisation, solve)
 NEEDED = {
     matrix_generalisation: ["--study", "a"],
-    paired_studies: ["a", "b"],
     solve: ["a", "b"],
 }
 
@@ -32,8 +31,7 @@ def test_every_command_takes_whole_flags_and_says_what_it_takes(command, capsys)
     assert stop.value.code == 0
     said = capsys.readouterr().out
     assert command.__doc__.strip().splitlines()[0] in said and "default" in said
-    long = "--overwrite" if command is solve else "--metric" if command is paired_studies else "--evaluation-size"
-    long = "--batch-size" if command is benchmark else long
+    long = "--overwrite" if command is solve else "--batch-size" if command is benchmark else "--evaluation-size"
     with pytest.raises(SystemExit) as stop:
         parse(command, [*NEEDED.get(command, []), long[:-1], "8"])
     assert stop.value.code == 2

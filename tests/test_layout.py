@@ -29,7 +29,7 @@ LAYERS = (
     ("experiments.study",),
     ("experiments.analysis",),
     ("experiments.driver",),
-    ("experiments",),
+    ("experiments", "results"),
 )
 # The release's scripts find the trainer beside the diffusion.
 ALLOWED = {("diffusion_lib.denoising_diffusion_pytorch_1d", "diffusion_lib.training.trainer")}
@@ -49,7 +49,8 @@ def imports(path: Path):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-SOURCES = [*ROOT.glob("*.py"), *ROOT.glob("diffusion_lib/**/*.py"), *ROOT.glob("experiments/**/*.py")]
+FOLDERS = ("diffusion_lib/**", "experiments/**", "results")
+SOURCES = [*ROOT.glob("*.py"), *(path for folder in FOLDERS for path in ROOT.glob(f"{folder}/*.py"))]
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))

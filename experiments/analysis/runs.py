@@ -103,7 +103,8 @@ def long_form(runs: pd.DataFrame, study: Study) -> pd.DataFrame:
     runs: of `read_runs`, or several of them put together. `strategy` is the strategy's name, without its settings;
     energy_auc_*, which no sampler decides, stands under the first.
     """
-    variants, settings = study.variants(), list(study.vary)
+    variants = study.variants()
+    settings = [key for key in study.vary if key != "train_steps"]  # whose column holds what each run was trained for
     named = {label: each.strategy.origin for label, each in variants.items()}
     frame = runs.assign(strategy=runs["strategy"].map(lambda label: named.get(label, label)))
     for key in settings:

@@ -8,7 +8,7 @@ from tabulate import tabulate
 
 from diffusion_lib.evaluation import SAMPLERS
 from diffusion_lib.system.errors import ConfigError, show
-from diffusion_lib.system.files import write_csv
+from diffusion_lib.system.files import write_atomic
 from diffusion_lib.tasks import TASKS
 from experiments.analysis.figures import drawing, guarded, label_log, legend_below, metric_scale, strategy_colors
 from experiments.analysis.metrics import Metric, task_metrics
@@ -19,7 +19,7 @@ from experiments.study.study import Study
 def choose(study: Study, folder: Path, writes: bool) -> dict[str, dict[str, dict]]:
     """By sampler and strategy, the values of its best setting.
 
-    study: the search's, all runs of which have ended. writes: whether search.csv is written and printed, and search.png
+    study: the search's, all runs of which have ended. writes: whether search.md is written and printed, and search.png
     drawn. Raises ConfigError where a strategy trained at no setting without divergence.
     """
     metric = task_metrics(TASKS[study.config.dataset])[0]
@@ -35,15 +35,19 @@ def _report(study: Study, folder: Path, rows: list[dict], choices: dict, metric:
     for row in rows:
         own = variants[row["setting"]]
         row["chosen"] = " ".join(s for s, best in choices.items() if best[own.strategy.name] == own.values)
-    write_csv(folder / "search.csv", rows)
     search_figure(study, rows, metric, path=folder / "search.png")
     cells = [[f"{cell:.4g}" if isinstance(cell, float) else cell for cell in row.values()] for row in rows]
     seeds = " ".join(map(str, study.seeds))
-    show(f"{study.name}: {metric.column} on seeds {seeds}, {study.config.evaluation_size:,} examples; means")
-    show(tabulate(cells, rows[0].keys(), disable_numparse=True))
-    for sampler, best in choices.items():
-        for name, values in best.items():
-            show(f"{name} under {sampler}: {words(values)}{edge_words(study, values)}")
+    about = f"{study.name}: {metric.column} on seeds {seeds}, {study.config.evaluation_size:,} examples; means"
+    chosen = [
+        f"- {name} under {sampler}: {words(values)}{edge_words(study, values)}"
+        for sampler, best in choices.items()
+        for name, values in best.items()
+    ]
+    table = tabulate(cells, rows[0].keys(), tablefmt="github", disable_numparse=True)
+    text = "\n\n".join([about, table, "\n".join(chosen)])
+    write_atomic(folder / "search.md", f"{text}\n\n![the search](search.png)\n")
+    show(text)
 
 
 def search_rows(study: Study, runs: list[dict], metric: Metric) -> list[dict]:

@@ -20,6 +20,7 @@ MADE = {
     "configs.json",
     "report.md",
     "runs",
+    "search.md",
     "study.toml",
     "table.tex",
     "timing.json",

@@ -1,0 +1,427 @@
+"""The tables of README.md and docs/results.md, made from the studies in results/published.
+
+    python results/tables.py
+    python results/tables.py --write
+
+Prints them; --write puts them into the pages, each in the place of the one with the same header. A test holds the
+pages to them.
+"""
+
+if __name__ == "__main__":
+    import sys
+    from pathlib import Path
+
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, whichever one is installed
+    from diffusion_lib.system import startup
+
+    startup.begin()
+
+
+import math
+from functools import cache, partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from tabulate import tabulate
+
+from diffusion_lib.config import ExperimentConfig
+from diffusion_lib.evaluation import DIFFICULTIES, SAMPLERS
+from diffusion_lib.system.arguments import Parser, header
+from diffusion_lib.system.environment import ROOT
+from diffusion_lib.system.errors import ConfigError, exit_status
+from diffusion_lib.system.files import write_atomic
+from diffusion_lib.tasks import TASKS
+from experiments.analysis.metrics import Metric, task_metrics
+from experiments.analysis.runs import wide_form
+from experiments.analysis.statistics import Mean, Paired, holm
+from experiments.analysis.verdict import ADVERSARIAL, BASELINE, COMPUTE, scenario
+from experiments.study.study import read_study
+
+PUBLISHED = ROOT / "results" / "published"
+RANDOM, CORRUPT = "random", "corrupt"
+VAL, OOD, RECON = METRICS = tuple(map(Metric, ("val_mse", "ood_mse", "recon_error")))
+BUDGETS, PRIMARY = (1_250, 2_500, 5_000, 10_000, 20_000), (5_000, 10_000)  # adversarial's steps; the primary tests'
+EQUAL = {"FLOPs": COMPUTE, "steps": BASELINE}  # what adversarial is compared with, by what both have the same of
+# As the pages call the ladder's strategies: a baseline is one whatever it is trained for.
+NAMES = {COMPUTE: BASELINE, "random-1.2": "random, noise_scale 1.2"}
+SAMPLER_WORDS = {"plain": "plain", "innerloop": "IRED's inner loop"}
+
+
+class Runs:
+    """The runs of a published study; `frame` has a row per label, seed and sampler. Raises ConfigError."""
+
+    def __init__(self, folder: Path):
+        self.path = folder / "runs.csv"
+        config = read_study(folder / "study.toml").get("config", {})
+        self.metrics = task_metrics(TASKS[config.get("dataset", ExperimentConfig.dataset)])
+        keys = ("strategy", "seed", "sampler", "metric")
+        table = read(self.path, *keys, "train_steps", "train_flops", "run", value=float)
+        try:
+            self.frame = wide_form(table)
+        except (KeyError, ValueError) as error:
+            raise ConfigError(f"{self.path} is damaged ({error})") from None
+        self.frame["name"] = self.frame["strategy"].str.partition(",")[0]
+        for metric in (metric for metric in self.metrics if metric.column in self.frame):
+            if not self.frame[metric.column].map(metric.possible).all():
+                raise ConfigError(f"{self.path} is damaged (no {metric.column} has such a value)")
+
+    def column(self, metric: Metric) -> pd.Series:
+        if metric.column not in self.frame:
+            raise ConfigError(f"{self.path} is damaged (no {metric.column})")
+        return self.frame[metric.column]
+
+    def __contains__(self, label: str) -> bool:
+        return label in set(self.frame["strategy"])
+
+    def label(self, name: str) -> str:
+        """That of a strategy that was trained at one setting alone."""
+        found = self.frame["strategy"][self.frame["name"] == name].unique()
+        if len(found) != 1:
+            raise ConfigError(f"{self.path} is damaged (of {name} it has {', '.join(found) or 'nothing'})")
+        return found[0]
+
+    def order(self, names) -> list[str]:
+        return [name for name in names if name in self]
+
+    def steps(self, label: str) -> int:
+        return int(self.frame["train_steps"][self.frame["strategy"] == label].iloc[0])
+
+    def values(self, label: str, metric: Metric, sampler: str) -> pd.Series:
+        """By seed; nan of a run that diverged."""
+        chosen = (self.frame["strategy"] == label) & (self.frame["sampler"] == sampler)
+        if not chosen.any():
+            raise ConfigError(f"{self.path} is damaged (no run of {label} under {sampler})")
+        return self.column(metric)[chosen].set_axis(self.frame["seed"][chosen])
+
+    def mean(self, label: str, metric: Metric, sampler: str) -> Mean:
+        return metric.mean(self.values(label, metric, sampler).to_numpy())
+
+    def compare(self, one: str, other: str, metric: Metric, sampler: str) -> Paired:
+        """One label against another, seed by seed."""
+        pairs = pd.concat([self.values(label, metric, sampler) for label in (one, other)], axis=1)
+        return metric.compare(*pairs.to_numpy(float).T)
+
+    def effect(self, one: str, other: str, metric: Metric, sampler: str) -> str:
+        """The same in words; nothing of a label against itself."""
+        return "" if one == other else metric.words(self.compare(one, other, metric, sampler))
+
+
+class Pair(NamedTuple):
+    """Two labels of a study that are compared; `about`: what the pages add to their steps."""
+
+    runs: Runs
+    one: str
+    other: str
+    about: str = ""
+
+    @property
+    def steps(self) -> str:
+        return f"{self.runs.steps(self.one):,} against {self.runs.steps(self.other):,}{self.about}"
+
+    def ratio(self, metric: Metric, sampler: str) -> str:
+        """With its interval, and in how many seeds the first one's error is smaller."""
+        found = self.runs.compare(self.one, self.other, metric, sampler)
+        one, other = (self.runs.values(label, metric, sampler) for label in (self.one, self.other))
+        ahead = int((one < other.reindex(one.index)).sum())
+        return f"{with_interval(found.ratio, found.low, found.high, '{:.3f}')}; {ahead} of {found.n}"
+
+
+def read(path: Path, *columns: str, **numbers) -> pd.DataFrame:
+    """A CSV; numbers: columns that have to be some. Raises ConfigError, which names the file."""
+    try:
+        table = pd.read_csv(path, dtype=numbers)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read ({' '.join(str(error).split())})") from None
+    absent = [name for name in (*columns, *numbers) if name not in table]
+    if absent:
+        raise ConfigError(f"{path} is damaged (no {', '.join(absent)})")
+    return table
+
+
+@cache
+def study(root: Path, name: str) -> Runs:
+    return Runs(root / name)
+
+
+def markdown(rows, headers) -> str:
+    return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
+
+
+def with_interval(middle: float, low: float, high: float, write: str) -> str:
+    """One seed alone has no interval."""
+    words = write.format(middle)
+    return words if math.isnan(low) else f"{words} [{write.format(low)}, {write.format(high)}]"
+
+
+def mean_words(mean: Mean, write: str = "{:.5f}") -> str:
+    return with_interval(*mean[1:], write)
+
+
+def geometric_mean(errors: pd.Series) -> float:
+    return VAL.mean(errors.to_numpy()).mean
+
+
+def ladder_pairs(root: Path, equal: str, budgets=BUDGETS) -> list[Pair]:
+    """Of the budgets that were run with and without mining."""
+    runs = study(root, "ladder")
+    labels = [[f"{name},train_steps={steps}" for name in (ADVERSARIAL, EQUAL[equal])] for steps in budgets]
+    return [Pair(runs, one, other) for one, other in labels if one in runs and other in runs]
+
+
+def tuned_pair(root: Path, equal: str) -> Pair:
+    runs = study(root, "tuned")
+    return Pair(runs, runs.label(ADVERSARIAL), runs.label(EQUAL[equal]), ", each tuned")
+
+
+def verdicts_table(root: Path) -> str:
+    """Adversarial over baseline at equal compute by val_mse, and the verdicts by the protocol's rule."""
+    others = [steps for steps in BUDGETS if steps not in PRIMARY]
+    families = {
+        "MLP, primary": ladder_pairs(root, "FLOPs", PRIMARY),
+        "MLP": ladder_pairs(root, "FLOPs", others),
+        "MLP, each tuned": [tuned_pair(root, "FLOPs")._replace(about="")],
+        "matrix-free": [Pair(study(root, "matrix-free-1200"), ADVERSARIAL, COMPUTE)],
+    }
+    rows = []
+    for family, pairs in families.items():
+        tests = [(pair, sampler) for pair in pairs for sampler in SAMPLERS]
+        found = [pair.runs.compare(pair.one, pair.other, VAL, sampler) for pair, sampler in tests]
+        adjusted = holm([each.p for each in found])
+        for (pair, sampler), each, p_holm in zip(tests, found, adjusted, strict=True):
+            diverged = int((~np.isfinite(pair.runs.values(pair.one, VAL, sampler))).sum())
+            # the ladder's other budgets are no family of the protocol's
+            p = f"{each.p:.2g}, exploratory" if family == "MLP" else f"{each.p:.2g} ({p_holm:.2g})"
+            ratio, verdict = pair.ratio(VAL, sampler), scenario(VAL, each, diverged)
+            rows.append([family, pair.steps, SAMPLER_WORDS[sampler], ratio, p, verdict])
+    compared = ("steps, with mining against without", "sampler", "error, with over without [95%]; seeds ahead")
+    return markdown(rows, ("energy", *compared, "p (Holm's)", "verdict"))
+
+
+def ratios_table(root: Path, metric: Metric) -> str:
+    """Adversarial over baseline at equal FLOPs and at equal steps; by val_mse the tuned ones too."""
+    pairs = [(pair, equal) for equal in EQUAL for pair in ladder_pairs(root, equal)]
+    if metric == VAL:
+        pairs += [(tuned_pair(root, equal), equal) for equal in EQUAL]
+    rows = [[pair.steps, equal, *(pair.ratio(metric, sampler) for sampler in SAMPLERS)] for pair, equal in pairs]
+    samplers = ("plain sampler; seeds ahead", "IRED's inner loop; seeds ahead")
+    return markdown(rows, (f"{metric.column}, adversarial against baseline, steps", "equal", *samplers))
+
+
+def ladder_means_table(root: Path) -> str:
+    """A row per strategy and budget: geometric means over seeds with their 95% intervals."""
+    frame, rows = study(root, "ladder").frame.replace({"name": NAMES}), []
+    for (steps, name), runs in frame.groupby(["train_steps", "name"]):
+        errors = {sampler: VAL.mean(part[VAL.column].to_numpy()) for sampler, part in runs.groupby("sampler")}
+        about = (f"{steps:,}", f"{runs['train_flops'].iloc[0]:.2g}", runs["seed"].nunique())
+        rows.append([name, *about, *(mean_words(errors[sampler]) for sampler in SAMPLERS)])
+    return markdown(rows, ("strategy", "steps", "FLOPs", "seeds", "val_mse, plain", "val_mse, inner loop"))
+
+
+def rises_table(root: Path) -> str:
+    """A row per strategy and budget: how far the runs' denoising loss rose again, least and most over seeds."""
+    curves = read(root / "ladder" / "curves.csv", "strategy", "seed", train_steps=int, loss_denoise=float)
+    curves["name"] = curves["strategy"].str.partition(",")[0].replace(NAMES)
+    rises = curves.groupby(["name", "train_steps", "seed"])["loss_denoise"].agg(loss_rise)
+    over_seeds = rises.groupby(["name", "train_steps"]).agg(["size", "min", "max"])
+    rows = [
+        [name, f"{steps:,}", int(each["size"]), f"{each['min']:.2f}", f"{each['max']:.2f}"]
+        for (name, steps), each in over_seeds.iterrows()
+    ]
+    return markdown(rows, ("strategy", "steps", "seeds", "least rise", "largest rise"))
+
+
+def loss_rise(losses: pd.Series) -> float:
+    """The largest ratio of a row's loss to the least before it, past a fifth of the rows."""
+    return (losses / losses.cummin().shift()).iloc[len(losses) // 5 + 1 :].max()
+
+
+def tuned_means_table(root: Path) -> str:
+    """A row per strategy: what the search chose, and the geometric means."""
+    runs, rows = study(root, "tuned"), []
+    for name in (BASELINE, ADVERSARIAL, COMPUTE):
+        label = runs.label(name)
+        chosen = dict(part.split("=") for part in label.split(",")[1:])
+        means = [runs.mean(label, VAL, sampler) for sampler in SAMPLERS]
+        settings = (chosen.get("learning_rate"), chosen.get("weight", "-"))
+        rows.append([name, f"{runs.steps(label):,}", *settings, means[0].n, *map(mean_words, means)])
+    return markdown(
+        rows, ("strategy", "steps", "learning rate", "weight", "seeds", "val_mse, plain", "val_mse, inner loop")
+    )
+
+
+def pilot_runs_table(root: Path) -> str:
+    """A row per run that ended and sampler."""
+    rows = [
+        [row["strategy"], row["seed"], f"{row['train_steps']:,}", row["sampler"]]
+        + [f"{row[metric.column]:.4g}" for metric in METRICS]
+        for _, row in study(root, "pilot").frame.sort_values(["strategy", "seed"], kind="stable").iterrows()
+    ]
+    return markdown(rows, ("strategy", "seed", "pilot's steps", "sampler", *(metric.column for metric in METRICS)))
+
+
+def pilot_curves_table(root: Path) -> str:
+    """A row per number of steps: val_mse on the way under the plain sampler, of the runs that came so far."""
+    curves = read(root / "pilot" / "curves.csv", "strategy", "seed", step=int, val_mse=float).dropna(subset="val_mse")
+    names = (BASELINE, ADVERSARIAL)
+    words = curves.assign(words=curves["val_mse"].map("{:.4g}".format)).sort_values("seed", kind="stable")
+    reached = words.groupby(["step", "strategy"])["words"].agg(" / ".join).unstack(fill_value="")
+    rows = [[f"{step:,}", *row] for step, row in zip(reached.index, reached.reindex(columns=names).values, strict=True)]
+    return markdown(rows, ("pilot's steps", *(f"{name}, seeds from 0" for name in names)))
+
+
+def task_studies(root: Path) -> dict[str, tuple[Runs, tuple[Metric, ...]]]:
+    """By task its runs, and its first metric on the usual and on the harder examples."""
+    found = {name: study(root, f"task-{name}") for name in TASKS if (root / f"task-{name}").exists()}
+    return {name: (runs, runs.metrics[: len(DIFFICULTIES)]) for name, runs in found.items()}
+
+
+TASK_STRATEGIES = (BASELINE, ADVERSARIAL, CORRUPT, COMPUTE)
+OVER = {name: f"{ADVERSARIAL} over {name} [95%]" for name in (COMPUTE, BASELINE)}
+
+
+def percents(runs: Runs, metric: Metric, sampler: str) -> list[str]:
+    """A mean over seeds for each of TASK_STRATEGIES."""
+    return [
+        f"{100 * runs.values(name, metric, sampler).mean():.1f}" if name in runs else "-" for name in TASK_STRATEGIES
+    ]
+
+
+def tasks_table(root: Path) -> str:
+    """IRED's other tasks: a row each, under the inner loop."""
+    rows = []
+    for name, (runs, metrics) in task_studies(root).items():
+        means = map(" / ".join, zip(*(percents(runs, metric, "innerloop") for metric in metrics), strict=True))
+        effects = [runs.effect(ADVERSARIAL, COMPUTE, metric, "innerloop") for metric in metrics]
+        seeds = runs.values(ADVERSARIAL, metrics[0], "innerloop").count()
+        rows.append([name, TASKS[name].metrics[0].replace("_", " "), seeds, *means, *effects])
+    return markdown(rows, ("task", "metric, %", "seeds", *TASK_STRATEGIES, OVER[COMPUTE], "the same, harder"))
+
+
+def task_details_table(root: Path) -> str:
+    """A row per task, difficulty and sampler."""
+    rows = [
+        [name, examples, sampler, *percents(runs, metric, sampler)]
+        + [runs.effect(ADVERSARIAL, other, metric, sampler) for other in OVER]
+        for name, (runs, metrics) in task_studies(root).items()
+        for examples, metric in zip(("usual", "harder"), metrics, strict=True)
+        for sampler in SAMPLERS
+    ]
+    return markdown(rows, ("task", "examples", "sampler", *TASK_STRATEGIES, *OVER.values()))
+
+
+INVERSION = (BASELINE, RANDOM, ADVERSARIAL, COMPUTE)
+
+
+def earlier_table(root: Path) -> str:
+    """An earlier study of the MLP, and the matrix energy: geometric means and ratios to the baseline."""
+    rows = []
+    for name in ("mlp-cpu-5k", "matrix-cpu-1k"):
+        runs = study(root, name)
+        for sampler in SAMPLERS:
+            for strategy in runs.order(INVERSION):
+                mean, ratio = runs.mean(strategy, VAL, sampler), runs.effect(strategy, BASELINE, VAL, sampler)
+                harder = f"{runs.mean(strategy, OOD, sampler).mean:.3g}"
+                rows.append([name, strategy, sampler, mean.n, mean_words(mean, "{:.3g}"), ratio, harder])
+    return markdown(rows, ("study", "strategy", "sampler", "seeds", "val_mse [95%]", "ratio to baseline", "ood_mse"))
+
+
+def scale_table(root: Path) -> str:
+    """A row per strategy of the matrix energy: its error by sampler before and after the one factor it learned."""
+    columns = ("mse", "mse_rescaled")
+    table = read(root / "matrix-cpu-1k" / "scale.csv", "strategy", "sampler", **dict.fromkeys(columns, float))
+    means = table.groupby(["strategy", "sampler"])[list(columns)].agg(geometric_mean)
+    keys = [(sampler, column) for sampler in SAMPLERS for column in columns]
+    words = means.map("{:.2g}".format).unstack()
+    rows = [[name, *(words.loc[name, (column, sampler)] for sampler, column in keys)] for name in INVERSION]
+    without = "without the factor"
+    return markdown(rows, ("strategy", "val_mse, plain", without, "val_mse, inner loop", without))
+
+
+def free_table(root: Path) -> str:
+    """A row per strategy and sampler of the energy that must learn what inversion is, and adversarial's ratio to it."""
+    runs, rows = study(root, "matrix-free-1200"), []
+    seeds = runs.frame["seed"].nunique()
+    for sampler in SAMPLERS:
+        for strategy in runs.order(INVERSION):
+            row = [strategy, f"{runs.steps(strategy):,}", sampler]
+            for metric in METRICS:
+                mean = runs.mean(strategy, metric, sampler)
+                finite = "" if mean.n == seeds else f" ({mean.n} of {seeds} finite)"
+                row += [f"{mean.mean:.3g}{finite}", runs.effect(ADVERSARIAL, strategy, metric, sampler)]
+            rows.append(row)
+    measured = [name for metric in METRICS for name in (metric.column, "adversarial over it [95%]")]
+    return markdown(rows, ("strategy", "steps", "sampler", *measured))
+
+
+def free_curve_table(root: Path) -> str:
+    """A row per budget of the trial before it: how far the baseline's error falls with more steps."""
+    runs = study(root, "matrix-free-trial")
+    means = runs.frame.pivot_table(
+        VAL.column, "train_steps", "sampler", lambda errors: VAL.mean(errors.to_numpy()).mean
+    )
+    falls = means.shift() / means
+    rows = [
+        [f"{steps:,}", runs.frame["seed"][runs.frame["train_steps"] == steps].nunique()]
+        + [words for s in SAMPLERS for words in (f"{means.loc[steps, s]:.2g}", fall_words(falls.loc[steps, s]))]
+        for steps in means.index
+    ]
+    return markdown(rows, ("steps", "seeds", "val_mse, plain", "divided by", "val_mse, inner loop", "divided by"))
+
+
+def fall_words(fall: float) -> str:
+    return "" if math.isnan(fall) else f"{fall:.1f}"
+
+
+TABLES = {
+    "README.md": (verdicts_table, tasks_table),
+    "docs/results.md": (
+        *(partial(ratios_table, metric=metric) for metric in METRICS),
+        ladder_means_table,
+        rises_table,
+        tuned_means_table,
+        pilot_runs_table,
+        pilot_curves_table,
+        task_details_table,
+        earlier_table,
+        scale_table,
+        free_table,
+        free_curve_table,
+    ),
+}
+
+
+def with_table(text: str, table: str, page: str = "the page") -> str:
+    """A page's text with the table in place of the one of the same header. Raises ConfigError unless it has one."""
+    lines, new = text.splitlines(), table.splitlines()
+    places = [i for i, line in enumerate(lines) if header_words(line) == header_words(new[0])]
+    if len(places) != 1:
+        raise ConfigError(f"{page} has {len(places)} tables with the header {new[0]}; allowed: 1")
+    end = next((i for i in range(places[0], len(lines)) if not lines[i].startswith("|")), len(lines))
+    return "\n".join([*lines[: places[0]], *new, *lines[end:]]) + "\n"
+
+
+def header_words(line: str) -> list[str]:
+    return [word.strip() for word in line.split("|")]
+
+
+def main(arguments=None):
+    parser = Parser(__doc__)
+    parser.add_argument("--write", action="store_true", help="put the tables into the pages")
+    options = parser.parse_args(arguments)
+    header(results=PUBLISHED)
+    tables = {page: [make(PUBLISHED) for make in makers] for page, makers in TABLES.items()}
+    print("\n\n".join(table for made in tables.values() for table in made))
+    if options.write:
+        pages = {page: (ROOT / page).read_text("utf-8") for page in tables}
+        for page, made in tables.items():
+            for table in made:
+                pages[page] = with_table(pages[page], table, page)
+        for page, text in pages.items():
+            write_atomic(ROOT / page, text)
+
+
+if __name__ == "__main__":
+    with exit_status():
+        main()
