@@ -6,7 +6,6 @@ from math import isfinite
 import numpy as np
 
 from diffusion_lib.evaluation import DIFFICULTIES, column
-from diffusion_lib.system.errors import ConfigError
 from experiments.analysis.statistics import (
     ROUNDING,
     Mean,
@@ -92,14 +91,6 @@ def task_metrics(task) -> tuple[Metric, ...]:
         for name in task.metrics
         for difficulty in DIFFICULTIES
     )
-
-
-def chosen_metric(task, column: str | None) -> Metric:
-    """The metric of a task (or its class) that has the column; None: the first. Raises ConfigError for another."""
-    known = {metric.column: metric for metric in task_metrics(task)}
-    if column not in (None, *known):
-        raise ConfigError(f"metric is {column!r}; allowed: {', '.join(known)}")
-    return known[column or next(iter(known))]
 
 
 def _factor(value: float) -> str:

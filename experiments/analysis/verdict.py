@@ -78,11 +78,6 @@ def compare_pairs(study, metric: Metric, account: str) -> dict[tuple, Paired | N
     return {**found, **with_holm({key: each for key, each in found.items() if each})}
 
 
-def equal_compute(study, metric: Metric) -> dict[str, Paired | None]:
-    """By sampler, the comparison at equal FLOPs in one metric, where a study has one."""
-    return {sampler: found for (sampler, _), found in compare_pairs(study, metric, FLOPS).items()}
-
-
 def verdict_lines(study, config: ExperimentConfig) -> list[str]:
     """For each account, pair and sampler a line, and one for its numbers; or one line that there is no verdict."""
     if not any(pair.account == FLOPS for pairs in study.pairs.values() for pair in pairs):
