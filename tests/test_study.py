@@ -170,7 +170,9 @@ WRONG_WORDS = (
     (["--preset", "x"], "preset is 'x'; allowed: demo"),
     (["--study", "/nowhere.toml"], "/nowhere.toml cannot be read as a study"),
     (["--strategies", "x"], "unknown strategy 'x'; allowed: baseline"),
-    (["--task", "3"], "for a run of an array write --run 3"),
+    (["--task", "x"], "task is 'x'; allowed: inverse"),
+    (["--task", "12"], "run is 12; allowed: 0 to 3"),
+    (["--task", "0", "--run", "1"], "allowed: one of them"),
     (["--preset", "tuned", "--run", "0"], "a run of an array follows the search"),
 )
 

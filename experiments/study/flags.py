@@ -68,7 +68,11 @@ def parse_command(description: str, arguments=None) -> Command:
         metavar="KEY=V1,V2",
         help="train every strategy at each value of a setting that it uses: opt_steps=1,2,5 scale_factor=0.5,1",
     )
-    add("--task", dest="dataset", metavar=f"{{{','.join(TASKS)}}}", help="what is learned (default inverse)")
+    add(
+        "--task",
+        metavar=f"{{{','.join(TASKS)}}}",
+        help="what is learned (default inverse); a number is read as --run, as it was called before",
+    )
     add_flags(parser, ExperimentConfig, MiningConfig, leave_out=("mode",))
     add("--device", metavar="{cpu,cuda}", help="default: cuda where there is one")
     add("--no-cuda-graph", action="store_true", help="on a GPU, launch each operation of a step by itself")
@@ -94,6 +98,11 @@ def parse_command(description: str, arguments=None) -> Command:
         "counts from 0, run I is seed I mod N of strategy I div N, N seeds",
     )
     options = parser.parse_args(arguments)
+    if options.task is not None:
+        name = "run" if options.task.removeprefix("-").isdigit() else "dataset"
+        if getattr(options, name) is not None:
+            raise ConfigError(f"--task {options.task} and --{name} {getattr(options, name)}; allowed: one of them")
+        setattr(options, name, int(options.task) if name == "run" else options.task)
     return Command(
         study=resolve_study(options),
         results=options.results,
@@ -113,8 +122,7 @@ def resolve_study(options: argparse.Namespace) -> Study:
     file = study_file(options)
     said = read_study(file) if file else {}
     if options.dataset not in (None, *TASKS):
-        number = f"; for a run of an array write --run {options.dataset}" if options.dataset.isdigit() else ""
-        raise ConfigError(f"task is {options.dataset!r}; allowed: {', '.join(TASKS)}{number}")
+        raise ConfigError(f"task is {options.dataset!r}; allowed: {', '.join(TASKS)}")
     settings = {**said.get("config", {}), **given(options)}
     vary = {**said.get("vary", {}), **parse_vary(options.vary or ())}
     for key in settings.keys() & vary.keys():
