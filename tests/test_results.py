@@ -306,6 +306,7 @@ KEPT = (
     *("results/README.md", "results/tables.py"),
     *(f"results/published/a/{name}" for name in ("study.toml", "runs.csv", "curves.csv", "report.md", "a.png")),
     "results/published/matrix-energy/last.pt",
+    "results/published/matrix-energy-mined/last.pt",
 )
 
 

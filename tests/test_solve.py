@@ -48,6 +48,13 @@ def published():
     return load_model(PUBLISHED)
 
 
+@pytest.mark.parametrize(("name", "mode"), [("matrix-energy", "none"), ("matrix-energy-mined", "adversarial")])
+def test_the_published_models_invert(name, mode):
+    model, a = load_model(PUBLISHED.with_name(name)), drawn(20)
+    assert model.mining.mode == mode
+    assert residuals(a, solve(model, a)).mean() < 1e-2
+
+
 def drawn(count: int, n: int = 20, ridge: float | None = None) -> np.ndarray:
     """Matrices of the training distribution, as a user would have them: float64."""
     inp, _ = Inverse("test", n, ridge=ridge).sample(count, torch.Generator().manual_seed(7), dtype=torch.float64)
