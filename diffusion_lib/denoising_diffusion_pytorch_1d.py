@@ -152,19 +152,20 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
         """What a mask keeps at level t: the entries of `values` (B, *out_shape), without noise."""
         return None if mask is None else Given(mask.bool(), self._at(self.sqrt_alphas_cumprod, t, values) * values)
 
-    def forward(self, inp, target, mask=None, t=None, noise=None, nce_noise=None, candidates=None):
+    def forward(self, inp, target, mask=None, t=None, noise=None, nce_noise=None, candidates=None, drawn=None):
         """The training loss of a batch: see `p_losses`, which names the arguments. Draws t where it is None."""
         if t is None:
             t = torch.randint(0, self.num_timesteps, (target.shape[0],), device=target.device)
-        return self.p_losses(inp, target, mask, t, noise, nce_noise, candidates)
+        return self.p_losses(inp, target, mask, t, noise, nce_noise, candidates, drawn)
 
-    def p_losses(self, inp, x_start, mask, t, noise=None, nce_noise=None, candidates=None):
+    def p_losses(self, inp, x_start, mask, t, noise=None, nce_noise=None, candidates=None, drawn=None):
         """Denoising loss plus `mining.weight` times the contrastive loss (IRED, equations 4 and 6).
 
         inp (B, *inp_shape), x_start (B, *out_shape), mask (B, *out_shape) or None, t (B,); noise and nce_noise
-        (B, *out_shape), drawn where None; candidates (B, *out_shape) of the negatives, made where None. Returns the
-        mean loss and three parts of it: denoising, contrastive, and the mean squared distance of the candidates from
-        the solution; the last two are -1 without a contrastive term, as in the release.
+        (B, *out_shape), drawn where None; candidates (B, *out_shape) of the negatives, made where None, with what the
+        mode draws of its own, drawn (B, draws, *out_shape). Returns the mean loss and three parts of it: denoising,
+        contrastive, and the mean squared distance of the candidates from the solution; the last two are -1 without a
+        contrastive term, as in the release.
         """
         noise = torch.randn_like(x_start) if noise is None else noise
         ebm = self.model.ebm
@@ -175,7 +176,7 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
             return denoising, (denoising, -1, -1)
         nce_noise = torch.randn_like(x_start) if nce_noise is None else nce_noise
         if candidates is None:
-            candidates = self.candidates(cond, x_start, t, nce_noise, mask=mask)
+            candidates = self.candidates(cond, x_start, t, nce_noise, mask=mask, drawn=drawn)
         real = self.noised(x_start, t, nce_noise, x_start, mask)
         fake = self.noised(candidates, t, nce_noise, x_start, mask)
         contrastive = self._contrastive_loss(*(self._energies(cond, x) for x in (real, fake)))
@@ -210,17 +211,25 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
         # defect 10: the first of the n energies against all 2n
         return (real[:, 0] + torch.cat((-real, -fake), dim=1).logsumexp(1)).mean()
 
+    @without_dropout
     @torch.no_grad()
-    def candidates(self, cond, x_start, t, noise, mining=None, mask=None):
-        """The wrong answers of a mining mode (B, *out_shape): see negatives.py. mining: None for the model's own."""
+    def candidates(self, cond, x_start, t, noise, mining=None, mask=None, drawn=None):
+        """The wrong answers of a mining mode (B, *out_shape): see negatives.py.
+
+        mining: None for the model's own.
+        drawn: (B, draws, *out_shape), what the mode draws of its own; made where None.
+        """
         mining = mining or self.mining
         given = self.given(x_start, t, mask)
         bound = self.bound if self.rules.candidate_bound is None else self.rules.candidate_bound
-        return MODES[mining.mode](self, cond, x_start, t, noise, mining, given).clamp(-bound, bound)
+        own = ()
+        if draws := mining.draws():
+            own = (x_start.new_empty(len(x_start), draws, *x_start.shape[1:]).normal_() if drawn is None else drawn,)
+        return MODES[mining.mode](self, cond, x_start, t, noise, mining, given, *own).clamp(-bound, bound)
 
-    def negatives(self, cond, x_start, t, noise, mining=None, mask=None):
+    def negatives(self, cond, x_start, t, noise, mining=None, mask=None, drawn=None):
         """The candidates at level t (B, *out_shape), with the noise of the real sample (IRED, section 3.2)."""
-        return self.noised(self.candidates(cond, x_start, t, noise, mining, mask), t, noise, x_start, mask)
+        return self.noised(self.candidates(cond, x_start, t, noise, mining, mask, drawn), t, noise, x_start, mask)
 
     @without_dropout
     @torch.no_grad()
