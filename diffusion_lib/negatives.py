@@ -7,8 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import FrozenInstanceError
 from typing import NamedTuple
 
+import torch
+
 from diffusion_lib.masks import restored
-from diffusion_lib.system.checks import require_allowed, setting, with_plain_numbers
+from diffusion_lib.system.checks import require_allowed, require_fraction, setting, with_plain_numbers
 from diffusion_lib.system.errors import ConfigError
 
 LARGEST = 10**6  # beyond it a step overflows, or never ends
@@ -30,8 +32,16 @@ SHARED = {
         "the task's own way of spoiling a solution, mended or as in the release",
         ("repaired", "released"),
     ),
+    "start": setting(
+        0.0, "share of the training steps before which there is no contrastive loss", check=require_fraction
+    ),
+    "loss": setting(
+        "softplus",
+        "contrastive loss of the energies: softplus(real - fake), or max(0, 1 + real - fake)",
+        ("softplus", "hinge"),
+    ),
 }
-CONTRAST = ("weight",)  # what every mode uses that has negatives
+CONTRAST = ("weight", "start", "loss")  # what every mode uses that has negatives
 # What a record always names; another setting only where its mode declares it, or it differs from its default, so that
 # a new one leaves the runs and checkpoints of the others as they are.
 RECORDED = ("mode", "opt_steps", "scale_factor", "noise_scale", "weight", "corruption")
@@ -45,10 +55,11 @@ class Declared(NamedTuple):
 
     uses: tuple[str, ...] = tuple(SHARED)
     draws: int | Callable = 0
+    needs: tuple[str, str] | None = None
     own: Mapping = {}
 
 
-def mode(name: str, uses=(), draws: int | Callable = 0, **own):
+def mode(name: str, uses=(), draws: int | Callable = 0, needs: tuple[str, str] | None = None, **own):
     """Declare a function as a mode of mining.
 
     It is called without gradients, and without dropout, as f(diffusion, cond, x_start, t, noise, mining, given), and
@@ -59,6 +70,7 @@ def mode(name: str, uses=(), draws: int | Callable = 0, **own):
     that says so. The function then has one more argument, drawn (B, draws, *out_shape). Training makes them with its
     batches, as a function of (seed, step) alone: a captured CUDA graph, which can seed no generator, has them as
     inputs, and processes and workers get the same.
+    needs: what a task's Rules must have, its name and in words: with any other task the mode is refused.
     own: its own settings, by name, as of `setting`.
     """
 
@@ -67,7 +79,7 @@ def mode(name: str, uses=(), draws: int | Callable = 0, **own):
         taken = [key for key in own if key in known]
         if taken:
             raise ConfigError(f"the mode {name!r} declares {', '.join(taken)}, which a setting is called already")
-        make.declared = Declared((*CONTRAST, *uses, *own), draws, own)
+        make.declared = Declared((*CONTRAST, *uses, *own), draws, needs, own)
         MODES[name] = make
         return make
 
@@ -112,13 +124,58 @@ def descended_sample(diffusion, cond, x_start, t, noise, mining, given):
     return diffusion.predict_start(mined(diffusion, cond, x_start, t, noise, mining, given)[0], t)
 
 
-@mode("corrupt", uses=("corruption",))
+@mode("corrupt", uses=("corruption",), needs=("corruption", "hand-made corruption"))
 def corrupted_sample(diffusion, _cond, x_start, _t, _noise, mining, given):
     """The solution spoiled in the task's own way, the release's choice for its discrete tasks: (B, *out_shape).
 
     Training draws these with its batches instead, so that they are a function of (seed, step).
     """
     return mining.corrupt(diffusion.rules, x_start, mask=None if given is None else given.mask)
+
+
+@mode("independent", uses=("noise_scale",), draws=1)
+def independent_sample(diffusion, cond, x_start, t, _noise, mining, given, drawn):
+    """As `random`, but from noise of its own, not that which real and wrong answer share: (B, *out_shape)."""
+    return noisier_sample(diffusion, cond, x_start, t, drawn[:, 0], mining, given)
+
+
+@mode(
+    "near",
+    draws=1,
+    needs=("near", "near problem"),
+    distance=setting(0.1, "of a near negative from the solution, as a share of the solution's norm"),
+)
+def near_solution(diffusion, _cond, x_start, _t, _noise, mining, _given, drawn):
+    """The solution of another problem near this one, by the task's rules: candidates (B, *out_shape)."""
+    return diffusion.rules.near(x_start, drawn[:, 0], mining.distance)
+
+
+@mode(
+    "mixed",
+    uses=("opt_steps", "scale_factor", "noise_scale"),
+    draws=1,
+    share=setting(0.5, "of a batch's negatives that are random, not adversarial", check=require_fraction),
+)
+def mixed_sample(diffusion, cond, x_start, t, noise, mining, given, drawn):
+    """Of each row by a draw of its own the random candidate or the adversarial one: (B, *out_shape)."""
+    start = _noisier(diffusion, x_start, t, noise, mining, given)
+    descended, _ = mined(diffusion, cond, x_start, t, noise, mining, given)
+    uniform = torch.special.ndtr(drawn.flatten(1)[:, 0]).view(-1, *[1] * (x_start.ndim - 1))
+    return diffusion.predict_start(torch.where(uniform < mining.share, start, descended), t)
+
+
+@mode(
+    "langevin",
+    uses=("opt_steps", "scale_factor", "noise_scale"),
+    draws=lambda mining: mining.opt_steps,
+    temperature=setting(1.0, "factor of the noise in a Langevin step of the energy"),
+)
+def langevin_sample(diffusion, cond, x_start, t, noise, mining, given, drawn):
+    """The noisier sample after `opt_steps` Langevin steps of the energy, all of them kept: (B, *out_shape)."""
+    z = _noisier(diffusion, x_start, t, noise, mining, given)
+    for own in drawn.unbind(1):
+        z = diffusion.langevin_step(cond, z, t, mining.scale_factor, mining.temperature * own, given)
+    return diffusion.predict_start(z, t)
 
 
 # Of keys that look like one of a mining config: what to write.
@@ -192,6 +249,10 @@ class MiningConfig:
         """How many normal tensors like the solution the mode draws of its own."""
         draws = declared(self.mode).draws
         return draws(self) if callable(draws) else draws
+
+    def first_contrast(self, train_steps: int) -> int:
+        """The step, counted from 0, from which on a run of `train_steps` has its contrastive loss."""
+        return round(self.start * train_steps) if self.uses("start") else 0
 
     def to_dict(self) -> dict:
         return recorded_settings(vars(self))
