@@ -9,7 +9,7 @@ from conftest import assert_same_weights, make_diffusion, make_trainer, weights
 
 from dataset import TASKS, Inverse
 from diffusion_lib.config import ExperimentConfig, configure
-from diffusion_lib.denoising_diffusion_pytorch_1d import GaussianDiffusion1D, Trainer1D
+from diffusion_lib.denoising_diffusion_pytorch_1d import GaussianDiffusion1D
 from diffusion_lib.energies import MODELS
 from diffusion_lib.flops import equal_compute_steps, example_flops, train_flops
 from diffusion_lib.masks import restored
@@ -159,14 +159,12 @@ def test_the_hinge_is_what_is_missing_of_the_margin():
         MiningConfig(loss="square")
 
 
-def late(folder, mining, steps=12, **options):
-    diffusion = make_diffusion(mining_config=mining, use_innerloop_opt=False)
-    settings = {"train_batch_size": 16, "train_num_steps": steps, "device": "cpu", "results_folder": folder}
-    return Trainer1D(diffusion, Inverse("train", 3), log_every=1, **settings | options)
+def late(folder, steps=12):
+    return make_trainer(folder, mining={"start": 0.5}, train_num_steps=steps, log_every=1)
 
 
 def test_before_its_start_a_run_is_the_baseline_and_does_its_work(tmp_path, monkeypatch):
-    run, plain = late(tmp_path / "late", {"start": 0.5}), late(tmp_path / "none", {"mode": "none"})
+    run, plain = late(tmp_path / "late"), make_trainer(tmp_path / "none", mode="none")
     calls = []
     descend = GaussianDiffusion1D.descend
     monkeypatch.setattr(GaussianDiffusion1D, "descend", lambda *a, **k: calls.append(1) or descend(*a, **k))
@@ -176,28 +174,28 @@ def test_before_its_start_a_run_is_the_baseline_and_does_its_work(tmp_path, monk
         run.run_one_step(), plain.run_one_step()
     assert_same_weights(weights(run.diffusion), weights(plain.diffusion))
     assert not calls
-    assert torch.equal(run.stream.batch(6).nce_noise, late(tmp_path / "all", {}).stream.batch(6).nce_noise)
+    assert torch.equal(run.stream.batch(6).nce_noise, make_trainer(tmp_path / "all").stream.batch(6).nce_noise)
     run.train()
     assert len(calls) == 6
-    rows = late(tmp_path / "rows", {"start": 0.5}).train()
+    rows = late(tmp_path / "rows").train()
     assert [row["loss_contrastive"] > 0 for row in rows] == [False] * 6 + [True] * 6
 
 
 @pytest.mark.parametrize("stop", [3, 6, 9])
 def test_a_late_start_resumes_exactly(tmp_path, stop):
-    whole = late(tmp_path / "whole", {"start": 0.5})
+    whole = late(tmp_path / "whole")
     whole.train()
-    first = late(tmp_path / "parts", {"start": 0.5})
+    first = late(tmp_path / "parts")
     for _ in range(stop):
         first.run_one_step()
     first.save()
-    second = late(tmp_path / "parts", {"start": 0.5})
+    second = late(tmp_path / "parts")
     second.load("last")
     second.train()
     assert_same_weights(weights(second.diffusion), weights(whole.diffusion))
     with pytest.raises(CheckpointError, match="is of start step 6, this run has step 10"):
-        late(tmp_path / "parts", {"start": 0.5}, steps=20).load("last")
-    late(tmp_path / "parts", {"start": 0.5}, steps=20).load("last", to_train=False)
+        late(tmp_path / "parts", steps=20).load("last")
+    late(tmp_path / "parts", steps=20).load("last", to_train=False)
 
 
 def test_a_late_start_is_charged_for_its_steps():
