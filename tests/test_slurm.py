@@ -1,7 +1,7 @@
 """The job files in slurm/: what they say, and what slurm/submit does with stand-ins for Slurm's programs.
 
-Those marked `slurm` submit them to a real Slurm: tests/start-local-slurm makes one node with gpu_test. `make test-slurm`
-runs them, and skips them where no Slurm runs, but in CI, which installs one (as root, by apt).
+Those marked `slurm` submit them to a real Slurm: tests/start-local-slurm makes one node with gpu_test. They are run by
+`make test-slurm`, which skips them where no Slurm runs, but in CI, which installs one (as root, by apt).
 """
 
 import csv
