@@ -28,7 +28,7 @@ from typing import NamedTuple
 import numpy as np
 from tabulate import tabulate
 
-from diffusion_lib.config import check_name
+from diffusion_lib.config import check_name, setting_names
 from diffusion_lib.evaluation import SAMPLERS
 from diffusion_lib.flops import recorded_flops
 from diffusion_lib.negatives import MiningConfig
@@ -109,13 +109,13 @@ def require_comparable(one: EndedRun, other: EndedRun):
 
 def mining_settings(ended: list[EndedRun]) -> dict[str, set]:
     """By setting, the values that the runs with negatives have of it."""
-    mined = [run.config.mining.to_dict() for run in ended if run.config.mining.mode != "none"]
-    return {key: {mining[key] for mining in mined} for key in MiningConfig().to_dict()}
+    mined = [run.config.mining for run in ended if run.config.mining.mode != "none"]
+    return {key: {getattr(mining, key) for mining in mined} for key in setting_names(MiningConfig)}
 
 
 def shared_settings(ended: list[EndedRun]) -> str:
     """What all runs with negatives have in common and not by default, such as `weight 0.05`."""
-    default = MiningConfig().to_dict()
+    default = vars(MiningConfig())
     shared = {key: next(iter(values)) for key, values in mining_settings(ended).items() if len(values) == 1}
     return ", ".join(f"{key} {value}" for key, value in shared.items() if key != "mode" and value != default[key])
 
@@ -124,7 +124,7 @@ def strategy_name(mining: MiningConfig, differing: list[str]) -> str:
     """`baseline` without negatives, else the mode, and what of `differing` is not as by default."""
     if mining.mode == "none":
         return BASELINE
-    own, default = mining.to_dict(), MiningConfig(mining.mode).to_dict()
+    own, default = vars(mining), vars(MiningConfig(mining.mode))
     return ", ".join([mining.mode, *(f"{key} {own[key]}" for key in differing if own[key] != default[key])])
 
 

@@ -102,10 +102,12 @@ def test_other_modes_records_are_as_they_were():
 
 def test_its_setting_is_a_flag_and_a_key_of_a_study(tmp_path):
     file = tmp_path / "own.toml"
-    file.write_text('[config]\nrank = 3\n[strategies]\nbaseline = {mode = "none"}\njitter = {mode = "jitter"}\n')
+    modes = {"baseline": "none", "random": "random", "jitter": "jitter"}
+    lines = [f'{name} = {{mode = "{mode}"}}' for name, mode in modes.items()]
+    file.write_text("\n".join(["[config]", "rank = 3", "[strategies]", *lines]))
     study = parse_command("", ["--study", str(file), "--vary", "spread=0.1,0.2"]).study
-    assert list(study.variants()) == ["baseline", "jitter,spread=0.1", "jitter,spread=0.2"]
-    assert [each.config.mining.spread for each in study.variants().values()] == [0.3, 0.1, 0.2]
+    assert list(study.variants()) == ["baseline", "random", "jitter,spread=0.1", "jitter,spread=0.2"]
+    assert [each.config.mining.spread for each in study.variants().values()] == [0.3, 0.3, 0.1, 0.2]
     assert parse_command("", ["--study", str(file), "--spread", "0.4"]).study.config.mining.spread == 0.4
     file.write_text(file.read_text().replace('"jitter"', '"jitter", spread = 0.7'))
     study = parse_command("", ["--study", str(file)]).study
