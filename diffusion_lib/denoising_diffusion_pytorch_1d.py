@@ -270,7 +270,7 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
         return z, kept
 
     def langevin_step(self, cond, z, t, scale, noise, given=None):
-        """z' = clamp(z - s dE/dz + sqrt(2 s) noise), s = eta_t scale as in a descent, kept whatever it does to E.
+        """Step to clamp(z - s dE/dz + sqrt(2 s) noise), s = eta_t scale as in a descent, whatever that does to E.
 
         noise: normal, times a temperature.
         """

@@ -44,7 +44,7 @@ def example_flops(config: ExperimentConfig) -> float:
 
 
 def train_flops(config: ExperimentConfig) -> int:
-    """FLOPs of a whole run, whose mining is `config.mining`; before its start a step costs what one without does."""
+    """Count the FLOPs of a whole run of `config.mining`; before its start a step costs what one without does."""
     early = config.mining.first_contrast(config.train_steps)
     examples = (config.train_steps - early) * example_flops(config)
     if early:
@@ -53,7 +53,7 @@ def train_flops(config: ExperimentConfig) -> int:
 
 
 def without_contrast(config: ExperimentConfig) -> ExperimentConfig:
-    """What the steps before its start are like."""
+    """Return the configuration of the steps before its start."""
     return config.change(mode="none", start=0.0)
 
 

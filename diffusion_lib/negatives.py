@@ -75,8 +75,8 @@ def mode(name: str, uses=(), draws: int | Callable = 0, needs: tuple[str, str] |
     """
 
     def declare(make):
-        known = mining_settings()
-        taken = [key for key in own if key in known]
+        earlier = declared(name).own if name in MODES else {}  # a notebook's cell may run again
+        taken = [key for key in own if key in mining_settings() and key not in earlier]
         if taken:
             raise ConfigError(f"the mode {name!r} declares {', '.join(taken)}, which a setting is called already")
         make.declared = Declared((*CONTRAST, *uses, *own), draws, needs, own)
@@ -87,12 +87,12 @@ def mode(name: str, uses=(), draws: int | Callable = 0, needs: tuple[str, str] |
 
 
 def declared(name: str) -> Declared:
-    """What the mode of that name says of itself."""
+    """Return what the mode of that name says of itself."""
     return Declared(uses=()) if MODES[name] is None else getattr(MODES[name], "declared", Declared())
 
 
 def mining_settings() -> dict:
-    """All settings of a MiningConfig by name, those of every mode."""
+    """Return all settings of a MiningConfig by name, those of every mode."""
     found = {"mode": setting("adversarial", "how negatives are made", MODES), **SHARED}
     for name in MODES:
         found |= declared(name).own
@@ -135,7 +135,7 @@ def corrupted_sample(diffusion, _cond, x_start, _t, _noise, mining, given):
 
 @mode("independent", uses=("noise_scale",), draws=1)
 def independent_sample(diffusion, cond, x_start, t, _noise, mining, given, drawn):
-    """As `random`, but from noise of its own, not that which real and wrong answer share: (B, *out_shape)."""
+    """Do as `random`, but with noise of its own, not that which real and wrong answer share: (B, *out_shape)."""
     return noisier_sample(diffusion, cond, x_start, t, drawn[:, 0], mining, given)
 
 
@@ -146,7 +146,7 @@ def independent_sample(diffusion, cond, x_start, t, _noise, mining, given, drawn
     distance=setting(0.1, "of a near negative from the solution, as a share of the solution's norm"),
 )
 def near_solution(diffusion, _cond, x_start, _t, _noise, mining, _given, drawn):
-    """The solution of another problem near this one, by the task's rules: candidates (B, *out_shape)."""
+    """Give the solution of another problem near this one, by the task's rules: candidates (B, *out_shape)."""
     return diffusion.rules.near(x_start, drawn[:, 0], mining.distance)
 
 
@@ -157,7 +157,7 @@ def near_solution(diffusion, _cond, x_start, _t, _noise, mining, _given, drawn):
     share=setting(0.5, "of a batch's negatives that are random, not adversarial", check=require_fraction),
 )
 def mixed_sample(diffusion, cond, x_start, t, noise, mining, given, drawn):
-    """Of each row by a draw of its own the random candidate or the adversarial one: (B, *out_shape)."""
+    """Choose by a draw for each row the random candidate or the adversarial one: (B, *out_shape)."""
     start = _noisier(diffusion, x_start, t, noise, mining, given)
     descended, _ = mined(diffusion, cond, x_start, t, noise, mining, given)
     uniform = torch.special.ndtr(drawn.flatten(1)[:, 0]).view(-1, *[1] * (x_start.ndim - 1))
@@ -171,7 +171,7 @@ def mixed_sample(diffusion, cond, x_start, t, noise, mining, given, drawn):
     temperature=setting(1.0, "factor of the noise in a Langevin step of the energy"),
 )
 def langevin_sample(diffusion, cond, x_start, t, noise, mining, given, drawn):
-    """The noisier sample after `opt_steps` Langevin steps of the energy, all of them kept: (B, *out_shape)."""
+    """Take `opt_steps` Langevin steps of the energy from the noisier sample, all of them kept: (B, *out_shape)."""
     z = _noisier(diffusion, x_start, t, noise, mining, given)
     for own in drawn.unbind(1):
         z = diffusion.langevin_step(cond, z, t, mining.scale_factor, mining.temperature * own, given)
@@ -246,12 +246,12 @@ class MiningConfig:
         return setting in declared(self.mode).uses
 
     def draws(self) -> int:
-        """How many normal tensors like the solution the mode draws of its own."""
+        """Count the normal tensors like the solution that the mode draws of its own."""
         draws = declared(self.mode).draws
         return draws(self) if callable(draws) else draws
 
     def first_contrast(self, train_steps: int) -> int:
-        """The step, counted from 0, from which on a run of `train_steps` has its contrastive loss."""
+        """Return the step, counted from 0, from which on a run of `train_steps` has its contrastive loss."""
         return round(self.start * train_steps) if self.uses("start") else 0
 
     def to_dict(self) -> dict:
@@ -259,7 +259,7 @@ class MiningConfig:
 
 
 def recorded_settings(values: dict) -> dict:
-    """Of a mining's settings by name those that a record names: see RECORDED. Unknown ones stay."""
+    """Keep of a mining's settings by name those that a record names: see RECORDED. Unknown ones stay."""
     usual = {name: each.default for name, each in mining_settings().items()}
     own = declared(values["mode"]).own if values["mode"] in MODES else ()
     kept = (*RECORDED, *own)

@@ -153,6 +153,8 @@ def test_what_is_not_allowed_is_named(values, message):
 
 
 def test_a_name_is_declared_once():
+    again = mode("jitter", draws=1, spread=setting(0.5, "another default"))(lambda *_: None)
+    assert MODES["jitter"] is again and MiningConfig("jitter").spread == 0.5
     with pytest.raises(ConfigError, match="the mode 'other' declares weight"):
         mode("other", weight=setting(1.0, "another"))(lambda *_: None)
     assert "other" not in MODES

@@ -100,7 +100,7 @@ class LowRankDataset(MatrixTask):
 
 
 def near_inverse(y: torch.Tensor, noise: torch.Tensor, distance: float) -> torch.Tensor:
-    """Inverses of symmetric positive definite matrices near those of which `y` (B, n^2) has the inverses.
+    """Invert symmetric positive definite matrices near those whose inverses `y` (B, n^2) are.
 
     (I + S) y (I + S)^T, with S = distance N / sqrt(2 n) and N the noise, is the inverse of A plus a small symmetric
     matrix, at first order -(A S + S^T A), and differs from y by `distance` of its norm. Nothing is inverted for it.

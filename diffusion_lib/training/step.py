@@ -34,7 +34,7 @@ class TrainStep:
         self.non_finite.zero_()
 
     def recapture(self):
-        """To be called when the loss has become another one: a graph holds the earlier one's operations."""
+        """Capture anew, since the loss has become another one: a graph holds the earlier one's operations."""
         self.calls, self.graph = 0, None
 
     def __call__(self, batch):

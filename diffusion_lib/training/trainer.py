@@ -323,7 +323,7 @@ class Trainer1D(ReleasedTrainerCalls):
             self.save()
 
     def _set_contrast(self):
-        """Whether the next step has its contrastive loss: a late start switches it on in the middle of a run."""
+        """Switch the contrastive loss of the next step on or off: a late start does so in the middle of a run."""
         if self.first_contrast and self.diffusion.contrast != (self.step >= self.first_contrast):
             self.diffusion.contrast = not self.diffusion.contrast
             self.train_step.recapture()
