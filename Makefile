@@ -6,7 +6,7 @@ ARGS ?=
 JOBS := submit-pilot submit-compare submit-array submit-sweep submit-check-gpu
 
 .DEFAULT_GOAL := help
-.PHONY: help compare test lint benchmark check-gpu setup clean-env $(JOBS)
+.PHONY: help compare test test-slurm lint benchmark check-gpu setup clean-env $(JOBS)
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z$$(){}A-Z-]+:.*## / {gsub(/\$$\(JOBS\)/, "$(JOBS)", $$1); printf "  %-16s %s\n", $$1, $$2}' Makefile
@@ -14,8 +14,11 @@ help:  ## this list
 compare: .venv/.runtime  ## the main job: four strategies, three seeds, minutes on two cores
 	$(BIN)/python experiments/matrix_inversion_mining_comparison.py --preset demo $(ARGS)
 
-test: .venv/.development  ## all tests, by two processes
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+test: .venv/.development  ## all tests but those of a real Slurm, by two processes
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slurm" $(ARGS)
+
+test-slurm: .venv/.development  ## the jobs in slurm/ on a real Slurm; CI=true installs one, as root
+	$(BIN)/python -m pytest -m slurm -rs tests/test_slurm.py $(ARGS)
 
 lint: .venv/.development  ## the linter and the formatter's check
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -5,9 +5,9 @@ import re
 from dataclasses import asdict, dataclass, field, fields
 
 from diffusion_lib.energies import MODELS
-from diffusion_lib.negatives import MiningConfig
+from diffusion_lib.negatives import MiningConfig, mining_settings, recorded_settings
 from diffusion_lib.precision import PRECISIONS
-from diffusion_lib.system.checks import require_positive, require_whole, with_plain_numbers
+from diffusion_lib.system.checks import require_allowed, setting, with_plain_numbers
 from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.tasks import TASKS
 
@@ -43,11 +43,6 @@ def recipe(dataset: str | None = None, model: str | None = None, match_release: 
     return {**RECIPES.get(model, {}), **own, **task.recipe}
 
 
-def setting(default, help: str, choices=None):
-    """A field of a configuration. A whole number must be from 1 to LARGEST, a fraction above 0."""
-    return field(default=default, metadata={"help": help, "choices": tuple(choices) if choices else None})
-
-
 @with_plain_numbers
 @dataclass(frozen=True)
 class ExperimentConfig:
@@ -78,7 +73,7 @@ class ExperimentConfig:
 
     def __post_init__(self):
         for each in settings(type(self)):
-            check(each, getattr(self, each.name))
+            require_allowed(each, getattr(self, each.name), LARGEST)
         if not isinstance(self.mining, MiningConfig):
             raise ConfigError(f"mining is {self.mining!r}; allowed: a MiningConfig")
 
@@ -107,7 +102,7 @@ class ExperimentConfig:
         return configure(self.flat() | changed)
 
     def to_dict(self) -> dict:
-        return asdict(self)
+        return asdict(self) | {"mining": self.mining.to_dict()}
 
     @classmethod
     def from_dict(cls, recorded: dict) -> "ExperimentConfig":
@@ -146,19 +141,10 @@ def parse_value(name: str, text: str):
 
 
 def settings(kind=ExperimentConfig) -> list:
-    """The fields of a configuration that hold one value each."""
+    """The settings of a configuration, as of `setting`; of the mining those of its modes too."""
+    if kind is MiningConfig:
+        return list(mining_settings().values())
     return [each for each in fields(kind) if "help" in each.metadata]
-
-
-def check(each, value):
-    """Raises ConfigError, naming what is allowed, where a setting cannot have the value."""
-    choices, kind = each.metadata.get("choices"), type(each.default)
-    if kind is int:
-        require_whole(each.name, value, 1, LARGEST)
-    elif kind is float:
-        require_positive(each.name, value)
-    elif not (value in choices if choices else isinstance(value, bool)):
-        raise ConfigError(f"{each.name} is {value!r}; allowed: {', '.join(choices or ('true', 'false'))}")
 
 
 def current(recorded: dict) -> dict:
@@ -173,7 +159,8 @@ def current(recorded: dict) -> dict:
     gone = {*mining, "mining_mode", "mining_config"}
     rest = {key: value for key, value in recorded.items() if key not in gone}
     defaults = {each.name: each.default for each in settings()}
-    return defaults | rest | {"mining": MiningConfig().to_dict() | mining}
+    usual = {each.name: each.default for each in settings(MiningConfig)}
+    return defaults | rest | {"mining": recorded_settings(usual | mining)}
 
 
 def add_flags(parser, *kinds, leave_out=(), only=None, defaults=None):

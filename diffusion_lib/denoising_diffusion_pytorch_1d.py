@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from diffusion_lib.energies import DiffusionWrapper, EnergyModel, NoiseModel
 from diffusion_lib.masks import Given, restored
-from diffusion_lib.negatives import MODES, MiningConfig
+from diffusion_lib.negatives import MODES, MiningConfig, declared
 from diffusion_lib.released_api import DIFFUSION_DEFAULTS, ReleasedCalls, by_flags, require_defaults
 from diffusion_lib.schedule import cosine_beta_schedule, schedule_buffers
 from diffusion_lib.system.checks import require_positive, require_whole, with_plain_numbers
@@ -23,6 +23,7 @@ from diffusion_lib.training.trainer import Trainer1D
 __all__ = ["GaussianDiffusion1D", "Trainer1D"]
 
 DEFAULT_TIMESTEPS = 10
+MARGIN = 1.0  # of the hinge loss
 
 
 def without_dropout(method):
@@ -48,8 +49,9 @@ def require_possible(energy, rules, mode: str, use_innerloop_opt: bool = False):
             f"{energy.__name__} predicts noise and has no energy; allowed with it: mining mode 'none' and "
             f"use_innerloop_opt False, not {mode!r} and {use_innerloop_opt}"
         )
-    if mode == "corrupt" and rules.corruption is None:
-        raise ConfigError("mining mode is 'corrupt', and this task has no hand-made corruption of its own")
+    needs, words = declared(mode).needs or (None, "")
+    if needs and getattr(rules, needs) is None:
+        raise ConfigError(f"mining mode is {mode!r}, and this task has no {words} of its own")
 
 
 @with_plain_numbers
@@ -116,8 +118,11 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
         self.has_dropout = any(isinstance(module, nn.Dropout) for module in model.modules())
         model.ebm.set_timesteps(timesteps)
         self.mining = mining if supervise_energy_landscape else MiningConfig(mode="none")
+        self.contrast = True  # what trains it may switch the contrastive term off for some steps
         self.match_release = match_release
         require_possible(type(model.ebm), self.rules, self.mining.mode, use_innerloop_opt)
+        if self.mining.loss == "hinge" and self._has_several_energies():
+            raise ConfigError("loss is 'hinge', and the release has several energies here; allowed: softplus")
         self.use_innerloop_opt = use_innerloop_opt
         self.show_inference_tqdm = show_inference_tqdm
         self.baseline = baseline
@@ -152,30 +157,31 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
         """What a mask keeps at level t: the entries of `values` (B, *out_shape), without noise."""
         return None if mask is None else Given(mask.bool(), self._at(self.sqrt_alphas_cumprod, t, values) * values)
 
-    def forward(self, inp, target, mask=None, t=None, noise=None, nce_noise=None, candidates=None):
+    def forward(self, inp, target, mask=None, t=None, noise=None, nce_noise=None, candidates=None, drawn=None):
         """The training loss of a batch: see `p_losses`, which names the arguments. Draws t where it is None."""
         if t is None:
             t = torch.randint(0, self.num_timesteps, (target.shape[0],), device=target.device)
-        return self.p_losses(inp, target, mask, t, noise, nce_noise, candidates)
+        return self.p_losses(inp, target, mask, t, noise, nce_noise, candidates, drawn)
 
-    def p_losses(self, inp, x_start, mask, t, noise=None, nce_noise=None, candidates=None):
+    def p_losses(self, inp, x_start, mask, t, noise=None, nce_noise=None, candidates=None, drawn=None):
         """Denoising loss plus `mining.weight` times the contrastive loss (IRED, equations 4 and 6).
 
         inp (B, *inp_shape), x_start (B, *out_shape), mask (B, *out_shape) or None, t (B,); noise and nce_noise
-        (B, *out_shape), drawn where None; candidates (B, *out_shape) of the negatives, made where None. Returns the
-        mean loss and three parts of it: denoising, contrastive, and the mean squared distance of the candidates from
-        the solution; the last two are -1 without a contrastive term, as in the release.
+        (B, *out_shape), drawn where None; candidates (B, *out_shape) of the negatives, made where None, with what the
+        mode draws of its own, drawn (B, draws, *out_shape). Returns the mean loss and three parts of it: denoising,
+        contrastive, and the mean squared distance of the candidates from the solution; the last two are -1 without a
+        contrastive term, as in the release.
         """
         noise = torch.randn_like(x_start) if noise is None else noise
         ebm = self.model.ebm
         cond = ebm.condition(inp, t)
         x_t = self.noised(x_start, t, noise, inp, mask)
         denoising = self._denoising_loss(ebm.gradient(cond, x_t), noise, x_start, mask)
-        if self.mining.mode == "none":
+        if self.mining.mode == "none" or not self.contrast:
             return denoising, (denoising, -1, -1)
         nce_noise = torch.randn_like(x_start) if nce_noise is None else nce_noise
         if candidates is None:
-            candidates = self.candidates(cond, x_start, t, nce_noise, mask=mask)
+            candidates = self.candidates(cond, x_start, t, nce_noise, mask=mask, drawn=drawn)
         real = self.noised(x_start, t, nce_noise, x_start, mask)
         fake = self.noised(candidates, t, nce_noise, x_start, mask)
         contrastive = self._contrastive_loss(*(self._energies(cond, x) for x in (real, fake)))
@@ -204,23 +210,36 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
         return self.match_release and hasattr(self.model.ebm, "released_energy")
 
     def _contrastive_loss(self, real, fake):
-        """Minus the log of the share of exp(-E) that the real sample has (IRED, equation 6), from `_energies`."""
+        """Minus the log of the share of exp(-E) that the real sample has (IRED, equation 6), from `_energies`.
+
+        Of the loss `hinge`, what is missing of a MARGIN between the two.
+        """
+        if self.mining.loss == "hinge":
+            return F.relu(MARGIN + real - fake).mean()
         if real.ndim == 1:
             return F.softplus(real - fake).mean()
         # defect 10: the first of the n energies against all 2n
         return (real[:, 0] + torch.cat((-real, -fake), dim=1).logsumexp(1)).mean()
 
+    @without_dropout
     @torch.no_grad()
-    def candidates(self, cond, x_start, t, noise, mining=None, mask=None):
-        """The wrong answers of a mining mode (B, *out_shape): see negatives.py. mining: None for the model's own."""
+    def candidates(self, cond, x_start, t, noise, mining=None, mask=None, drawn=None):
+        """The wrong answers of a mining mode (B, *out_shape): see negatives.py.
+
+        mining: None for the model's own.
+        drawn: (B, draws, *out_shape), what the mode draws of its own; made where None.
+        """
         mining = mining or self.mining
         given = self.given(x_start, t, mask)
         bound = self.bound if self.rules.candidate_bound is None else self.rules.candidate_bound
-        return MODES[mining.mode](self, cond, x_start, t, noise, mining, given).clamp(-bound, bound)
+        own = ()
+        if draws := mining.draws():
+            own = (x_start.new_empty(len(x_start), draws, *x_start.shape[1:]).normal_() if drawn is None else drawn,)
+        return MODES[mining.mode](self, cond, x_start, t, noise, mining, given, *own).clamp(-bound, bound)
 
-    def negatives(self, cond, x_start, t, noise, mining=None, mask=None):
+    def negatives(self, cond, x_start, t, noise, mining=None, mask=None, drawn=None):
         """The candidates at level t (B, *out_shape), with the noise of the real sample (IRED, section 3.2)."""
-        return self.noised(self.candidates(cond, x_start, t, noise, mining, mask), t, noise, x_start, mask)
+        return self.noised(self.candidates(cond, x_start, t, noise, mining, mask, drawn), t, noise, x_start, mask)
 
     @without_dropout
     @torch.no_grad()
@@ -249,6 +268,16 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
                 energy = torch.where(accept, new[0], energy)
                 gradient = torch.where(rows, new[1], gradient)
         return z, kept
+
+    def langevin_step(self, cond, z, t, scale, noise, given=None):
+        """Step to clamp(z - s dE/dz + sqrt(2 s) noise), s = eta_t scale as in a descent, whatever that does to E.
+
+        noise: normal, times a temperature.
+        """
+        step = scale * self._at(self.opt_step_size, t, z)
+        proposal = restored(z - step * self.model.ebm.gradient(cond, z) + (2 * step).sqrt() * noise, given)
+        limit = self._clamp_limit(t, self.bound, z)
+        return torch.maximum(torch.minimum(proposal, limit), -limit)
 
     def _energy_and_gradient(self, cond, z, only_energy=False):
         """The energies (B,) that a descent compares, and dE/dz or None."""

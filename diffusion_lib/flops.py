@@ -44,13 +44,23 @@ def example_flops(config: ExperimentConfig) -> float:
 
 
 def train_flops(config: ExperimentConfig) -> int:
-    """FLOPs of a whole run, whose mining is `config.mining`."""
-    return round(example_flops(config) * config.batch_size * config.train_steps)
+    """Count the FLOPs of a whole run of `config.mining`; before its start a step costs what one without does."""
+    early = config.mining.first_contrast(config.train_steps)
+    examples = (config.train_steps - early) * example_flops(config)
+    if early:
+        examples += early * example_flops(without_contrast(config))
+    return round(examples * config.batch_size)
+
+
+def without_contrast(config: ExperimentConfig) -> ExperimentConfig:
+    """Return the configuration of the steps before its start."""
+    return config.change(mode="none", start=0.0)
 
 
 def equal_compute_steps(config: ExperimentConfig, other: ExperimentConfig) -> int:
     """The steps of `config` that cost what all of the run `other` costs; at least one."""
-    return max(1, round(train_flops(other) / (example_flops(config) * config.batch_size)))
+    per_step = train_flops(config) / config.train_steps
+    return max(1, round(train_flops(other) / per_step))
 
 
 def recorded_flops(run: Path) -> int:

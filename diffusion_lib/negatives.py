@@ -1,13 +1,104 @@
-"""Negatives: which wrong answers the contrastive loss pushes up, and how they are found (IRED, section 3.2)."""
+"""Negatives: which wrong answers the contrastive loss pushes up, and how they are found (IRED, section 3.2).
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+To add a way of making them: docs/adding-a-negative.md.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import FrozenInstanceError
+from typing import NamedTuple
+
+import torch
 
 from diffusion_lib.masks import restored
-from diffusion_lib.system.checks import require_positive, with_plain_numbers
+from diffusion_lib.system.checks import require_allowed, require_fraction, setting, with_plain_numbers
 from diffusion_lib.system.errors import ConfigError
 
-LARGEST = 1e6  # beyond it a step overflows, or never ends
+LARGEST = 10**6  # beyond it a step overflows, or never ends
+
+
+def _require_descents(name: str, value, least: int = 0):
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= LARGEST:
+        raise ConfigError(f"{name} is {value!r}; allowed: a whole number from 1 to {LARGEST:g} (0 where none are made)")
+
+
+# The settings that several modes share; those of one mode alone stand beside its function.
+SHARED = {
+    "opt_steps": setting(2, "descents of the energy behind an adversarial negative", check=_require_descents),
+    "scale_factor": setting(1.0, "factor of the step size of those descents"),
+    "noise_scale": setting(3.0, "noise of a negative's start, in units of the diffusion's own at its level"),
+    "weight": setting(0.5, "factor of the contrastive loss"),
+    "corruption": setting(
+        "repaired",
+        "the task's own way of spoiling a solution, mended or as in the release",
+        ("repaired", "released"),
+    ),
+    "start": setting(
+        0.0, "share of the training steps before which there is no contrastive loss", check=require_fraction
+    ),
+    "loss": setting(
+        "softplus",
+        "contrastive loss of the energies: softplus(real - fake), or max(0, 1 + real - fake)",
+        ("softplus", "hinge"),
+    ),
+}
+CONTRAST = ("weight", "start", "loss")  # what every mode uses that has negatives
+# What a record always names; another setting only where its mode declares it, or it differs from its default, so that
+# a new one leaves the runs and checkpoints of the others as they are.
+RECORDED = ("mode", "opt_steps", "scale_factor", "noise_scale", "weight", "corruption")
+
+# By mode, the function that makes the candidates. `none` has no contrastive term, and does no work for one.
+MODES = {"none": None}
+
+
+class Declared(NamedTuple):
+    """What a mode says of itself: see `mode`. One that says nothing uses all shared settings."""
+
+    uses: tuple[str, ...] = tuple(SHARED)
+    draws: int | Callable = 0
+    needs: tuple[str, str] | None = None
+    own: Mapping = {}
+
+
+def mode(name: str, uses=(), draws: int | Callable = 0, needs: tuple[str, str] | None = None, **own):
+    """Declare a function as a mode of mining.
+
+    It is called without gradients, and without dropout, as f(diffusion, cond, x_start, t, noise, mining, given), and
+    returns candidates (B, *out_shape); `given` holds what a mask keeps, or is None.
+
+    uses: of SHARED, the settings that it needs beside those of every contrastive loss.
+    draws: how many standard normal tensors like the solution it needs of its own, or a function of the MiningConfig
+    that says so. The function then has one more argument, drawn (B, draws, *out_shape). Training makes them with its
+    batches, as a function of (seed, step) alone: a captured CUDA graph, which can seed no generator, has them as
+    inputs, and processes and workers get the same.
+    needs: what a task's Rules must have, its name and in words: with any other task the mode is refused.
+    own: its own settings, by name, as of `setting`.
+    """
+
+    def declare(make):
+        earlier = declared(name).own if name in MODES else {}  # a notebook's cell may run again
+        taken = [key for key in own if key in mining_settings() and key not in earlier]
+        if taken:
+            raise ConfigError(f"the mode {name!r} declares {', '.join(taken)}, which a setting is called already")
+        make.declared = Declared((*CONTRAST, *uses, *own), draws, needs, own)
+        MODES[name] = make
+        return make
+
+    return declare
+
+
+def declared(name: str) -> Declared:
+    """Return what the mode of that name says of itself."""
+    return Declared(uses=()) if MODES[name] is None else getattr(MODES[name], "declared", Declared())
+
+
+def mining_settings() -> dict:
+    """Return all settings of a MiningConfig by name, those of every mode."""
+    found = {"mode": setting("adversarial", "how negatives are made", MODES), **SHARED}
+    for name in MODES:
+        found |= declared(name).own
+    for name, each in found.items():
+        each.name = name
+    return found
 
 
 def _noisier(diffusion, x_start, t, noise, mining, given):
@@ -21,16 +112,19 @@ def mined(diffusion, cond, x_start, t, noise, mining, given):
     return diffusion.descend(cond, z, t, mining.opt_steps, mining.scale_factor, diffusion.bound, given)
 
 
+@mode("random", uses=("noise_scale",))
 def noisier_sample(diffusion, _cond, x_start, t, noise, mining, given):
     """The solution with `noise_scale` times the noise: candidates (B, *out_shape)."""
     return diffusion.predict_start(_noisier(diffusion, x_start, t, noise, mining, given), t)
 
 
+@mode("adversarial", uses=("opt_steps", "scale_factor", "noise_scale"))
 def descended_sample(diffusion, cond, x_start, t, noise, mining, given):
     """The noisier sample after `opt_steps` descents of the energy, IRED's own choice: candidates (B, *out_shape)."""
     return diffusion.predict_start(mined(diffusion, cond, x_start, t, noise, mining, given)[0], t)
 
 
+@mode("corrupt", uses=("corruption",), needs=("corruption", "hand-made corruption"))
 def corrupted_sample(diffusion, _cond, x_start, _t, _noise, mining, given):
     """The solution spoiled in the task's own way, the release's choice for its discrete tasks: (B, *out_shape).
 
@@ -39,68 +133,92 @@ def corrupted_sample(diffusion, _cond, x_start, _t, _noise, mining, given):
     return mining.corrupt(diffusion.rules, x_start, mask=None if given is None else given.mask)
 
 
-# By mode, the function that makes the candidates, called as f(diffusion, cond, x_start, t, noise, mining, given)
-# without gradients; `given` holds what a mask keeps, or is None. To add a mode, write its function and its line.
-MODES = {
-    "none": None,
-    "random": noisier_sample,
-    "adversarial": descended_sample,
-    "corrupt": corrupted_sample,
-}
-# The settings that a mode uses; one without a line uses all.
-USES = {
-    "none": (),
-    "random": ("noise_scale", "weight"),
-    "adversarial": ("opt_steps", "scale_factor", "noise_scale", "weight"),
-    "corrupt": ("weight", "corruption"),
-}
-CORRUPTIONS = ("repaired", "released")
+@mode("independent", uses=("noise_scale",), draws=1)
+def independent_sample(diffusion, cond, x_start, t, _noise, mining, given, drawn):
+    """Do as `random`, but with noise of its own, not that which real and wrong answer share: (B, *out_shape)."""
+    return noisier_sample(diffusion, cond, x_start, t, drawn[:, 0], mining, given)
+
+
+@mode(
+    "near",
+    draws=1,
+    needs=("near", "near problem"),
+    distance=setting(0.1, "of a near negative from the solution, as a share of the solution's norm"),
+)
+def near_solution(diffusion, _cond, x_start, _t, _noise, mining, _given, drawn):
+    """Give the solution of another problem near this one, by the task's rules: candidates (B, *out_shape)."""
+    return diffusion.rules.near(x_start, drawn[:, 0], mining.distance)
+
+
+@mode(
+    "mixed",
+    uses=("opt_steps", "scale_factor", "noise_scale"),
+    draws=1,
+    share=setting(0.5, "of a batch's negatives that are random, not adversarial", check=require_fraction),
+)
+def mixed_sample(diffusion, cond, x_start, t, noise, mining, given, drawn):
+    """Choose by a draw for each row the random candidate or the adversarial one: (B, *out_shape)."""
+    start = _noisier(diffusion, x_start, t, noise, mining, given)
+    descended, _ = mined(diffusion, cond, x_start, t, noise, mining, given)
+    uniform = torch.special.ndtr(drawn.flatten(1)[:, 0]).view(-1, *[1] * (x_start.ndim - 1))
+    return diffusion.predict_start(torch.where(uniform < mining.share, start, descended), t)
+
+
+@mode(
+    "langevin",
+    uses=("opt_steps", "scale_factor", "noise_scale"),
+    draws=lambda mining: mining.opt_steps,
+    temperature=setting(1.0, "factor of the noise in a Langevin step of the energy"),
+)
+def langevin_sample(diffusion, cond, x_start, t, noise, mining, given, drawn):
+    """Take `opt_steps` Langevin steps of the energy from the noisier sample, all of them kept: (B, *out_shape)."""
+    z = _noisier(diffusion, x_start, t, noise, mining, given)
+    for own in drawn.unbind(1):
+        z = diffusion.langevin_step(cond, z, t, mining.scale_factor, mining.temperature * own, given)
+    return diffusion.predict_start(z, t)
+
+
 # Of keys that look like one of a mining config: what to write.
 INSTEAD = {
-    "strategy": f"instead of strategy write mode ({', '.join(MODES)})",
+    "strategy": "instead of strategy write mode ({modes})",
     "inference_opt_steps": "instead of inference_opt_steps give the sampler its inner_steps (sample_loop)",
 }
 
 
 @with_plain_numbers
-@dataclass(frozen=True)
 class MiningConfig:
     """How negatives are made (IRED, section 3.2, equation 6, and its released code).
 
-    `none` has no contrastive term and does no work for one. Raises ConfigError (a ValueError) naming what is allowed.
+    Its attributes are all of `mining_settings`, given by name or in that order; they cannot be changed. Raises
+    ConfigError (a ValueError) naming what is allowed.
     """
 
-    mode: str = field(default="adversarial", metadata={"help": "how negatives are made", "choices": tuple(MODES)})
-    opt_steps: int = field(default=2, metadata={"help": "descents of the energy behind an adversarial negative"})
-    scale_factor: float = field(default=1.0, metadata={"help": "factor of the step size of those descents"})
-    noise_scale: float = field(
-        default=3.0, metadata={"help": "noise of a negative's start, in units of the diffusion's own at its level"}
-    )
-    weight: float = field(default=0.5, metadata={"help": "factor of the contrastive loss"})
-    corruption: str = field(
-        default="repaired",
-        metadata={
-            "help": "the task's own way of spoiling a solution, mended or as in the release",
-            "choices": CORRUPTIONS,
-        },
-    )
+    mode = "adversarial"
 
-    def __post_init__(self):
+    def __init__(self, *values, **named):
+        known = mining_settings()
+        named |= dict(zip(known, values, strict=False))
+        if len(values) > len(known) or not named.keys() <= known.keys():
+            raise TypeError(f"MiningConfig takes {', '.join(known)}, not {values} and {', '.join(named)}")
+        vars(self).update({name: each.default for name, each in known.items()} | named)
         if self.mode not in MODES:
             raise ConfigError(f"mining mode is {self.mode!r}; allowed: {', '.join(MODES)}")
-        if self.corruption not in CORRUPTIONS:
-            raise ConfigError(f"corruption is {self.corruption!r}; allowed: {', '.join(CORRUPTIONS)}")
-        steps = self.opt_steps
-        if (
-            isinstance(steps, bool)
-            or not isinstance(steps, int)
-            or not ((self.mode == "adversarial") <= steps <= LARGEST)
-        ):
-            raise ConfigError(
-                f"opt_steps is {steps!r}; allowed: a whole number from 1 to {LARGEST:g} (0 unless adversarial)"
-            )
-        for name in ("scale_factor", "noise_scale", "weight"):
-            require_positive(name, getattr(self, name), LARGEST)
+        for name, each in known.items():
+            require_allowed(each, getattr(self, name), LARGEST, LARGEST)
+        if self.uses("opt_steps"):
+            _require_descents("opt_steps", self.opt_steps, 1)
+
+    def __setattr__(self, name, value):
+        raise FrozenInstanceError(f"cannot assign to field {name!r}")
+
+    def __eq__(self, other):
+        return vars(self) == vars(other) if isinstance(other, MiningConfig) else NotImplemented
+
+    def __hash__(self):
+        return hash(tuple(vars(self).items()))
+
+    def __repr__(self):
+        return f"MiningConfig({', '.join(f'{name}={value!r}' for name, value in self.to_dict().items())})"
 
     @classmethod
     def from_dict(cls, config: "Mapping | MiningConfig | None", **usual) -> "MiningConfig":
@@ -112,10 +230,10 @@ class MiningConfig:
             return config
         if config is not None and not isinstance(config, Mapping):
             raise ConfigError(f"mining_config is {config!r}; allowed: a dict or None")
-        allowed = [field.name for field in fields(cls)]
+        allowed = list(mining_settings())
         unknown = sorted(str(key) for key in (config or {}) if key not in allowed)
         if unknown:
-            instead = "".join(f"; {INSTEAD[key]}" for key in unknown if key in INSTEAD)
+            instead = "".join(f"; {INSTEAD[key].format(modes=', '.join(MODES))}" for key in unknown if key in INSTEAD)
             raise ConfigError(f"unknown mining key {', '.join(unknown)}; allowed: {', '.join(allowed)}{instead}")
         return cls(**{**usual, **(config or {})})
 
@@ -125,7 +243,24 @@ class MiningConfig:
 
     def uses(self, setting: str) -> bool:
         """Whether the mode's negatives depend on a setting."""
-        return self.mode not in USES or setting in USES[self.mode]
+        return setting in declared(self.mode).uses
+
+    def draws(self) -> int:
+        """Count the normal tensors like the solution that the mode draws of its own."""
+        draws = declared(self.mode).draws
+        return draws(self) if callable(draws) else draws
+
+    def first_contrast(self, train_steps: int) -> int:
+        """Return the step, counted from 0, from which on a run of `train_steps` has its contrastive loss."""
+        return round(self.start * train_steps) if self.uses("start") else 0
 
     def to_dict(self) -> dict:
-        return asdict(self)
+        return recorded_settings(vars(self))
+
+
+def recorded_settings(values: dict) -> dict:
+    """Keep of a mining's settings by name those that a record names: see RECORDED. Unknown ones stay."""
+    usual = {name: each.default for name, each in mining_settings().items()}
+    own = declared(values["mode"]).own if values["mode"] in MODES else ()
+    kept = (*RECORDED, *own)
+    return {name: value for name, value in values.items() if name in kept or value != usual.get(name)}

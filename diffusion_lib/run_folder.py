@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from diffusion_lib.config import ExperimentConfig, current
+from diffusion_lib.config import ExperimentConfig, current, setting_names
 from diffusion_lib.negatives import MiningConfig
 from diffusion_lib.system.environment import environment
 from diffusion_lib.system.errors import ConfigError, say
@@ -23,7 +23,7 @@ FINGERPRINT_TOLERANCE = 1e-3  # another processor's float32 products differ by a
 RESULT_TYPES = {"status": str, "strategy": str, "seed": int}
 ENDED_TYPES = {"finished": {"samplers": dict}, "failed": {"reason": str}}  # by status, what else a result has
 COSTS = {"parameters", "train_seconds", "steps_per_second", "train_flops", "peak_memory_bytes", "clipped"}
-OF_A_RUN = {"strategy", "seed", "train_steps", *MiningConfig().to_dict()}  # what the runs of any study may differ in
+OF_A_RUN = {"strategy", "seed", "train_steps"}  # what the runs of any study may differ in, beside the mining's settings
 ANEW = "Delete it, and the same command evaluates the run again"
 # All that a result of an earlier version may have, which had no digest: a digest under a damaged name is none of these.
 WITHOUT_DIGEST = {*RESULT_TYPES, *(key for types in ENDED_TYPES.values() for key in types), *COSTS}
@@ -110,8 +110,8 @@ def has_data(folder: Path) -> bool:
 
 def require_of_study(folder: Path, config: dict):
     """Raises ConfigError where a run of `config` does not belong into the study that its folder lies in."""
-    study = study_of(folder)
-    differing = differences(read_config(study), config, OF_A_RUN | read_differing(study)) if study else ""
+    study, of_a_run = study_of(folder), OF_A_RUN.union(setting_names(MiningConfig))
+    differing = differences(read_config(study), config, of_a_run | read_differing(study)) if study else ""
     if differing:
         raise ConfigError(f"{folder} is no run of {study}, which was made by another configuration: {differing}")
 

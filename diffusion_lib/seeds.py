@@ -9,7 +9,7 @@ import torch
 
 # The uses of a run's seed: each has a stream of its own, so that adding one leaves the others as they are.
 INITIAL_WEIGHTS, DATA, LEVELS_AND_NOISE, NCE_NOISE = "initial weights", "data", "levels and noise", "nce noise"
-CORRUPTION, DROPOUT = "corruption", "dropout"
+CORRUPTION, NEGATIVES, DROPOUT = "corruption", "negatives", "dropout"
 
 
 def derive_seed(domain: str, *parts: int) -> int:

@@ -106,8 +106,8 @@ def make_diffusion(rank=3, seed=0, **options) -> GaussianDiffusion1D:
     return GaussianDiffusion1D(DiffusionWrapper(EBM(task.inp_dim, task.out_dim)), **usual | options)
 
 
-def make_trainer(folder, rank=3, mode="adversarial", seed=0, **options) -> Trainer1D:
-    diffusion = make_diffusion(rank, mining_config={"mode": mode}, use_innerloop_opt=False)
+def make_trainer(folder, rank=3, mode="adversarial", seed=0, mining=None, **options) -> Trainer1D:
+    diffusion = make_diffusion(rank, mining_config={"mode": mode, **(mining or {})}, use_innerloop_opt=False)
     settings = {
         "train_batch_size": 16,
         "train_num_steps": 12,

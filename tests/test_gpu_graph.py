@@ -146,6 +146,16 @@ def test_a_loaded_checkpoint_is_captured_anew(tmp_path):
 
 
 @pytest.mark.usefixtures("streams")
+def test_a_late_start_is_captured_anew(tmp_path):
+    late = {"mining": {"start": 0.5}}
+    expected, plain = eager(tmp_path, **late)
+    trainer = trainer_with_graph(tmp_path, **late)
+    assert losses(trainer, STEPS) == expected
+    assert [graph.replays for graph in Graph.made] == [1, 1]  # steps 3 and 7
+    assert_same_weights(weights(trainer.diffusion), weights(plain.diffusion))
+
+
+@pytest.mark.usefixtures("streams")
 def test_a_replayed_loss_that_is_not_finite_changes_nothing(tmp_path):
     trainer = trainer_with_graph(tmp_path)
     losses(trainer, EAGER_STEPS + 1)

@@ -1,6 +1,7 @@
-"""The job files in slurm/, submitted to a real Slurm: tests/start-local-slurm makes one node with gpu_test.
+"""The job files in slurm/: what they say, and what slurm/submit does with stand-ins for Slurm's programs.
 
-Skipped where no Slurm runs, but in CI, which installs one (as root, by apt).
+Those marked `slurm` submit them to a real Slurm: tests/start-local-slurm makes one node with gpu_test. They are run by
+`make test-slurm`, which skips them where no Slurm runs, but in CI, which installs one (as root, by apt).
 """
 
 import csv
@@ -130,6 +131,7 @@ def submit_long(results) -> str:
     return output("sbatch", "--parsable", "--array=0", "slurm/array.sbatch", "--results", results, *LONG) + "_0"
 
 
+@pytest.mark.slurm
 @pytest.mark.usefixtures("small_jobs")
 def test_usr1_requeues_and_the_job_continues_to_the_same_weights(tmp_path, uninterrupted):
     task = submit_long(tmp_path)
@@ -149,6 +151,7 @@ def test_usr1_requeues_and_the_job_continues_to_the_same_weights(tmp_path, unint
     assert_same_weights(uninterrupted["ema"], checkpoint(tmp_path)["ema"])
 
 
+@pytest.mark.slurm
 @pytest.mark.usefixtures("slurm")
 def test_scancel_ends_a_job_and_submitting_again_continues(tmp_path, uninterrupted, capsys):
     task = submit_long(tmp_path)
@@ -164,6 +167,7 @@ def test_scancel_ends_a_job_and_submitting_again_continues(tmp_path, uninterrupt
     assert_same_weights(uninterrupted["model"], checkpoint(tmp_path)["model"])
 
 
+@pytest.mark.slurm
 def test_an_array_finishes_and_is_collected(small_jobs):
     results, array, shown = small_jobs["array"]
     collect = re.search(r"reported: by job (\d+)", shown).group(1)
@@ -178,6 +182,7 @@ def test_an_array_finishes_and_is_collected(small_jobs):
         assert {(row["strategy"], row["seed"]) for row in csv.DictReader(file)} == {("baseline", "0"), ("random", "0")}
 
 
+@pytest.mark.slurm
 def test_a_failing_run_fails_the_job_and_leaves_the_others(small_jobs, capsys):
     results, identity, shown = small_jobs["failing"]
     assert ended(identity) == ("FAILED", "2:0")
@@ -191,6 +196,7 @@ def test_a_failing_run_fails_the_job_and_leaves_the_others(small_jobs, capsys):
     assert "2 runs: 1 error, 1 finished" in capsys.readouterr().out
 
 
+@pytest.mark.slurm
 @pytest.mark.usefixtures("slurm")
 def test_two_jobs_on_one_study_share_its_runs(tmp_path):
     runs = [*SMALL, "--train-steps", "40", "--seeds", "0-1", "--strategies", "baseline", "random", "--name", "shared"]

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import nn
 
 from diffusion_lib.energies.base import EnergyModel, NoiseModel
@@ -39,9 +40,10 @@ class MessageBlock(nn.Module):
 
         z3: (B, T, N, 3c), c channels at three steps.
         """
-        weight = self.linear.weight[:, : 6 * self.channels].unflatten(1, (2, 3, self.channels))
-        weight = weight[..., start : start + z3.shape[-1] // 3].flatten(2)  # (HIDDEN, 2, 3c)
-        return F.linear(z3, weight.transpose(0, 1).flatten(0, 1))
+        weight = self.linear.weight[:, : 6 * self.channels]
+        weight = rearrange(weight, "hidden (end step channel) -> hidden end step channel", end=2, step=3)
+        weight = weight[..., start : start + z3.shape[-1] // 3]
+        return F.linear(z3, rearrange(weight, "hidden end step channel -> (end hidden) (step channel)"))
 
     def finish(self, nodes: torch.Tensor, edges: torch.Tensor) -> torch.Tensor:
         receiver, sender = nodes.chunk(2, dim=-1)

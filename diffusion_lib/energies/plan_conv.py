@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import nn
 
 from diffusion_lib.energies.base import EnergyModel
@@ -25,10 +26,12 @@ class StepBlock(nn.Module):
 
     def finish(self, shares, *values) -> torch.Tensor:
         """From the first layer's sums, each (B, T, ...), the block's result (B, T, N, h) or (B, T, N, N, h)."""
-        steps = shares.nodes.shape[:2]
-        flat = type(shares)(*(share.flatten(0, 1) for share in shares))
-        z = F.silu(self.nlm.finish(flat, *(value.flatten(0, 1) for value in values))).unflatten(0, steps)
-        return F.silu(F.linear(beside(z), self.conv.weight.transpose(1, 2).flatten(1), self.conv.bias))
+        steps = shares.nodes.shape[1]
+        flat, values = ([rearrange(part, "b step ... -> (b step) ...") for part in parts] for parts in (shares, values))
+        z = F.silu(self.nlm.finish(type(shares)(*flat), *values))
+        z = rearrange(z, "(b step) ... -> b step ...", step=steps)
+        weight = rearrange(self.conv.weight, "hidden channel step -> hidden (step channel)")
+        return F.silu(F.linear(beside(z), weight, self.conv.bias))
 
 
 class Condition(NamedTuple):

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import nn
 
 from diffusion_lib.energies.base import EnergyModel, NoiseModel
@@ -64,9 +65,12 @@ class Attention(nn.Module):
         self.to_out = nn.Conv2d(HEADS * HEAD_DIM, width, 1)
 
     def forward(self, x):
-        query, key, value = self.to_qkv(self.norm(x)).flatten(2).unflatten(1, (3, HEADS, HEAD_DIM)).unbind(1)
+        parts = self.to_qkv(self.norm(x))
+        split = "b (part head width) row column -> part b head width (row column)"
+        query, key, value = rearrange(parts, split, part=3, head=HEADS)
         weights = (query.mT @ key * HEAD_DIM**-0.5).softmax(-1)
-        return self.to_out((value @ weights.mT).flatten(1, 2).unflatten(-1, x.shape[2:]))
+        merged = "b head width (row column) -> b (head width) row column"
+        return self.to_out(rearrange(value @ weights.mT, merged, row=x.shape[2]))
 
 
 class Condition(NamedTuple):
@@ -110,7 +114,7 @@ class SudokuEBM(EnergyModel):
         """conv5 h (B, d^3), in the order of x."""
         h = F.conv2d(self._image(x), self.conv1.weight[:, self.digits : 2 * self.digits], padding=1)
         h = self.board(F.silu(h + cond.image), cond.levels)
-        return self.conv5(h).permute(0, 2, 3, 1).flatten(1)
+        return rearrange(self.conv5(h), "b digit row column -> b (row column digit)")
 
     def board(self, h, levels):
         """h (B, width, d, d) from that of conv1."""
@@ -122,7 +126,8 @@ class SudokuEBM(EnergyModel):
         return self.res1a, self.res1b, self.res2a, self.res2b, self.res3a, self.res3b
 
     def _image(self, x):
-        return x.reshape(-1, self.digits, self.digits, self.digits).permute(0, 3, 1, 2)
+        n = self.digits
+        return rearrange(x, "b (row column digit) -> b digit row column", row=n, column=n)
 
 
 class SmallSudokuEBM(SudokuEBM):

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import nn
 
 from diffusion_lib.energies.base import EnergyModel
@@ -25,11 +26,12 @@ class SelfAttention(nn.Module):
 
     def forward(self, x):
         query, key, value = (
-            layer(x).unflatten(-1, (HEADS, -1)).transpose(1, 2) for layer in (self.query, self.key, self.value)
-        )  # (B, HEADS, cells, WIDTH / HEADS)
+            rearrange(layer(x), "b cell (head width) -> b head cell width", head=HEADS)
+            for layer in (self.query, self.key, self.value)
+        )
         # not torch's fused attention, which cannot be differentiated twice
         weights = self.dropout((query @ key.mT * key.shape[-1] ** -0.5).softmax(-1))
-        return self.dropout(self.proj((weights @ value).transpose(1, 2).flatten(2)))
+        return self.dropout(self.proj(rearrange(weights @ value, "b head cell width -> b cell (head width)")))
 
 
 class Block(nn.Module):
@@ -108,4 +110,4 @@ class SudokuTransformerEBM(EnergyModel):
         return (x - self.transformer(cells, cond.level)).square().sum((1, 2))
 
     def _cells(self, x):
-        return x.reshape(len(x), -1, self.digits)
+        return rearrange(x, "b (cell digit) -> b cell digit", digit=self.digits)

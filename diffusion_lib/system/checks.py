@@ -1,6 +1,8 @@
 """Checks of numbers that a caller gave: one line that says what was wrong, and what is allowed."""
 
 import sys
+from collections.abc import Callable
+from dataclasses import field
 from functools import wraps
 
 import numpy as np
@@ -26,6 +28,34 @@ def with_plain_numbers(kind):
 def plain(value):
     """The value, of NumPy's scalars as Python's own."""
     return value.item() if isinstance(value, np.generic) else value
+
+
+def setting(default, help: str, choices=None, check: Callable | None = None):
+    """Declare a setting of a configuration, whose type is its default's: see `require_allowed`.
+
+    help: what the command line says of it.
+    choices: the texts that it may be.
+    check: f(name, value), which raises ConfigError for what is not allowed; None: by the type.
+    """
+    metadata = {"help": help, "choices": tuple(choices) if choices else None, "check": check}
+    return field(default=default, metadata=metadata)
+
+
+def require_allowed(each, value, most_whole: int, most: float | None = None):
+    """Raise ConfigError, naming what is allowed, unless a setting can have the value.
+
+    each: as of `setting`. By its type a whole number must be from 1 to `most_whole`, a fraction above 0, and not above
+    `most`.
+    """
+    choices, kind = each.metadata["choices"], type(each.default)
+    if each.metadata["check"]:
+        each.metadata["check"](each.name, value)
+    elif kind is int:
+        require_whole(each.name, value, 1, most_whole)
+    elif kind is float:
+        require_positive(each.name, value, most)
+    elif not (value in choices if choices else isinstance(value, bool)):
+        raise ConfigError(f"{each.name} is {value!r}; allowed: {', '.join(choices or ('true', 'false'))}")
 
 
 def require_whole(name: str, value, least: int = 1, most: int | None = None):

@@ -42,7 +42,8 @@ class Rules:
     negative's candidate (None: bound). level_bound: the same at the end of a level of the sampler (None: bound).
     inner_steps: descents at each level of the sampler. contrast_weight: factor of the contrastive loss. entry_weights:
     from solutions (B, *out_shape) to factors of their entries' squared errors (None: 1). corruption: how the mode
-    `corrupt` spoils a solution (None: the task has no way of its own).
+    `corrupt` spoils a solution (None: the task has no way of its own). near: how the mode `near` gets the solutions of
+    other problems, a function of solutions and normal noise (B, *out_shape) and of a relative distance (None: no way).
     """
 
     bound: float = 2.0
@@ -52,6 +53,7 @@ class Rules:
     contrast_weight: float = 0.5
     entry_weights: Callable[[torch.Tensor], torch.Tensor] | None = None
     corruption: Corruption | None = None
+    near: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor] | None = None
 
 
 class Task(Dataset):

@@ -5,6 +5,7 @@ The release has them for connectivity, the shortest path and sudoku. The others 
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 
 from diffusion_lib.tasks.base import Corruption
 from diffusion_lib.tasks.encoding import one_hot_signs, signs
@@ -60,11 +61,12 @@ class ChangedCells(Corruption):
 
     def apply(self, target, digits, uniforms, released=False, mask=None):
         side = digits.shape[-1]
-        cells, digits, uniforms = target.unflatten(1, (side**2, side)), digits.flatten(1), uniforms.flatten(1)
+        by_cell = "b (cell digit) -> b cell digit"
+        cells, digits, uniforms = rearrange(target, by_cell, digit=side), digits.flatten(1), uniforms.flatten(1)
         chosen = uniforms < SHARE
         if not released:
             if mask is not None:  # no uniform number is as large as 2
-                uniforms = uniforms.masked_fill(mask.unflatten(1, (side**2, side))[..., 0] > 0, 2)
+                uniforms = uniforms.masked_fill(rearrange(mask, by_cell, digit=side)[..., 0] > 0, 2)
             chosen = (uniforms < SHARE) | ((uniforms == uniforms.amin(1, keepdim=True)) & (uniforms < 2))
             digits = another(digits, cells.argmax(2), side)
         return torch.where(chosen[..., None], one_hot_signs(digits, side, target.dtype), cells).flatten(1)

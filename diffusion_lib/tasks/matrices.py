@@ -1,6 +1,9 @@
 """IRED's three continuous tasks, generated on the device, a whole batch at a time."""
 
+import math
+
 import torch
+from einops import rearrange
 
 from diffusion_lib.system.checks import require_positive
 from diffusion_lib.tasks import matrix_references
@@ -19,7 +22,7 @@ class Inverse(MatrixTask):
         super().__init__(split, rank, ood)
         self.ridge = ridge if ridge is not None else (0.1 if ood else 0.5)
         require_positive("ridge", self.ridge)
-        self.rules = Rules(bound=1.0 / self.ridge)
+        self.rules = Rules(bound=1.0 / self.ridge, near=near_inverse)
 
     def sample(self, batch_size, generator=None, device="cpu", dtype=torch.float32):
         n = self.rank
@@ -94,6 +97,19 @@ class LowRankDataset(MatrixTask):
         full = 0.1 * normal(self.h, self.w) + u @ v.mT / self.divisor
         seen = torch.rand(full.shape, generator=generator, device=device) < 0.5
         return (full * seen).flatten(1), full.flatten(1)
+
+
+def near_inverse(y: torch.Tensor, noise: torch.Tensor, distance: float) -> torch.Tensor:
+    """Invert symmetric positive definite matrices near those whose inverses `y` (B, n^2) are.
+
+    (I + S) y (I + S)^T, with S = distance N / sqrt(2 n) and N the noise, is the inverse of A plus a small symmetric
+    matrix, at first order -(A S + S^T A), and differs from y by `distance` of its norm. Nothing is inverted for it.
+    """
+    n = math.isqrt(y.shape[1])
+    y, noise = (rearrange(part, "b (row column) -> b row column", row=n) for part in (y, noise))
+    factor = distance / math.sqrt(2 * n) * noise
+    factor.diagonal(dim1=1, dim2=2).add_(1)
+    return rearrange(factor @ y @ factor.mT, "b row column -> b (row column)")
 
 
 def spd_inverse(a: torch.Tensor) -> torch.Tensor:

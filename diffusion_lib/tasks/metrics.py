@@ -7,6 +7,7 @@ means over the set are divided in the end, as the release does with the counts o
 import math
 
 import torch
+from einops import rearrange, repeat
 
 from diffusion_lib.tasks.graph_algorithms import distances
 
@@ -63,9 +64,11 @@ def board_scores(target, prediction, mask) -> dict[str, torch.Tensor]:
     cells whose row, column and box have the right sums.
     """
     size = round(target.shape[1] ** (1 / 3))
-    shape = (len(target), size, size, size)
-    board, solution = (part.view(shape).argmax(-1) for part in (prediction, target))
-    given = mask.view(shape)[..., 0] > 0
+    target, prediction, mask = (
+        rearrange(part, "b (row column digit) -> b row column digit", row=size, column=size)
+        for part in (target, prediction, mask)
+    )
+    board, solution, given = prediction.argmax(-1), target.argmax(-1), mask[..., 0] > 0
     hit = board == solution
     return {
         "blank": (~given).double().flatten(1).sum(1),
@@ -79,8 +82,8 @@ def board_scores(target, prediction, mask) -> dict[str, torch.Tensor]:
 def units(board: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The rows, columns and boxes of boards (B, s, s), each (B, s, s): unit, then place in it."""
     box = math.isqrt(board.shape[-1])
-    boxes = board.unflatten(2, (box, box)).unflatten(1, (box, box)).transpose(2, 3)
-    return board, board.mT, boxes.flatten(3, 4).flatten(1, 2)
+    boxes = rearrange(board, "b (down row) (across column) -> b (down across) (row column)", row=box, column=box)
+    return board, board.mT, boxes
 
 
 def board_is_valid(board) -> torch.Tensor:
@@ -93,7 +96,7 @@ def _share_with_right_sums(board):
     size = board.shape[-1]
     box = math.isqrt(size)
     rows, columns, boxes = (unit.sum(-1) == size * (size - 1) // 2 for unit in units(board))
-    boxes = boxes.unflatten(1, (box, box)).repeat_interleave(box, 1).repeat_interleave(box, 2)
+    boxes = repeat(boxes, "b (down across) -> b (down row) (across column)", down=box, row=box, column=box)
     return (rows[:, :, None] & columns[:, None] & boxes).double().flatten(1).mean(1)
 
 

@@ -4,6 +4,7 @@ from functools import lru_cache
 from typing import ClassVar
 
 import torch
+from einops import rearrange, repeat
 
 from diffusion_lib.seeds import seeded_generator
 from diffusion_lib.tasks.base import Rules, Task
@@ -229,11 +230,11 @@ class ShortestPath(PathTask):
         return inp, self.encode_plan(torch.cat([start[:, None], path[:, :-1]], 1), path, inp)
 
     def encode_plan(self, before, after, inp):
-        shape = (*after.shape, self.size, self.size)
         moving = (before != after).long()
-        edge = one_hot_signs(moving * (before * self.size + after), self.size**2, inp.dtype).view(shape)
-        graph = inp[:, None, ..., 0].expand(shape)
-        at = one_hot_signs(before, self.size, inp.dtype)[..., None].expand(shape)
+        edge = one_hot_signs(moving * (before * self.size + after), self.size**2, inp.dtype)
+        edge = rearrange(edge, "b step (row column) -> b step row column", row=self.size)
+        graph = repeat(inp[..., 0], "b row column -> b step row column", step=after.shape[1])
+        at = repeat(one_hot_signs(before, self.size, inp.dtype), "b step row -> b step row column", column=self.size)
         return torch.stack([graph, at, edge], -1)
 
     def nodes(self, plan):
@@ -251,7 +252,7 @@ def start_node(inp) -> torch.Tensor:
 def rows_of(node, size: int):
     """(B, N, N) bool, set in the node's row."""
     row = node[:, None] == torch.arange(size, device=node.device)
-    return row[..., None].expand(-1, -1, size)
+    return repeat(row, "b row -> b row column", column=size)
 
 
 def padded(path, steps: int):

@@ -3,6 +3,7 @@
 import math
 
 import torch
+from einops import rearrange
 
 from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.tasks.base import Rules, Task
@@ -83,7 +84,8 @@ class Sort(SortTask):
     def encode(self, states, first, second, dtype):
         places = torch.arange(self.size, device=states.device).expand_as(states)
         order = [compare(part[..., None, :], part[..., None]) for part in (states, places) for compare in COMPARISONS]
-        swap = one_hot_signs(first * self.size + second, self.size**2, dtype).unflatten(2, (self.size, self.size))
+        swap = one_hot_signs(first * self.size + second, self.size**2, dtype)
+        swap = rearrange(swap, "b step (first second) -> b step first second", first=self.size)
         relations = signs(torch.stack(order, -1), dtype)
         return relations[:, 0].contiguous(), torch.cat([relations, swap[..., None]], -1)
 

@@ -3,6 +3,7 @@
 from typing import ClassVar
 
 import torch
+from einops import reduce, repeat
 
 from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.tasks.base import Rules, Task
@@ -80,9 +81,8 @@ class Sudoku(Task):
         return torch.where(given[..., None], target, -1).flatten(1), target.flatten(1)
 
     def mask(self, inp):
-        cells = inp.view(len(inp), self.side**2, self.side)
-        given = cells.amax(2, keepdim=True) > 0
-        return given.to(inp.dtype).expand_as(cells).flatten(1)
+        given = reduce(inp, "b (cell digit) -> b cell", "max", digit=self.side) > 0
+        return repeat(given.to(inp.dtype), "b cell -> b (cell digit)", digit=self.side)
 
     def score(self, inp, target, prediction):
         scores = board_scores(target, prediction, self.mask(inp))
@@ -175,5 +175,6 @@ def _spread(flags):
     side = flags[0].shape[1]
     box = round(side**0.5)
     rows, columns, boxes = flags
-    boxes = boxes[:, :, 0].unflatten(1, (box, box)).repeat_interleave(box, 1).repeat_interleave(box, 2)
+    spread = "b (down across) 1 digit -> b (down row) (across column) digit"
+    boxes = repeat(boxes, spread, down=box, row=box, column=box)
     return rows | columns.transpose(1, 2) | boxes

@@ -10,13 +10,16 @@ from typing import NamedTuple
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from diffusion_lib.seeds import CORRUPTION, DATA, LEVELS_AND_NOISE, NCE_NOISE, seeded_generator
+from diffusion_lib.seeds import CORRUPTION, DATA, LEVELS_AND_NOISE, NCE_NOISE, NEGATIVES, seeded_generator
 from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.tasks.base import ItemTask, Task, as_task, mask_of
 
 
 class Batch(NamedTuple):
-    """What `GaussianDiffusion1D.p_losses` takes: inp (B, *inp_shape), t (B,), the others (B, *out_shape) or None."""
+    """What `GaussianDiffusion1D.p_losses` takes: inp (B, *inp_shape), t (B,), the others (B, *out_shape) or None.
+
+    drawn: (B, draws, *out_shape), of a mode that draws of its own.
+    """
 
     inp: torch.Tensor
     target: torch.Tensor
@@ -25,6 +28,7 @@ class Batch(NamedTuple):
     noise: torch.Tensor
     nce_noise: torch.Tensor | None
     candidates: torch.Tensor | None
+    drawn: torch.Tensor | None
 
 
 class BatchStream:
@@ -34,7 +38,8 @@ class BatchStream:
     Process `rank` of `world` gets its share of the rows of each global batch. With `workers` (0: none) the next
     chunks are made while this one is used: by threads for a task, by processes for a Dataset of items. contrastive:
     whether the loss needs noise for negatives; corrupt: f(target, generator, mask=…) -> candidates, where the batch
-    brings them. masked: whether the entries that the input gives are kept.
+    brings them. draws: normal tensors like the solution that the mode of mining needs of its own. first_contrast: the
+    step before which nothing for negatives is made. masked: whether the entries that the input gives are kept.
     """
 
     def __init__(
@@ -50,9 +55,12 @@ class BatchStream:
         workers: int = 0,
         rank: int = 0,
         world: int = 1,
+        draws: int = 0,
+        first_contrast: int = 0,
     ):
         self.task, self.batch_size, self.num_timesteps, self.seed = as_task(task), batch_size, num_timesteps, seed
         self.device, self.contrastive, self.corrupt, self.masked = device, contrastive, corrupt, masked
+        self.draws, self.first_contrast = draws, first_contrast
         self.chunk = 16 if device.type == "cuda" else 1
         self.items = None
         if isinstance(self.task, ItemTask):
@@ -67,7 +75,9 @@ class BatchStream:
         """The batch of step `step`, counted from 0."""
         index, place = divmod(step, self.chunk)
         chunk = self._chunk(index)
-        return Batch(*(part if part is None else part[place, self.rows] for part in chunk))
+        batch = Batch(*(part if part is None else part[place, self.rows] for part in chunk))
+        early = step < self.first_contrast  # its chunk may reach beyond
+        return batch._replace(nce_noise=None, candidates=None, drawn=None) if early else batch
 
     def _chunk(self, index):
         if index not in self.ready:
@@ -91,15 +101,19 @@ class BatchStream:
         levels = self._generator(LEVELS_AND_NOISE, index)
         t = torch.randint(0, self.num_timesteps, size, generator=levels, device=self.device)
         noise = torch.randn(*size, *target.shape[1:], generator=levels, device=self.device)
-        nce_noise = candidates = None
-        if self.contrastive:
+        nce_noise = candidates = drawn_noise = None
+        contrast = (index + 1) * self.chunk > self.first_contrast
+        if contrast and self.contrastive:
             nce = self._generator(NCE_NOISE, index)
             nce_noise = torch.randn(*size, *target.shape[1:], generator=nce, device=self.device)
         mask = mask_of(self.task, inp, drawn) if self.masked else None
-        if self.corrupt:
+        if contrast and self.corrupt:
             candidates = self.corrupt(target, self._generator(CORRUPTION, index), mask=mask).unflatten(0, size)
+        if contrast and self.draws:
+            own = self._generator(NEGATIVES, index)
+            drawn_noise = torch.randn(*size, self.draws, *target.shape[1:], generator=own, device=self.device)
         mask = None if mask is None else mask.unflatten(0, size)
-        return inp.unflatten(0, size), target.unflatten(0, size), mask, t, noise, nce_noise, candidates
+        return inp.unflatten(0, size), target.unflatten(0, size), mask, t, noise, nce_noise, candidates, drawn_noise
 
     def _generator(self, use, index):
         return seeded_generator(use, self.seed, index, device=self.device)
@@ -110,6 +124,7 @@ def stream_of(diffusion, task: Task, batch_size: int, seed: int, device: torch.d
     mining = diffusion.mining
     corrupt = partial(mining.corrupt, diffusion.rules) if mining.mode == "corrupt" else None
     contrastive = mining.mode != "none"
+    options["draws"] = mining.draws()
     return BatchStream(task, batch_size, diffusion.num_timesteps, seed, device, contrastive, corrupt, **options)
 
 

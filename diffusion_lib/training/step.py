@@ -30,8 +30,12 @@ class TrainStep:
 
     def restart(self):
         """To be called when the weights and the optimizer's state were replaced: a graph holds the earlier ones."""
-        self.calls, self.graph = 0, None
+        self.recapture()
         self.non_finite.zero_()
+
+    def recapture(self):
+        """Capture anew, since the loss has become another one: a graph holds the earlier one's operations."""
+        self.calls, self.graph = 0, None
 
     def __call__(self, batch):
         self.calls += 1

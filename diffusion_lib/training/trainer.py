@@ -154,6 +154,8 @@ class Trainer1D(ReleasedTrainerCalls):
         self.share = share = Share(accelerator.process_index, accelerator.num_processes)
         self.has_dropout = diffusion_model.has_dropout
         options = {"masked": masked, "workers": data_workers or 0, **share._asdict()}
+        self.first_contrast = diffusion_model.mining.first_contrast(train_num_steps)
+        options["first_contrast"] = self.first_contrast
         self.stream = stream_of(diffusion_model, dataset, train_batch_size, seed, accelerator.device, **options)
         self.evaluation_sets = {
             name: EvaluationSet(task, evaluation_size, accelerator.device, masked) for name, task in tasks.items()
@@ -213,6 +215,7 @@ class Trainer1D(ReleasedTrainerCalls):
             "batch_size": self.batch_size,
             "ema_update_every": self.ema.update_every,
             "learning_rate": f"{self._learning_rate(max(0, step - 1)):g} at step {step}",  # of the last update
+            **({"start": f"step {self.first_contrast}"} if self.first_contrast else {}),
         }
 
     @torchs_defaults()
@@ -226,7 +229,7 @@ class Trainer1D(ReleasedTrainerCalls):
         state = load_checkpoint(path, self.device, to_train)
         free = [] if to_train else ["mining"]
         if not to_train or path.parent != self.results_folder:  # from another's file a run may start with its own
-            free += ["batch_size", "ema_update_every", "learning_rate"]
+            free += ["batch_size", "ema_update_every", "learning_rate", "start"]
         own = self.run_identity(min(state["step"], self.train_num_steps)) | dict.fromkeys(free)
         require_own(path, state, own, self.seed, self.train_num_steps if to_train else None)
         try:
@@ -319,9 +322,16 @@ class Trainer1D(ReleasedTrainerCalls):
         if save_due:
             self.save()
 
+    def _set_contrast(self):
+        """Switch the contrastive loss of the next step on or off: a late start does so in the middle of a run."""
+        if self.first_contrast and self.diffusion.contrast != (self.step >= self.first_contrast):
+            self.diffusion.contrast = not self.diffusion.contrast
+            self.train_step.recapture()
+
     def run_one_step(self) -> torch.Tensor:
         """The next batch, its update and the average's; returns the loss, without waiting for the device."""
         self._set_learning_rate()
+        self._set_contrast()
         if self.has_dropout:  # it draws from torch's own generators: a resumed run must draw the same
             torch.manual_seed(derive_seed(DROPOUT, self.seed, self.step, self.share.rank))
         loss, parts = self.train_step(self.stream.batch(self.step))

@@ -1,6 +1,7 @@
 """Whether a device computes what the CPU does, and a captured step what an eager one does."""
 
 import tempfile
+from contextlib import suppress
 from functools import cache, lru_cache
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from torch.utils._pytree import tree_map_only
 
 from diffusion_lib.build import build_diffusion, require_fitting_shapes
 from diffusion_lib.config import ExperimentConfig, configure
-from diffusion_lib.denoising_diffusion_pytorch_1d import GaussianDiffusion1D, Trainer1D
+from diffusion_lib.denoising_diffusion_pytorch_1d import GaussianDiffusion1D, Trainer1D, require_possible
 from diffusion_lib.energies import MODELS
 from diffusion_lib.negatives import MODES
 from diffusion_lib.precision import choose_products, has_tf32, set_precision
@@ -63,11 +64,14 @@ def task_of(model: str, rank: int = 2) -> Task:
 def modes_of(model: str) -> list[str]:
     """The modes that the model can be trained with on its task.
 
-    Without an energy there are no negatives, and `corrupt` needs a corruption of the task's own.
+    Without an energy there are no negatives, and some need something of the task's own.
     """
-    if not MODELS[model].has_energy:
-        return ["none"]
-    return [mode for mode in MODES if mode != "corrupt" or TASKS[dataset_of(model)].rules.corruption]
+    found, rules = [], task_of(model).rules
+    for mode in MODES:
+        with suppress(ConfigError):
+            require_possible(MODELS[model], rules, mode)
+            found.append(mode)
+    return found
 
 
 def precisions(device: torch.device, model: str = "mlp") -> list[str]:
@@ -139,7 +143,8 @@ def results(diffusion, batch: Batch) -> dict[str, torch.Tensor]:
     found = {"loss": loss.detach().view(1, 1), "gradient": gradient[None]}
     if batch.nce_noise is not None and batch.candidates is None:
         cond = diffusion.model.ebm.condition(batch.inp, batch.t)
-        found["negatives"] = diffusion.negatives(cond, batch.target, batch.t, batch.nce_noise, mask=batch.mask)
+        own = {"mask": batch.mask, "drawn": batch.drawn}
+        found["negatives"] = diffusion.negatives(cond, batch.target, batch.t, batch.nce_noise, **own)
     inner_steps = 5 if diffusion.model.ebm.has_energy else 0
     options = {"mask": batch.mask, "start": batch.noise, "inner_steps": inner_steps, "levels": SAMPLED_LEVELS}
     found["samples"] = diffusion.sample_loop(batch.inp, **options)

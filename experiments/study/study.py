@@ -24,7 +24,7 @@ PROBLEM = ("dataset", "rank")  # the settings that say what is solved: each prob
 STEPS, FLOPS, TIME = "steps", "FLOPs", "time"  # the accounts by which two strategies are trained equally long
 # Settings that change no step's work, so that steps which differ in them alone take the same time.
 WITHOUT_WORK = {"train_steps": 1, "learning_rate": 1e-4, "schedule": "constant", "evaluation_size": 1}
-WITHOUT_WORK |= {"scale_factor": 1.0, "noise_scale": 1.0, "weight": 1.0}
+WITHOUT_WORK |= {"scale_factor": 1.0, "noise_scale": 1.0, "weight": 1.0, "start": 0.0}
 
 
 @dataclass(frozen=True)
@@ -238,6 +238,8 @@ class Study:
         if not strategy.reference:
             return config
         reference = self._config(self.known(strategy.reference), values, seconds)
+        if strategy.time_of and any(each.mining.first_contrast(each.train_steps) for each in (config, reference)):
+            raise ConfigError(f"{strategy.name} is of equal time, and its reference's steps differ; allowed: start 0")
         if strategy.time_of and seconds:
             ratio = seconds[step_kind(reference)] / seconds[step_kind(config)]
             return config.change(train_steps=max(1, round(reference.train_steps * ratio)))
