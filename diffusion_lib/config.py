@@ -95,7 +95,7 @@ class ExperimentConfig:
     def flat(self) -> dict:
         """All settings by name, the mining's beside the others: what `configure` takes."""
         own = {each.name: getattr(self, each.name) for each in settings()}
-        return own | self.mining.to_dict()
+        return own | {name: getattr(self.mining, name) for name in setting_names(MiningConfig)}
 
     def change(self, **changed) -> "ExperimentConfig":
         """This configuration with other settings, the mining's among them. Raises ConfigError."""
