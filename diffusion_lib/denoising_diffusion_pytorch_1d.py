@@ -58,16 +58,20 @@ def require_possible(energy, rules, mode: str, use_innerloop_opt: bool = False):
 class GaussianDiffusion1D(ReleasedCalls, nn.Module):
     """Diffusion whose noise prediction is the gradient of an energy (IRED, ICML 2024, sections 3.1 to 3.3).
 
-    model: an EnergyModel, or a DiffusionWrapper around one, or a NoiseModel. timesteps: T (None: 10, IRED's own, with a
-    warning). rules: the task's own (None: by the release's keywords `continuous`, `sudoku`, `connectivity`,
-    `shortest_path`, without which solutions are bounded by 1, as there). mining_config: dict (or None) for
-    MiningConfig. bound: overrides that of the rules. use_innerloop_opt: the sampler descends the energy at each level.
-    show_inference_tqdm: a bar for its levels. supervise_energy_landscape: False switches the contrastive term off
-    whatever `mining_config` says, as in the release. baseline: the sampler adds the posterior's noise, as a plain
-    diffusion model does. match_release: reproduce the released code's defects (docs/released-code.md).
-    The release's other keywords (objective, …) are accepted at the value that it uses, its other calls are in
-    released_api.py.
-    Raises ConfigError for anything that is not allowed.
+    model: an EnergyModel, a DiffusionWrapper around one, or a NoiseModel.
+    timesteps: T. None: 10, IRED's own, with a warning.
+    rules: the task's own. None: by the release's keywords `continuous`, `sudoku`, `connectivity`, `shortest_path`,
+        without which solutions are bounded by 1, as there.
+    mining_config: dict for MiningConfig, or None.
+    bound: largest magnitude of a solution's entry; None: that of the rules.
+    use_innerloop_opt: the sampler descends the energy at each level.
+    show_inference_tqdm: a progress bar for the sampler's levels.
+    supervise_energy_landscape: False switches the contrastive term off, whatever `mining_config` says.
+    baseline: the sampler adds the posterior's noise, as a plain diffusion model does.
+    match_release: reproduce the released code's defects (docs/released-code.md).
+
+    The release's other keywords (objective, …) are accepted at the value that it uses; its other calls are in
+    released_api.py. Raises ConfigError for anything that is not allowed.
 
     Below, `out_shape` is the shape of one solution, (out_dim,) for vectors; a mask (B, *out_shape) is 1 where the input
     gives the solution's entry.

@@ -36,24 +36,31 @@ GPU_CHECK_EVERY = 100  # steps between two looks at the loss on a GPU: each look
 
 @with_plain_numbers
 class Trainer1D(ReleasedTrainerCalls):
-    """Trains a GaussianDiffusion1D on a Task (names and defaults as in IRED's released trainer).
+    """Train a GaussianDiffusion1D on a Task (names and defaults as in IRED's released trainer).
 
     The model itself has the last weights; all metrics are of their average, the model `trainer.ema.ema_model`.
+    Datasets are tasks, or any torch Dataset of (inp, target) or (inp, target, mask) items with `inp_dim` and `out_dim`.
 
-    seed: with the step, it decides each batch, its levels and its noise. lr_schedule: factor of train_lr at a
-    step (None: 1). device: 'cpu', 'cuda' or None. cuda_graph: see TrainStep. data_workers: threads that make batches
-    ahead (None or 0: none). evaluation_size: examples in each fixed evaluation set. log_every: steps between rows of
-    metrics.csv. on_log: called with each row. before_save: called before each write to results_folder, which it may
-    prevent by an exception. log_with: 'tensorboard' or None. label: shown with the progress.
-    validation_dataset, extra_validation_datasets (by name, every extra_validation_every_mul-th time) are
-    evaluated each save_and_sample_every steps, and the checkpoint of that step is kept as model-N.pt, N counted from 1,
-    unless keep_milestones is False. curve_samplers: those that are measured beside the model's own, on the validation
-    dataset: name (see SAMPLERS) -> examples, at most evaluation_size; the columns are called `val_mse_innerloop` and so
-    on. cond_mask: whether the entries of the solution that the input gives are kept (None:
-    where the task has such). num_samples is unused, as in the release. The datasets are tasks, or any torch
-    Dataset of (inp, target) or (inp, target, mask) items with `inp_dim` and `out_dim`, which data_workers processes
-    then load. Raises ConfigError for values that are not allowed, and for a dataset that does not fit the model; warns
-    where its solutions go beyond the model's bound, or where the same items are not drawn twice.
+    seed: with the step, it decides each batch, its levels and its noise.
+    lr_schedule: factor of train_lr at a step. None: 1.
+    validation_dataset: evaluated each save_and_sample_every steps.
+    extra_validation_datasets: others by name, evaluated every extra_validation_every_mul-th time.
+    evaluation_size: examples in each fixed evaluation set.
+    curve_samplers: samplers measured beside the model's own, name (see SAMPLERS) -> examples, at most evaluation_size.
+    keep_milestones: keep the checkpoint of each evaluation as model-N.pt, N counted from 1.
+    cond_mask: whether the entries of the solution that the input gives are kept. None: where the task has such.
+    data_workers: threads that make a task's batches ahead, or processes that load a Dataset's. None or 0: none.
+    device: 'cpu', 'cuda' or None.
+    cuda_graph: see TrainStep.
+    log_every: steps between rows of metrics.csv.
+    on_log: called with each row.
+    before_save: called before each write to results_folder, which it may prevent by an exception.
+    log_with: 'tensorboard' or None.
+    label: shown with the progress.
+
+    num_samples is unused, as in the release. Raises ConfigError for values that are not allowed, and for a dataset that
+    does not fit the model; warns where its solutions go beyond the model's bound, or where the same items are not drawn
+    twice.
     """
 
     @torchs_defaults()

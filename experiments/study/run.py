@@ -79,9 +79,16 @@ def run_experiment(
 
     Returns the content of result.json, but for its digest: `status` 'finished' with `samplers` (metrics by sampler)
     and costs, or 'failed' with `reason` where the loss, the samples or a metric are not finite; a run that finished
-    leaves diagnostics.json too. use_lock: see RunLock. at_once: runs that the command trains at the same time, to be
-    recorded. Other keywords go to Trainer1D. Raises RunHeld where another process has the run, ConfigError,
-    CheckpointError, OSError, and Interrupted after a signal.
+    leaves diagnostics.json too.
+
+    strategy: the run's label.
+    config: the run's own, its mining included.
+    use_lock: see RunLock.
+    at_once: runs that the command trains at the same time, to be recorded.
+    options: keywords for Trainer1D.
+
+    Raises RunHeld where another process has the run, ConfigError, CheckpointError, OSError, and Interrupted after a
+    signal.
     """
     folder = Path(folder)
     place = chosen_device(device)
