@@ -9,6 +9,7 @@ import torch
 from tabulate import tabulate
 
 from diffusion_lib.build import check_fits, check_mode, check_model, describe_data, memory_needs
+from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.evaluation import SAMPLERS
 from diffusion_lib.flops import example_flops
 from diffusion_lib.run_folder import (
@@ -38,6 +39,8 @@ from experiments.study.study import DECLARATION, PROBLEM, Run, Study, read_study
 from experiments.study.timing import read_step_times, step_seconds, write_step_times
 from experiments.study.workers import Outcome, delete_study, remove_leftovers, require_deletable, run_all
 
+# The settings that decide which model a run needs, and how much memory.
+SIZES = ("dataset", "rank", "model", "batch_size", "evaluation_size", "diffusion_steps", "precision")
 TIMED_FLOPS = 3e10  # at most, of a step that --check times: a batch that takes more is timed by its first examples
 
 
@@ -61,7 +64,9 @@ def execute(command: Command) -> int:
     if command.run is None:
         status = max(Part(command, part).execute() for part in parts)
         if len(parts) > 1 and command.action in ("train", "report") and not study.is_search:
-            join_reports(command, parts)
+            from experiments.analysis.problems import join_reports  # here, as the report
+
+            join_reports(command.results / command.study.name, {command.results / part.name: part for part in parts})
         return status
     number = require_number(command, parts)
     for part in parts:
@@ -79,15 +84,6 @@ def declare(command: Command):
     if path.exists():
         study = study.joined(read_study(path))
     write_atomic(path, study_text(study))
-
-
-def join_reports(command: Command, parts: list[Study]):
-    """The tables of all problems of a study in one."""
-    from experiments.analysis.report import join_tables  # here, as the report
-
-    keys = [key for key in command.study.vary if key in PROBLEM]
-    problems = {command.results / part.name: {key: part.settings[key] for key in keys} for part in parts}
-    join_tables(command.results / command.study.name, problems)
 
 
 def require_number(command: Command, parts: list[Study]) -> int:
@@ -298,8 +294,9 @@ def check_command(command: Command, study: Study):
     if command.at_once is not None:
         require_whole("at_once", command.at_once)
     check_device_name(command.device)
+    for config in of_each_size(study):
+        check_model(config)
     for each in study.variants().values():
-        check_model(each.config)
         check_mode(each.config)
     if command.fresh and command.run is not None:
         raise ConfigError("--fresh would delete the runs of the other jobs; choose another --name")
@@ -309,11 +306,19 @@ def check_command(command: Command, study: Study):
         require_study_data(folder, describe_data(study.config))
 
 
+def of_each_size(study: Study) -> list[ExperimentConfig]:
+    """Of the runs' configurations one of each kind of model and memory, for checks that take a moment."""
+    found = {}
+    for each in study.variants().values():
+        found.setdefault(tuple(getattr(each.config, name) for name in SIZES), each.config)
+    return list(found.values())
+
+
 def check_here(command: Command, study: Study):
     """Raises ConfigError for what is wrong on this machine: too little memory, or a folder that --fresh must leave."""
     count = 1 if command.run is not None else len(study.runs(command.results))
-    for each in study.variants().values():
-        check_fits(each.config, chosen_device(command.device), shares(command, count)[0])
+    for config in of_each_size(study):
+        check_fits(config, chosen_device(command.device), shares(command, count)[0])
     if command.fresh:
         require_deletable(command.results / study.name, command.use_lock)
 

@@ -172,6 +172,10 @@ def test_several_problems_stand_in_one_table(tmp_path, monkeypatch):
     assert main(words) == 0
     summary, runs = load_results(tmp_path / "r")
     assert set(runs["rank"]) == set(summary["rank"]) == {2, 3}
+    text = (tmp_path / "r" / "report.md").read_text()
+    links = re.findall(r"\]\(([^)]+)\)", text)
+    assert links == ["problems.png", "rank=2/report.md", "rank=3/report.md"]
+    assert all((tmp_path / "r" / link).exists() for link in links)
     for rank in (2, 3):
         _, own = load_results(tmp_path / "r" / f"rank={rank}")
         assert runs[runs["rank"] == rank]["value"].tolist() == own["value"].tolist()

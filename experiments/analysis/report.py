@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import pandas as pd
 from tabulate import tabulate
 
 from diffusion_lib.build import describe_data
@@ -95,24 +94,6 @@ def has_regression(references: list[dict]) -> bool:
 def has_part(diagnoses: dict, part: str) -> bool:
     """Whether any diagnosis has it; an earlier version's may not."""
     return any(diagnosis.get(part) for diagnosis in diagnoses.values())
-
-
-def join_tables(folder: Path, problems: dict[Path, dict]):
-    """The two CSVs of a study of several problems: those of each, with what the problem is as columns.
-
-    problems: the folder of each problem -> its settings. One without a report yet is left out.
-    """
-    for name in ("csv", "runs.csv"):
-        parts = []
-        for problem, settings in problems.items():
-            path = problem.with_name(f"{problem.name}.{name}")
-            if path.exists():
-                table = pd.read_csv(path)
-                for place, (key, value) in enumerate(settings.items(), 1):
-                    table.insert(place, key, value)
-                parts.append(table)
-        if parts:
-            write_atomic(folder.with_name(f"{folder.name}.{name}"), pd.concat(parts).to_csv(index=False))
 
 
 def write_tables(folder: Path, study: Results, declared: Study, references: list[dict]):

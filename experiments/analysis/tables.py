@@ -39,6 +39,8 @@ class Results:
         self.samplers = [name for name in SAMPLERS if name in set(self.frame["sampler"])]
         self.treated, self.base = study.compare[0], study.base()
         self.bases = {name: base for name, base in study.bases().items() if {name, base} <= present}
+        if self.base in present:  # a strategy that the study does not know, of an earlier version's
+            self.bases |= {name: self.base for name in self.strategies if name not in labels and name != self.base}
         pairs = {sampler: study.pairs(sampler) for sampler in SAMPLERS}
         self.pairs = {s: [pair for pair in each if present.issuperset(pair[1:])] for s, each in pairs.items()}
 

@@ -21,11 +21,10 @@ from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.tasks import TASKS
 from experiments.study.study import (
     DECLARATION,
-    FURTHER,
-    STRATEGIES,
     STUDIES,
     Study,
     checked_values,
+    known_strategies,
     presets,
     read_study,
     usual_strategies,
@@ -59,7 +58,7 @@ def parse_command(description: str, arguments=None) -> Command:
     which("--preset", metavar="NAME", help=f"a study of experiments/studies: {', '.join(presets())}")
     which("--pilot", action="store_const", const="pilot", dest="preset", help="same as --preset pilot")
     which("--study", type=Path, metavar="FILE", help="a study's file, as those of experiments/studies are")
-    named = ", ".join([*STRATEGIES, *FURTHER])
+    named = ", ".join(known_strategies())
     add("--strategies", nargs="+", metavar="NAME", help=f"some of the study's, or of {named}")
     add("--seeds", nargs="+", metavar="SEED", help="0 2 5, or 0-9; default: the study's, or 0")
     add(
@@ -179,7 +178,7 @@ def chosen_strategies(names: list[str] | None, declared: dict) -> dict:
     """Raises ConfigError for an unknown one."""
     if names is None:
         return declared
-    known = STRATEGIES | FURTHER | declared
+    known = known_strategies() | declared
     for name in names:
         if name not in known:
             raise ConfigError(f"unknown strategy {name!r}; allowed: {', '.join(known)}")

@@ -12,7 +12,7 @@ from diffusion_lib.config import ExperimentConfig, check_name, configure, parse_
 from diffusion_lib.energies import MODELS
 from diffusion_lib.evaluation import SAMPLERS
 from diffusion_lib.flops import equal_compute_steps
-from diffusion_lib.negatives import MiningConfig
+from diffusion_lib.negatives import MODES, MiningConfig
 from diffusion_lib.run_folder import run_folders
 from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.tasks import TASKS
@@ -67,19 +67,17 @@ STRATEGIES = {
         Strategy("baseline-compute", {"mode": "none"}, compute_of="adversarial"),
     )
 }
-# What --strategies can name too.
-FURTHER = {
-    each.name: each
-    for each in (
-        Strategy("corrupt", {"mode": "corrupt"}),  # IRED's choice for connectivity, shortest path and sudoku
-        Strategy("baseline-time", {"mode": "none"}, time_of="adversarial"),
-    )
-}
+
+
+def known_strategies() -> dict[str, Strategy]:
+    """All that --strategies can name: the usual ones, one for each further mode, and the baseline of equal time."""
+    modes = {name: Strategy(name, {"mode": name}) for name in MODES if name != "none" and name not in STRATEGIES}
+    return STRATEGIES | modes | {"baseline-time": Strategy("baseline-time", {"mode": "none"}, time_of="adversarial")}
 
 
 def known_strategy(name: str) -> Strategy:
     """A usual one by its name, or one of that name that is like no other."""
-    return (STRATEGIES | FURTHER).get(name) or Strategy(name)
+    return known_strategies().get(name) or Strategy(name)
 
 
 class Variant(NamedTuple):
@@ -144,7 +142,7 @@ class Study:
     alike: tuple[str, ...] = ()
 
     def __post_init__(self):
-        known = STRATEGIES | FURTHER | self.declared | self.strategies
+        known = known_strategies() | self.declared | self.strategies
         if not self.alike:
             wanted = known[self.compare[1]].settings
             alike = [name for name, each in known.items() if each.settings == wanted]
@@ -223,12 +221,12 @@ class Study:
 
     def known(self, name: str) -> Strategy:
         """A strategy by its name, whether this command trains it or not."""
-        return (STRATEGIES | FURTHER | self.declared | self.strategies)[name]
+        return (known_strategies() | self.declared | self.strategies)[name]
 
     def as_trained(self, folder: Path) -> "Study":
         """This study with all strategies that any command trained in its folder, for a report."""
         trained = {path.parent.name for path in run_folders(folder)}
-        every = replace(self, strategies=STRATEGIES | FURTHER | self.declared | self.strategies)
+        every = replace(self, strategies=known_strategies() | self.declared | self.strategies)
         kept = {each.strategy.name for each in every.variants().values() if each.label in trained}
         return replace(self, strategies={name: each for name, each in every.strategies.items() if name in kept})
 
@@ -357,7 +355,7 @@ def usual_strategies(config: ExperimentConfig) -> dict[str, Strategy]:
     """Those that the task and the model of a configuration can be trained with, where a study names none."""
     if not MODELS[config.model].has_energy:
         return {"baseline": STRATEGIES["baseline"]}
-    corrupt = {"corrupt": FURTHER["corrupt"]} if TASKS[config.dataset].rules.corruption else {}
+    corrupt = {"corrupt": known_strategies()["corrupt"]} if TASKS[config.dataset].rules.corruption else {}
     return STRATEGIES | corrupt
 
 
@@ -406,7 +404,7 @@ def _checked(said: dict) -> dict:
     found["vary"] = checked_values(said.get("vary", {}))
     found["strategies"] = {name: _strategy(name, each) for name, each in said.get("strategies", {}).items()}
     if "compare" in said:
-        known = STRATEGIES | FURTHER | found["strategies"]
+        known = known_strategies() | found["strategies"]
         if len(said["compare"]) != 2 or not all(isinstance(name, str) and name in known for name in said["compare"]):
             raise ConfigError(f"compare is {said['compare']!r}; allowed: two of {', '.join(known)}")
         found["compare"] = tuple(said["compare"])
