@@ -37,7 +37,7 @@ from experiments.study.run import run_experiment
 from experiments.study.status import status_table
 from experiments.study.study import DECLARATION, PROBLEM, Run, Study, read_study, step_kind, study_text
 from experiments.study.timing import read_step_times, step_seconds, write_step_times
-from experiments.study.workers import Outcome, delete_study, remove_leftovers, require_deletable, run_all
+from experiments.study.workers import Outcome, delete_study, delete_tables, remove_leftovers, require_deletable, run_all
 
 # The settings that decide which model a run needs, and how much memory.
 SIZES = ("dataset", "rank", "model", "batch_size", "evaluation_size", "diffusion_steps", "precision")
@@ -61,6 +61,8 @@ def execute(command: Command) -> int:
             check_here(command, part)
     if command.action in ("status", "report"):  # of several problems those that were begun
         parts = [part for part in parts if (command.results / part.name).exists()] or parts
+    if command.fresh and len(parts) > 1:  # the tables of all, which would be taken for the new runs'
+        delete_tables(command.results / study.name)
     if command.run is None:
         status = max(Part(command, part).execute() for part in parts)
         if len(parts) > 1 and command.action in ("train", "report") and not study.is_search:

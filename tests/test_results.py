@@ -1,4 +1,4 @@
-"""What a study leaves: tables whose every column is documented, one tidy table, figures, and a clean checkout."""
+"""What a study leaves: tables whose every column is documented, figures, and a clean checkout."""
 
 import csv
 import json
@@ -14,12 +14,14 @@ from diffusion_lib.evaluation import DIFFICULTIES
 from diffusion_lib.run_folder import ended_result, write_result
 from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.tasks import TASKS, Inverse, matrix_references
+from experiments import driver
 from experiments.analysis import figures, report
 from experiments.analysis.metrics import task_metrics
 from experiments.analysis.runs import AUC, KEYS, long_form, read_runs, wide_form
 from experiments.analysis.tables import load_results
 from experiments.matrix_inversion_mining_comparison import main
 from experiments.study.flags import parse_command
+from experiments.study.workers import Outcome
 
 ROOT = Path(__file__).resolve().parent.parent
 METRICS = tuple(metric.column for metric in task_metrics(Inverse))
@@ -176,6 +178,14 @@ def test_several_problems_stand_in_one_table(tmp_path, monkeypatch):
     links = re.findall(r"\]\(([^)]+)\)", text)
     assert links == ["problems.png", "rank=2/report.md", "rank=3/report.md"]
     assert all((tmp_path / "r" / link).exists() for link in links)
+    joint = [tmp_path / "r.csv", tmp_path / "r.runs.csv"]
+    assert all(path.exists() for path in joint)
+    seen = []
+    monkeypatch.setattr(driver, "run_all", lambda *_: seen.append([path.exists() for path in joint]) or Outcome({}, {}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(driver, "delete_study", lambda *_: None)
+        assert main([*words, "--fresh"]) == 0
+    assert seen == [[False, False]] * 2  # the old runs' tables do not stand beside new runs
     for rank in (2, 3):
         _, own = load_results(tmp_path / "r" / f"rank={rank}")
         assert runs[runs["rank"] == rank]["value"].tolist() == own["value"].tolist()

@@ -31,7 +31,7 @@ ANSWERS = {
     "other": "another problem's solution",
     "corrupted": "a spoiled solution",
 }
-# Columns of levels.csv with their titles and the labels of the axis.
+# What is measured at each level, with titles and the labels of the axis.
 LEVEL_PANELS = {
     "auc_adversarial": ("own mined negatives ranked behind", RANKED),
     "gap_adversarial": ("gap to own mined negatives", "E(fake) - E(real), energy units"),

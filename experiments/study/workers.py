@@ -114,14 +114,19 @@ def require_deletable(study: Path, use_lock: bool = True):
 def delete_study(study: Path, use_lock: bool = True):
     """Delete a study, if there is one, and its tables. Raises what `require_deletable` raises, with all left."""
     require_deletable(study, use_lock)
-    for name in TABLES:  # which would be taken for the next study's
-        study.with_name(f"{study.name}{name}").unlink(missing_ok=True)
+    delete_tables(study)
     if not study.exists():
         return
     doomed = study.with_name(f".{study.name}.deleted")  # renamed first, since half a study would be continued
     shutil.rmtree(doomed, ignore_errors=True)
     study.rename(doomed)  # who began a run a moment ago no longer finds its mark, and stops
     shutil.rmtree(doomed)
+
+
+def delete_tables(study: Path):
+    """Delete what stands beside a study, which would be taken for the next study's."""
+    for name in TABLES:
+        study.with_name(f"{study.name}{name}").unlink(missing_ok=True)
 
 
 def remove_leftovers(study: Path):
