@@ -5,6 +5,7 @@ import json
 
 import pytest
 from conftest import make_diffusion
+from matplotlib.figure import Figure
 from torch.utils.flop_counter import FlopCounterMode
 
 from dataset import TASKS, Inverse
@@ -54,6 +55,7 @@ def study(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(timing, "WARM_UP", 0.0)
         patch.setattr(timing, "LIMIT", 0.0)
+        patch.setattr(Figure, "savefig", lambda *_, **__: None)  # which takes the longest
         assert main([*SMALL, "--name=it", f"--results={results}"]) == 0
     return results / "it"
 
@@ -90,6 +92,7 @@ def test_the_status_counts_each_run_s_own_steps(study, capsys):
     assert f"{steps}/{steps}" in lines["baseline-compute"]
 
 
+@pytest.mark.usefixtures("cheap_report")
 def test_the_steps_are_timed_once_at_the_study_s_batch_size(study):
     path = study / "timing.json"
     times = json.loads(path.read_text())
@@ -127,6 +130,7 @@ def test_a_run_says_how_it_was_trained_and_what_long_descents_do(study):
     assert of_run(study, "adversarial", "config.json")["environment"]["at_once"] == 1
 
 
+@pytest.mark.usefixtures("cheap_report")
 def test_a_report_needs_no_weights(study, capsys):
     for path in study.glob("runs/*/*/last.pt"):
         path.unlink()

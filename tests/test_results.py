@@ -168,8 +168,8 @@ def test_the_runs_table_can_be_turned_back(results):
         load_results(results / "b")
 
 
+@pytest.mark.usefixtures("cheap_report")
 def test_several_problems_stand_in_one_table(tmp_path, monkeypatch):
-    monkeypatch.setattr(matrix_references, "FIT_SAMPLES", 500)
     words = [*SMALL[1:], "--vary", "rank=2,3", "--strategies", "baseline", "--name=r", f"--results={tmp_path}"]
     assert main(words) == 0
     summary, runs = load_results(tmp_path / "r")
