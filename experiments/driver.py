@@ -35,7 +35,7 @@ from experiments.speed.gpu_sharing import recorded_best
 from experiments.study.flags import Command
 from experiments.study.run import run_experiment
 from experiments.study.status import status_table
-from experiments.study.study import DECLARATION, PROBLEM, Run, Study, read_study, step_kind, study_text
+from experiments.study.study import DECLARATION, PROBLEM, Run, Study, read_study, run_folder, step_kind, study_text
 from experiments.study.timing import read_step_times, step_seconds, write_step_times
 from experiments.study.workers import Outcome, delete_study, delete_tables, remove_leftovers, require_deletable, run_all
 
@@ -56,9 +56,7 @@ def execute(command: Command) -> int:
             return status
         parts = chosen_parts(command)
     if command.action == "train":  # all are checked before the first is deleted or trained
-        for part in parts:
-            check_command(command, part)
-            check_here(command, part)
+        check_parts(command, parts)
     if command.action in ("status", "report"):  # of several problems those that were begun
         parts = [part for part in parts if (command.results / part.name).exists()] or parts
     if command.fresh and len(parts) > 1:  # the tables of all, which would be taken for the new runs'
@@ -70,13 +68,8 @@ def execute(command: Command) -> int:
 
             join_reports(command.results / command.study.name, {command.results / part.name: part for part in parts})
         return status
-    number = require_number(command, parts)
-    for part in parts:
-        count = len(part.runs(command.results))
-        if number < count:
-            return Part(command, part, number).execute()
-        number -= count
-    raise AssertionError(number)
+    part, number = numbered(command, parts)
+    return Part(command, part, number).execute()
 
 
 def declare(command: Command):
@@ -88,22 +81,20 @@ def declare(command: Command):
     write_atomic(path, study_text(study))
 
 
-def require_number(command: Command, parts: list[Study]) -> int:
-    """The number of the only run. Raises ConfigError where there are fewer runs."""
-    count = sum(len(part.runs(command.results)) for part in parts)
-    if not 0 <= command.run < count:
-        raise ConfigError(f"run is {command.run}; allowed: 0 to {count - 1}, one for each strategy and seed")
-    return command.run
+def numbered(command: Command, parts: list[Study]) -> tuple[Study, int]:
+    """The problem of the only run, and its number in it. Raises ConfigError where there are fewer runs."""
+    every = [(part, number) for part in parts for number in range(len(part.runs(command.results)))]
+    if not 0 <= command.run < len(every):
+        raise ConfigError(f"run is {command.run}; allowed: 0 to {len(every) - 1}, one for each strategy and seed")
+    return every[command.run]
 
 
 def search(command: Command) -> int | None:
     """Train what is left of the search; the exit status where it is not done, or the command only asks for it."""
     if searched(command) and not command.fresh:
         return None
-    if command.action == "train":
-        for part in command.study.problems():  # the choices' runs too, whatever the search will find
-            check_command(command, part)
-            check_here(command, part)
+    if command.action == "train":  # the choices' runs too, whatever the search will find
+        check_parts(command, command.study.problems())
     status = execute(replace(command, study=command.study.search_study(), run=None))
     return None if command.action == "train" and searched(command) else status
 
@@ -149,7 +140,7 @@ class Part:
         if action in ("status", "report"):
             require_study(self.folder)
         if action == "status":
-            show(status_table(self.folder, [run.folder for run in self.runs()]))
+            show(status_table(self.folder, self.folders()))
             return 0
         outcome = Outcome({}, {}) if action == "report" else self.train()
         return self.conclude(outcome)
@@ -160,6 +151,12 @@ class Part:
         if self.number is not None:
             return [runs[self.number]]
         return sorted(runs, key=lambda run: self.study.seeds.index(run.seed))
+
+    def folders(self) -> list[Path]:
+        """Those of `runs`, for which no step has to be counted."""
+        if self.number is not None:
+            return [run.folder for run in self.runs()]
+        return [run_folder(self.folder, label, seed) for seed in self.study.seeds for label in self.study.labels()]
 
     def train(self) -> Outcome:
         """Train what has not ended. Raises ConfigError where no run could start."""
@@ -184,8 +181,7 @@ class Part:
             device=device.type,
             data=shown(data),
         )
-        paced = any(each.time_of for each in study.strategies.values())
-        if self.number is None or paced:  # before the runs, which are then followed by their report at once
+        if self.number is None or study.paced:  # before the runs, which are then followed by their report at once
             self.time_steps(threads)
         runs = {
             run.name: partial(
@@ -229,7 +225,7 @@ class Part:
 
     def seconds(self) -> dict | None:
         """The seconds of a step by `step_kind`, where a strategy is trained by them and they are known."""
-        if not any(each.time_of for each in self.study.strategies.values()):
+        if not self.study.paced:
             return None
         timed = self.timed()
         times = read_step_times(self.folder, timed)
@@ -287,6 +283,13 @@ class Part:
         rows = [[label, counts[label], f"{each.train_steps:,}", minutes[label]] for label, each in configs.items()]
         table = tabulate(rows, ("strategy", "runs", "steps of each", "minutes of each"), floatfmt=".3g")
         return f"{self.folder}: {len(runs)} runs\n\n{table}\n\n{words}"
+
+
+def check_parts(command: Command, parts: list[Study]):
+    """Raises ConfigError for what is wrong with any of the problems, here or on every machine."""
+    for part in parts:
+        check_command(command, part)
+        check_here(command, part)
 
 
 def check_command(command: Command, study: Study):

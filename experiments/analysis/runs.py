@@ -8,7 +8,7 @@ import pandas as pd
 
 from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.evaluation import SAMPLERS
-from diffusion_lib.flops import recorded_flops
+from diffusion_lib.flops import train_flops
 from diffusion_lib.run_folder import read_data, read_environment, recorded_config, run_folders, trusted_result
 from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.system.files import read_csv
@@ -78,7 +78,7 @@ def read_runs(study: Path) -> tuple[pd.DataFrame, dict[Path, str]]:
             "train_steps": run.config.train_steps,
             **run.samplers.get(sampler, {}),
             **{name: run.result.get(name, math.nan) for name in COSTS},
-            **({"train_flops": recorded_flops(run.folder)} if run.samplers else {}),  # also of an earlier version's
+            **({"train_flops": run.result.get("train_flops") or train_flops(run.config)} if run.samplers else {}),
             **about(run.folder),
             "run": str(run.folder.relative_to(study)),
         }

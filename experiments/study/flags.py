@@ -130,7 +130,7 @@ def resolve_study(options: argparse.Namespace) -> Study:
     first = {key: values[0] for key, values in vary.items() if key in ("dataset", "model")}
     study = Study("unnamed", {**settings, **first}, [0], {})
     declared = said.get("strategies") or usual_strategies(study.config)
-    study = Study(
+    return Study(
         name=check_name(options.name if options.name is not None else usual_name(options, study.config, vary)),
         settings=settings,
         seeds=parse_seeds(options.seeds) if options.seeds else said.get("seeds", [0]),
@@ -139,8 +139,6 @@ def resolve_study(options: argparse.Namespace) -> Study:
         vary=vary,
         **{key: said[key] for key in ("compare", "search", "question") if key in said},
     )
-    study.variants()  # raises where a combination is not allowed
-    return study
 
 
 def study_file(options) -> Path | None:

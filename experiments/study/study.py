@@ -169,6 +169,11 @@ class Study:
     def config(self) -> ExperimentConfig:
         return self.configuration()
 
+    @property
+    def paced(self) -> bool:
+        """Whether a strategy is trained by the measured time of another."""
+        return any(each.time_of for each in self.strategies.values())
+
     def joined(self, earlier: dict) -> "Study":
         """This study with the strategies and values of an earlier command, as `read_study` returns them."""
         vary = {
@@ -205,6 +210,10 @@ class Study:
                 label = label_of(strategy.name, values)
                 found.setdefault(label, Variant(label, strategy, values, config))
         return found
+
+    def labels(self) -> list[str]:
+        """Those of `variants`, whose steps are counted only where values are varied."""
+        return list(self.variants() if self.vary else self.strategies)
 
     def _keys(self, strategy: Strategy) -> list[str]:
         """The varied settings that the strategy uses, or the one that decides how long it is trained."""
