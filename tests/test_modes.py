@@ -223,4 +223,4 @@ def test_they_are_strategies_and_settings_of_a_study(tmp_path):
     ]
     words = ["--strategies", "adversarial", "baseline-time", "--start", "0.5"]
     with pytest.raises(ConfigError, match="baseline-time is of equal time"):
-        parse_command("", words)
+        parse_command("", words).study.variants()
