@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from diffusion_lib.energies import DiffusionWrapper, EnergyModel, NoiseModel
 from diffusion_lib.masks import Given, restored
-from diffusion_lib.negatives import MODES, MiningConfig, declared
+from diffusion_lib.negatives import MODES, MiningConfig, declared, other_levels
 from diffusion_lib.released_api import DIFFUSION_DEFAULTS, ReleasedCalls, by_flags, require_defaults
 from diffusion_lib.schedule import cosine_beta_schedule, schedule_buffers
 from diffusion_lib.system.checks import require_positive, require_whole, with_plain_numbers
@@ -184,11 +184,15 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
         if self.mining.mode == "none" or not self.contrast:
             return denoising, (denoising, -1, -1)
         nce_noise = torch.randn_like(x_start) if nce_noise is None else nce_noise
+        drawn = self._drawn(x_start, drawn)
         if candidates is None:
             candidates = self.candidates(cond, x_start, t, nce_noise, mask=mask, drawn=drawn)
+        wrong = cond
+        if self.mining.mode == "levels":  # the real sample itself, uncut, at a level that it is not of
+            candidates, wrong = x_start, ebm.retime(cond, other_levels(t, drawn, self.num_timesteps))
         real = self.noised(x_start, t, nce_noise, x_start, mask)
         fake = self.noised(candidates, t, nce_noise, x_start, mask)
-        contrastive = self._contrastive_loss(*(self._energies(cond, x) for x in (real, fake)))
+        contrastive = self._contrastive_loss(self._energies(cond, real), self._energies(wrong, fake))
         distance = F.mse_loss(candidates, x_start)
         return denoising + self.mining.weight * contrastive, (denoising, contrastive, distance)
 
@@ -236,10 +240,15 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
         mining = mining or self.mining
         given = self.given(x_start, t, mask)
         bound = self.bound if self.rules.candidate_bound is None else self.rules.candidate_bound
-        own = ()
-        if draws := mining.draws():
-            own = (x_start.new_empty(len(x_start), draws, *x_start.shape[1:]).normal_() if drawn is None else drawn,)
+        own = (self._drawn(x_start, drawn, mining),) if mining.draws() else ()
         return MODES[mining.mode](self, cond, x_start, t, noise, mining, given, *own).clamp(-bound, bound)
+
+    def _drawn(self, x_start, drawn, mining=None):
+        """What the mode draws of its own (B, draws, *out_shape), made where None; None where it draws nothing."""
+        draws = (mining or self.mining).draws()
+        return (
+            x_start.new_empty(len(x_start), draws, *x_start.shape[1:]).normal_() if draws and drawn is None else drawn
+        )
 
     def negatives(self, cond, x_start, t, noise, mining=None, mask=None, drawn=None):
         """The candidates at level t (B, *out_shape), with the noise of the real sample (IRED, section 3.2)."""

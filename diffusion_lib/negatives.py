@@ -178,6 +178,23 @@ def langevin_sample(diffusion, cond, x_start, t, noise, mining, given, drawn):
     return diffusion.predict_start(z, t)
 
 
+@mode("levels", draws=1)
+def solution_itself(_diffusion, _cond, x_start, _t, _noise, _mining, _given, _drawn):
+    """Give the solution: what is wrong is the level at which its sample's energy is taken, see `other_levels`."""
+    return x_start
+
+
+def other_levels(t, drawn, num_timesteps: int):
+    """Draw for each sample one of the levels (B,) that it is not of, t (B,), all alike.
+
+    Telling its own level from another's by the energies is classification of the noise level, two classes at a time
+    (density-ratio contrast, arXiv 2601.21025): a contrast without negatives.
+    """
+    uniform = torch.special.ndtr(drawn.flatten(1)[:, 0])
+    further = (uniform * (num_timesteps - 1)).long().clamp(max=num_timesteps - 2)
+    return (t + 1 + further) % num_timesteps
+
+
 # Of keys that look like one of a mining config: what to write.
 INSTEAD = {
     "strategy": "instead of strategy write mode ({modes})",

@@ -13,7 +13,7 @@ from diffusion_lib.denoising_diffusion_pytorch_1d import GaussianDiffusion1D
 from diffusion_lib.energies import MODELS
 from diffusion_lib.flops import equal_compute_steps, example_flops, train_flops
 from diffusion_lib.masks import restored
-from diffusion_lib.negatives import MiningConfig
+from diffusion_lib.negatives import MiningConfig, other_levels
 from diffusion_lib.seeds import seeded_generator
 from diffusion_lib.system.errors import CheckpointError, ConfigError
 from diffusion_lib.tasks.matrices import near_inverse
@@ -23,7 +23,7 @@ from experiments.study.flags import parse_command
 from experiments.study.study import usual_strategies
 
 B = 4
-FURTHER = ("independent", "near", "mixed", "langevin")
+FURTHER = ("independent", "near", "mixed", "levels", "langevin")
 
 
 def example(name: str, **mining):
@@ -98,6 +98,28 @@ def test_langevin_steps_follow_their_formula(name):
         z = restored(z - step * gradient + torch.sqrt(2 * step) * 0.7 * noise, given).clamp(-limit, limit)
     expected = at_bound(diffusion, diffusion.predict_start(z, batch.t))
     assert torch.allclose(candidates(diffusion, cond, batch), expected, rtol=1e-4, atol=1e-5)
+
+
+@every_task
+def test_levels_tells_a_samples_own_level_from_another(name):
+    diffusion, _cond, batch = example(name, mode="levels", weight=0.7)
+    ebm, t = diffusion.model.ebm, batch.t
+    uniform = torch.special.ndtr(batch.drawn.flatten(1)[:, 0])
+    other = [(own + 1 + int(9 * u)) % 10 for own, u in zip(t.tolist(), uniform, strict=True)]
+    real = diffusion.noised(batch.target, t, batch.nce_noise, batch.target, batch.mask)
+    own, wrong = (ebm.energy(ebm.condition(batch.inp, level), real) for level in (t, torch.tensor(other)))
+    total, (denoising, contrastive, distance) = diffusion(*batch)
+    assert contrastive.item() == pytest.approx(F.softplus(own - wrong).mean().item(), rel=1e-4)
+    assert total.item() == pytest.approx(denoising.item() + 0.7 * contrastive.item(), rel=1e-5)
+    assert distance == 0
+
+
+def test_the_other_levels_are_all_others_alike():
+    t = torch.arange(10).repeat_interleave(9000)
+    found = other_levels(t, torch.randn(len(t), 1, 4, generator=seeded_generator("levels")), 10)
+    counts = torch.bincount(10 * t + found, minlength=100).view(10, 10)
+    assert (counts.diagonal() == 0).all()
+    assert ((counts + 1000 * torch.eye(10)) - 1000).abs().max() < 150
 
 
 def test_a_near_inverse_is_the_inverse_of_a_near_matrix():
@@ -218,7 +240,7 @@ def test_they_are_strategies_and_settings_of_a_study(tmp_path):
     study = parse_command("", ["--study", str(file), "--vary", "start=0.0,0.5", "temperature=0.1,1"]).study
     assert list(study.variants()) == [
         "baseline",
-        *(f"{mode},start={value}" for mode in FURTHER[:3] for value in (0.0, 0.5)),
+        *(f"{mode},start={value}" for mode in FURTHER[:4] for value in (0.0, 0.5)),
         *(f"langevin,start={value},temperature={t}" for value in (0.0, 0.5) for t in (0.1, 1.0)),
     ]
     words = ["--strategies", "adversarial", "baseline-time", "--start", "0.5"]
