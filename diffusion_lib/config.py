@@ -30,8 +30,8 @@ RECIPES = {
 def recipe(dataset: str | None = None, model: str | None = None, match_release: bool | None = None) -> dict:
     """Return the settings that a task and an energy model bring.
 
-    dataset: None: the default task.
-    model: None: the task's own.
+    dataset: the task; None: the default one.
+    model: the energy model; None: the task's own.
     match_release: take the released code's hand-made negatives, where the task has some.
     Unknown names bring nothing: the configuration refuses them.
     """

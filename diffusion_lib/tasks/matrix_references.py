@@ -65,10 +65,7 @@ def _fitted(kind, rank: int, samples: int, device) -> Fitted:
 
 
 def fitted(task, samples: int | None = None) -> Fitted:
-    """Return the fit on problems of a task's training, made once.
-
-    samples: None: FIT_SAMPLES.
-    """
+    """Return the fit on `samples` problems (None: FIT_SAMPLES) of a task's training, made once."""
     return _fitted(type(task), task.rank, samples or FIT_SAMPLES, "cpu")
 
 
