@@ -1,12 +1,12 @@
-"""Write and read the checkpoints of a training.
+"""Write and read the checkpoints of a training run.
 
 A checkpoint is one dict, as `Trainer1D.save` makes it, that torch.load reads with weights_only=True:
 
 step           updates made so far
 model          state_dict of the GaussianDiffusion1D that is trained
 opt            state_dict of Adam
-ema            state_dict of ema_pytorch's EMA; the averaged weights, which are those to use, are its keys
-               `ema_model.<a name in model>`
+ema            state_dict of ema_pytorch's EMA; its keys `ema_model.<name in model>` are the averaged weights,
+               those to use
 scaler         None; the release's key
 seed           the run's: with `step` it decides all further batches
 history        the rows of metrics.csv so far

@@ -194,7 +194,7 @@ def add_flags(parser, *kinds, leave_out=(), only=None, defaults=None):
 
 
 def given(options) -> dict:
-    """Return the settings that the command line names, the mining's beside the others."""
+    """Return the settings that the command line sets, the mining's beside the others."""
     values = {name: getattr(options, name, None) for name in setting_names()}
     return {name: value for name, value in values.items() if value is not None}
 

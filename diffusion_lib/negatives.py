@@ -63,7 +63,7 @@ def mode(name: str, uses=(), draws: int | Callable = 0, needs: tuple[str, str] |
     """Declare a function as a mode of mining.
 
     The function is called without gradients and without dropout, as f(diffusion, cond, x_start, t, noise, mining,
-    given). It returns candidates (B, *out_shape); `given` holds the entries that a mask keeps, or is None.
+    given). It returns candidates (B, *out_shape); `given` holds the given entries, or is None.
 
     uses: settings of SHARED that it needs, beside those of every contrastive loss.
     draws: how many normal tensors of the solution's shape it needs of its own, or a function of the MiningConfig that

@@ -36,7 +36,7 @@ class EnergyModel(nn.Module):
         return (len(inp), self.out_dim)
 
     def condition(self, inp: torch.Tensor, t: torch.Tensor | int):
-        """Compute once all that the energies at these inputs and levels need of them.
+        """Compute once what all energies at these inputs and levels share.
 
         inp: (B, inp_dim).
         t: (B,), or one level for all.
@@ -52,7 +52,7 @@ class EnergyModel(nn.Module):
         raise NotImplementedError
 
     def energy_and_gradient(self, cond, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return energies (B,) and gradients dE/dx (B, out_dim), each row's whatever the batch's size.
+        """Return energies (B,) and gradients dE/dx (B, out_dim); a row's do not depend on the batch's size.
 
         With gradients enabled both can be differentiated in the parameters and, where x.requires_grad, in x.
         """

@@ -82,14 +82,15 @@ class Polynomial(torch.autograd.Function):
 class MatrixEBM(EnergyModel):
     """E(A, x, t) = 1/2 || P(A) (g_t A x - c_t I) ||_F^2, with a learned polynomial P and learned scalars per level.
 
-    P starts from eight channels Z = W_in [I; A^], each n x n, with A^ = A / scale(A). Ten times four channels H = W_mix
-    Z are squared one by one, and Z <- Z + W_out H^2. Squares are enough, since (U + V)^2 - (U - V)^2 = 4 U V where U
-    and V commute. Then P = 10 / scale(A) * W_last Z. A polynomial in A needs no inverse, and nothing in it depends on
-    n. A must be symmetric.
+    P starts from eight channels Z = W_in [I; A^], each n x n, with A^ = A / scale(A). Ten times it squares four
+    channels H = W_mix Z, one by one, and sets Z <- Z + W_out H^2. Squares are enough, since (U + V)^2 - (U - V)^2 = 4 U V
+    where U and V commute. Then P = 10 / scale(A) * W_last Z. A polynomial in A needs no inverse, and nothing in it
+    depends on n. A must be symmetric.
 
-    At level t the residual g_t A x - c_t I vanishes at x = (c_t / g_t) A^-1. The first values g_t = (1 -
-    alphas_cumprod_t)^(-1/4), c_t = sqrt(alphas_cumprod_t) g_t put that at the noised solution's mean, and make dE/dx of
-    the size of the noise where P = A^-1. P preconditions the descent: the nearer P(A) A is to I, the straighter it is.
+    At level t the residual g_t A x - c_t I vanishes at x = (c_t / g_t) A^-1. The first values
+    g_t = (1 - alphas_cumprod_t)^(-1/4), c_t = sqrt(alphas_cumprod_t) g_t put that at the noised solution's mean, and
+    make dE/dx of the size of the noise where P = A^-1. P preconditions the descent: the nearer P(A) A is to I, the
+    straighter it is.
 
     `condition` computes P(A) and P(A) A once a batch. Then an energy is one product of n x n matrices, and a gradient
     one more: g_t (P A)^T (P r), r the residual, a closed form that plain autograd differentiates.

@@ -81,10 +81,10 @@ class Shares(NamedTuple):
 class PairBlock(nn.Module):
     """Two layers: pair features (B, N, N, inputs) to (B, N, N, h) in (0, 1), N at least 2.
 
-    With s the sigmoid, u_i = s(L01 pool(x)_i), v_ij = s(L02 [x_ij, x_ji]), w_ijk = s(L03 [x_ij, x_ik, x_ji, x_ki, x_jk,
-    x_kj]), in the order of SLOTS. g_ij = [u_i, v_ij, max_k w_ijk, min_k w_ijk], k neither i nor j; for i = j these are
-    0 and 1. The result is s(L12 [g_ij, g_ji]). The second layer's orders 0, 1 and 3 are in IRED's checkpoints and feed
-    nothing.
+    With s the sigmoid, u_i = s(L01 pool(x)_i), v_ij = s(L02 [x_ij, x_ji]) and, in the order of SLOTS,
+    w_ijk = s(L03 [x_ij, x_ik, x_ji, x_ki, x_jk, x_kj]). Then g_ij = [u_i, v_ij, max_k w_ijk, min_k w_ijk], with i, j, k
+    all different (maximum 0 and minimum 1 for i = j), and the result is s(L12 [g_ij, g_ji]). The second layer's orders
+    0, 1 and 3 are in IRED's checkpoints and feed nothing.
     """
 
     def __init__(self, inputs: int):

@@ -36,9 +36,9 @@ class NodeShares(NamedTuple):
 class NodeBlock(nn.Module):
     """Two layers: node features x (..., N, inputs), and values to compare, to (..., N, h) in (0, 1).
 
-    With s the sigmoid and q the relations, g = s(L00 pool(x)) over all nodes, u_i = s(L01 [x_i, pool(q)_i]), v_ij =
-    s(L02 [r_ij, r_ji]) with r_ij = [x_i, q_ij]. The result is s(L11 [g, u_i, pool(v)_i]). The second layer's orders 0
-    and 2 are in IRED's checkpoints and feed nothing.
+    With s the sigmoid and q the relations, g = s(L00 pool(x)) over all nodes, u_i = s(L01 [x_i, pool(q)_i]),
+    v_ij = s(L02 [r_ij, r_ji]) with r_ij = [x_i, q_ij]. The result is s(L11 [g, u_i, pool(v)_i]). The second layer's
+    orders 0 and 2 are in IRED's checkpoints and feed nothing.
     """
 
     def __init__(self, inputs: int):

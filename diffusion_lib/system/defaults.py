@@ -7,7 +7,7 @@ import torch
 
 @contextmanager
 def torchs_defaults():
-    """Inside a `with` block allow gradients, also within torch.inference_mode(); default to float32 and the CPU.
+    """Set torch's defaults in a `with` block: gradients, also within torch.inference_mode(), float32 and the CPU.
 
     torch.autocast is off, so that nothing is computed in another type.
     """

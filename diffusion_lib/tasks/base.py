@@ -30,7 +30,7 @@ class Corruption:
         """Return spoiled solutions (B, *out_shape).
 
         released: with the released code's defects.
-        mask: as of Task.mask.
+        mask: see Task.mask.
         """
         raise NotImplementedError
 
@@ -115,7 +115,7 @@ class Task(Dataset):
     def mask(self, inp: torch.Tensor) -> torch.Tensor | None:
         """Return 1 where the input gives the solution's entry, else 0, of the solution's shape; None: nowhere.
 
-        inp: (B, *inp_shape); as long as the solution, and with its values at the given entries.
+        inp: (B, *inp_shape), as long as the solution and with its values at the given entries.
         """
         return None
 
@@ -147,7 +147,7 @@ class Task(Dataset):
         return {"zero": torch.zeros(len(inp), *self.out_shape, dtype=inp.dtype, device=inp.device)}
 
     def wrong_answers(self, inp, target, generator) -> dict[str, torch.Tensor]:
-        """Return by name wrong solutions (B, *out_shape) that no model made, on which any two energies can be compared.
+        """Return by name wrong solutions (B, *out_shape) that no model made, to compare energies on.
 
         `other` is another problem's solution, which an energy cannot tell from the true one without the input;
         `corrupted` is the solution spoiled in the task's own way.
@@ -203,7 +203,7 @@ class MatrixTask(Task):
 class ItemTask:
     """A torch Dataset of (inp, target) or (inp, target, mask) items, with `inp_dim` and `out_dim`, as a task.
 
-    A batch is a draw of its items; a mask is as of Task.mask. It has no bound of its own (None: the model's). Raises
+    A batch is a draw of its items; for masks see Task.mask. It has no bound of its own (None: the model's). Raises
     ConfigError for a dataset without length or sizes, and where its items make no batch.
     """
 
@@ -224,7 +224,7 @@ class ItemTask:
 
     @torch.no_grad()
     def sample(self, batch_size, generator=None, device="cpu", dtype=torch.float32):
-        """Draw inputs (B, *inp_shape) and targets (B, *out_shape), as of a Task, and masks where the items have them.
+        """Draw inputs (B, *inp_shape) and targets (B, *out_shape), as a Task does, and masks where the items have them.
 
         What items draw from the generators that all share is decided by `generator` too.
         """
@@ -256,7 +256,7 @@ def rules_of(task, match_release: bool) -> Rules:
 
 
 def as_task(dataset) -> "Task | ItemTask":
-    """Return what makes batches of its own as it is, and anything else as a task of its items."""
+    """Return a task as it is, and any other dataset as a task of its items."""
     return dataset if isinstance(dataset, Task | ItemTask) else ItemTask(dataset)
 
 

@@ -116,8 +116,8 @@ def spd_inverse(a: torch.Tensor) -> torch.Tensor:
 
     The batch is the innermost axis, so each sweep is one vectorised update over all matrices; LAPACK, called once per
     small matrix, takes over twice as long. Positive pivots need no exchanges. A sweep at pivot d divides row and column
-    k by d, makes the pivot -1/d, and subtracts row x column / d from the rest. With u = row/sqrt(d) and u_k = sqrt(d) -
-    1/sqrt(d) that is x - u u^T everywhere, except that the pivot is left 2 too large.
+    k by d, makes the pivot -1/d, and subtracts row x column / d from the rest. With u = row/sqrt(d) and
+    u_k = sqrt(d) - 1/sqrt(d) that is x - u u^T everywhere, except that the pivot is left 2 too large.
     """
     x = a.permute(1, 2, 0).clone(memory_format=torch.contiguous_format)  # (n, n, B)
     for k in range(x.shape[0]):

@@ -20,9 +20,9 @@ class Sudoku(Task):
     """A puzzle and its solution on s x s boards, s = rank^2, both (s^3,) in signs.
 
     rank: the size of a box, 2 or 3.
-    Cells come row by row, the s digits of each innermost; a blank cell is all -1. `mask` is 1 at all digits of a given.
-    Examples are SATNet's puzzles (31 to 42 givens), and RRN's (17 to 34) for the harder set, where their files are
-    there. Else they are made: `pool_size` puzzles of the split's own classes, with 31 to 42 givens, or 22 to 34 for the
+    Cells come row by row, the s digits of each innermost; a blank cell is all -1. `mask` is 1 at all digits of a given
+    cell. Examples are SATNet's puzzles (31 to 42 givens), and RRN's (17 to 34) for the harder set, where there are
+    files. Else they are made: `pool_size` puzzles of the split's own classes, with 31 to 42 givens, or 22 to 34 for the
     harder set (blanking reaches no fewer), each seen under random symmetries without end. At rank 2 givens are in
     proportion.
 
