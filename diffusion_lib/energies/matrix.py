@@ -83,7 +83,7 @@ class MatrixEBM(EnergyModel):
     """E(A, x, t) = 1/2 || P(A) (g_t A x - c_t I) ||_F^2, with a learned polynomial P and learned scalars per level.
 
     P starts from eight channels Z = W_in [I; A^], each n x n, with A^ = A / scale(A). Ten times it squares four
-    channels H = W_mix Z, one by one, and sets Z <- Z + W_out H^2. Squares are enough, since (U + V)^2 - (U - V)^2 = 4 U V
+    channels H = W_mix Z, one by one, and sets Z <- Z + W_out H^2. Squares are enough: (U + V)^2 - (U - V)^2 = 4 U V
     where U and V commute. Then P = 10 / scale(A) * W_last Z. A polynomial in A needs no inverse, and nothing in it
     depends on n. A must be symmetric.
 
