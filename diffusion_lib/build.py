@@ -1,4 +1,4 @@
-"""From a configuration to its untrained model, its evaluation tasks and the memory that they need."""
+"""Build the model and the evaluation tasks of a configuration, and check that they fit the machine."""
 
 import math
 from dataclasses import replace
@@ -34,9 +34,10 @@ def build_diffusion(
     use_innerloop_opt: bool = False,
     baseline: bool = False,
 ) -> GaussianDiffusion1D:
-    """The untrained model of a run: initial weights are a function of the seed alone, not of the strategy.
+    """Build the untrained model of a run; its initial weights depend on the seed alone, not on the strategy.
 
-    task: what it is trained on, by default the configuration's. use_innerloop_opt, baseline: see GaussianDiffusion1D.
+    task: what it is trained on; None: the configuration's task.
+    use_innerloop_opt, baseline: as in GaussianDiffusion1D.
     """
     torch.manual_seed(derive_seed(INITIAL_WEIGHTS, seed))
     task = task or training_task(config)
@@ -52,7 +53,7 @@ def build_diffusion(
 
 
 def evaluation_tasks(config: ExperimentConfig, trained_on: Task) -> tuple[Task, Task]:
-    """The training's usual and the harder difficulty, each with the bound that the sampler keeps on it."""
+    """Return the task at the usual and at the harder difficulty, each with the bound that the sampler keeps on it."""
     val, harder = (type(trained_on)("val", config.rank, ood) for ood in (False, True))
     if config.clamp == "training":
         harder.rules = replace(harder.rules, bound=trained_on.bound)
@@ -61,10 +62,11 @@ def evaluation_tasks(config: ExperimentConfig, trained_on: Task) -> tuple[Task, 
 
 @cache
 def describe_data(config: ExperimentConfig, ood: bool = False) -> dict:
-    """What a run learns from and is judged by: its `source`, and a `fingerprint`, a number for each of the three sets.
+    """Describe the data of a run.
 
-    It is a projection of the set's first inputs on the CPU, which other processors give but for its last digits. ood:
-    as of training_task.
+    ood: whether it trains on the harder examples.
+    Returns `source`, where the examples come from, and `fingerprint`, a number for each of the three sets: a projection
+    of its first inputs, computed on the CPU. Other processors differ in the last digits only.
     """
     task, numbers = training_task(config, ood), []
     sets = task, *evaluation_tasks(config, task)
@@ -77,15 +79,15 @@ def describe_data(config: ExperimentConfig, ood: bool = False) -> dict:
 
 
 def check_mode(config: ExperimentConfig):
-    """Raises ConfigError where the mining needs what the configuration's model or task lacks."""
+    """Raise ConfigError where the mining mode needs what the configuration's model or task lacks."""
     rules = rules_of(training_task(config), config.match_release)
     require_possible(MODELS[config.model], rules, config.mining.mode)
 
 
 def check_model(config: ExperimentConfig):
-    """The configuration's model on torch's meta device, which takes no memory.
+    """Build the configuration's model on torch's meta device, which takes no memory.
 
-    Raises ConfigError where it fits neither task nor precision, on whatever machine.
+    Raises ConfigError where the model does not fit the task or the precision, whatever the machine.
     """
     task = training_task(config)
     try:
@@ -104,10 +106,10 @@ def check_model(config: ExperimentConfig):
 
 
 def memory_needs(config: ExperimentConfig) -> dict[str, int]:
-    """Bytes of memory that a run needs at the least, by the setting that decides them.
+    """Return the least memory that a run needs, in bytes, by the setting that decides each part.
 
-    Left out is what only some models and strategies need, so that nothing is refused that could run. Raises ConfigError
-    as `check_model`.
+    What only some models and strategies need is left out, so that no run that fits is refused. Raises ConfigError as
+    `check_model` does.
     """
     task, ebm, number = training_task(config), check_model(config), 4  # bytes of a float32
     size = math.prod(task.inp_shape) + math.prod(task.out_shape)
@@ -120,7 +122,7 @@ def memory_needs(config: ExperimentConfig) -> dict[str, int]:
 
 
 def check_fits(config: ExperimentConfig, device: torch.device, at_once: int = 1):
-    """Raises ConfigError where the model fits neither task nor precision, or the sizes cannot fit the memory."""
+    """Raise ConfigError if the model does not fit the task or precision, or `at_once` runs do not fit the memory."""
     needs = memory_needs(config)
     choose_products(config.precision, device)
     needed, limit = at_once * sum(needs.values()), memory_limit(device)
@@ -133,7 +135,7 @@ def check_fits(config: ExperimentConfig, device: torch.device, at_once: int = 1)
 
 
 def require_fitting_shapes(config: ExperimentConfig, ebm, task: Task):
-    """Raises ConfigError where the model, on the meta device, cannot take the task's inputs and solutions."""
+    """Raise ConfigError where the model, on the meta device, cannot take the task's inputs and solutions."""
     inp, x = (torch.empty(1, *shape, device="meta") for shape in (task.inp_shape, task.out_shape))
     try:
         fits = (

@@ -1,20 +1,20 @@
-"""The checkpoint of a training: what it holds, how it is written, and how it is read.
+"""Write and read the checkpoints of a training run.
 
-A file that torch.load reads with weights_only=True, one dict, as `Trainer1D.save` makes it:
+A checkpoint is one dict, as `Trainer1D.save` makes it, that torch.load reads with weights_only=True:
 
 step           updates made so far
 model          state_dict of the GaussianDiffusion1D that is trained
 opt            state_dict of Adam
-ema            state_dict of ema_pytorch's EMA: the averaged weights, those to use, are its keys that begin with
-               `ema_model.`, with the names of `model` after it
+ema            state_dict of ema_pytorch's EMA; its keys `ema_model.<name in model>` are the averaged weights,
+               those to use
 scaler         None; the release's key
-seed           that of the run: with `step` it decides all further batches
+seed           the run's: with `step` it decides all further batches
 history        the rows of metrics.csv so far
 train_seconds  time spent on training so far
-loss_sums      (6,) float64, since the last of those rows: the sums of the loss, of its three parts and of clipped
-               gradients, and the number of steps
+loss_sums      (6,) float64, sums since the last of those rows: the loss, its three parts, clipped gradients, steps
 run            task, model, mining and so on: see Trainer1D.run_identity
-The first four are needed (opt only for training on) and are also what a checkpoint of the released code has.
+
+The first four are needed (opt only to train on); a checkpoint of the released code has them too.
 """
 
 import io
@@ -45,7 +45,7 @@ def save_checkpoint(path, state: dict):
 
 
 def checkpoint_path(folder: Path, milestone) -> Path:
-    """Where a milestone of a run's folder lies: `last`, a number as in the released trainer, or the path of a file."""
+    """Return the path of a milestone of a run: `last`, a number as in the released trainer, or a file's own path."""
     name = str(milestone)
     if name == "last":
         return folder / "last.pt"
@@ -53,10 +53,11 @@ def checkpoint_path(folder: Path, milestone) -> Path:
 
 
 def load_checkpoint(path, device, to_train: bool) -> dict:
-    """The state in a checkpoint, tensors on `device`. Raises CheckpointError naming the file, which stays.
+    """Read the state in a checkpoint, its tensors on `device`.
 
-    to_train: whether it needs the optimizer's state. A zip's checksums are compared first: a flipped bit would be a
-    weight like others.
+    to_train: whether the optimizer's state is needed.
+    A zip's checksums are compared first, since a flipped bit would pass for a weight. Raises CheckpointError, which
+    names the file; the file stays.
     """
     try:
         device = torch.device(device)
@@ -80,9 +81,11 @@ def load_checkpoint(path, device, to_train: bool) -> dict:
 
 
 def require_own(path, state: dict, own: dict, seed: int, last: int | None):
-    """Raises CheckpointError for the state of another run than `own` (see Trainer1D.run_identity; None: any).
+    """Raise CheckpointError where a state is another run's.
 
-    last: the step beyond which it is of a longer run (None: any is allowed).
+    own: the identity of this run, see Trainer1D.run_identity; a value of None allows any.
+    seed: the seed of this run.
+    last: the last step of this run; None: any step is allowed.
     """
     if state.get("seed", seed) != seed:
         raise CheckpointError(f"{path} is of seed {state['seed']}, this run has seed {seed}")
@@ -99,11 +102,11 @@ def _is_one_of(value, kinds) -> bool:
 
 
 def averaged_weights(state: dict) -> dict:
-    """The state_dict of the averaged (EMA) model in a checkpoint."""
+    """Return the state_dict of the averaged (EMA) model in a checkpoint."""
     return {key.removeprefix(EMA_PREFIX): value for key, value in state["ema"].items() if key.startswith(EMA_PREFIX)}
 
 
 def other_model_error(path, error: Exception) -> CheckpointError:
-    """What to raise where the state in `path` does not fit; `error` is load_state_dict's, of many lines."""
+    """Make the error for a state in `path` that does not fit the model; `error` is load_state_dict's, of many lines."""
     reason = "; ".join(line.strip() for line in str(error).splitlines()[1:3]) or str(error)
     return CheckpointError(f"{path} holds another model than this run's ({reason}); it is left as it was")

@@ -28,10 +28,12 @@ RECIPES = {
 
 
 def recipe(dataset: str | None = None, model: str | None = None, match_release: bool | None = None) -> dict:
-    """The settings that a task and an energy model bring.
+    """Return the settings that a task and an energy model bring.
 
-    None: the default task, and the task's own model. match_release: hand-made negatives, where there are some, are the
-    released code's. Unknown names bring nothing: the configuration refuses them.
+    dataset: the task; None: the default one.
+    model: the energy model; None: the task's own.
+    match_release: take the released code's hand-made negatives, where the task has some.
+    Unknown names bring nothing: the configuration refuses them.
     """
     task = TASKS.get(dataset or ExperimentConfig.dataset)
     if task is None:
@@ -46,9 +48,9 @@ def recipe(dataset: str | None = None, model: str | None = None, match_release: 
 @with_plain_numbers
 @dataclass(frozen=True)
 class ExperimentConfig:
-    """Everything that decides the numbers of a run, but for its seed. Raises ConfigError for what is not allowed.
+    """Everything that decides the numbers of a run, but for its seed.
 
-    `mining` is how its negatives are made: see MiningConfig.
+    `mining` is how its negatives are made: see MiningConfig. Raises ConfigError for a value that is not allowed.
     """
 
     dataset: str = setting("inverse", "task", TASKS)
@@ -78,11 +80,11 @@ class ExperimentConfig:
             raise ConfigError(f"mining is {self.mining!r}; allowed: a MiningConfig")
 
     def learning_rate_factor(self, step: int) -> float:
-        """The factor of `learning_rate` at a step counted from 0."""
+        """Return the factor of `learning_rate` at a step, counted from 0."""
         return SCHEDULES[self.schedule](step, self.train_steps)
 
     def trainer_options(self) -> dict:
-        """All that it says of Trainer1D, as keywords: whoever trains by a configuration passes them on."""
+        """Return the keyword arguments for Trainer1D."""
         return {
             "train_batch_size": self.batch_size,
             "train_lr": self.learning_rate,
@@ -93,12 +95,12 @@ class ExperimentConfig:
         }
 
     def flat(self) -> dict:
-        """All settings by name, the mining's beside the others: what `configure` takes."""
+        """Return all settings by name, the mining's beside the others, as `configure` takes them."""
         own = {each.name: getattr(self, each.name) for each in settings()}
         return own | {name: getattr(self.mining, name) for name in setting_names(MiningConfig)}
 
     def change(self, **changed) -> "ExperimentConfig":
-        """This configuration with other settings, the mining's among them. Raises ConfigError."""
+        """Return a copy with other values of some settings, the mining's among them. Raises ConfigError."""
         return configure(self.flat() | changed)
 
     def to_dict(self) -> dict:
@@ -106,14 +108,14 @@ class ExperimentConfig:
 
     @classmethod
     def from_dict(cls, recorded: dict) -> "ExperimentConfig":
-        """Of what config.json records, whatever else it records beside. Raises ConfigError."""
+        """Make a configuration from what config.json records; other keys are ignored. Raises ConfigError."""
         known = current(recorded)
         values = {each.name: known[each.name] for each in settings(cls)}
         return cls(**values, mining=MiningConfig.from_dict(known["mining"]))
 
 
 def configure(flat: dict) -> ExperimentConfig:
-    """The configuration of settings by name, the mining's beside the others; what is left out has its default.
+    """Make a configuration from settings by name, the mining's beside the others; the rest have their defaults.
 
     Raises ConfigError for an unknown name, and for a value that is not allowed.
     """
@@ -126,12 +128,12 @@ def configure(flat: dict) -> ExperimentConfig:
 
 
 def setting_names(*kinds) -> list[str]:
-    """The names of all settings, or of those of some configurations."""
+    """Return the names of the settings of some configurations, by default of all."""
     return [each.name for kind in kinds or (ExperimentConfig, MiningConfig) for each in settings(kind)]
 
 
 def parse_value(name: str, text: str):
-    """The value of a setting that a command line gives as text. Raises ConfigError where it has another type."""
+    """Read the value of a setting from a command line's text. Raises ConfigError where the text is of another type."""
     kinds = {each.name: type(each.default) for each in (*settings(), *settings(MiningConfig))}
     kind, words = kinds[name], "true or false" if kinds[name] is bool else kinds[name].__name__
     try:
@@ -141,16 +143,16 @@ def parse_value(name: str, text: str):
 
 
 def settings(kind=ExperimentConfig) -> list:
-    """The settings of a configuration, as of `setting`; of the mining those of its modes too."""
+    """Return the settings of a configuration, as `setting` declares them; of MiningConfig those of every mode too."""
     if kind is MiningConfig:
         return list(mining_settings().values())
     return [each for each in fields(kind) if "help" in each.metadata]
 
 
 def current(recorded: dict) -> dict:
-    """A recorded configuration, that of an earlier version too, in the form of today.
+    """Bring a recorded configuration, also one of an earlier version, into today's form.
 
-    A setting that it lacks had the default; the mining's settings stood beside the others.
+    A setting that it lacks had its default; earlier the mining's settings stood beside the others.
     """
     mining = {each.name: recorded[each.name] for each in settings(MiningConfig) if each.name in recorded}
     if "mining_mode" in recorded:
@@ -164,9 +166,11 @@ def current(recorded: dict) -> dict:
 
 
 def add_flags(parser, *kinds, leave_out=(), only=None, defaults=None):
-    """A flag for each setting of the configurations `kinds` (or for `only` some), None where it is not given.
+    """Add a flag for each setting of the configurations `kinds`; where the flag is not used its value is None.
 
-    defaults: what the help shows instead of a setting's own default.
+    leave_out: names of settings without a flag.
+    only: names of the only settings with a flag; None: all.
+    defaults: by name, what the help shows instead of a setting's own default.
     """
     for each in (each for kind in kinds for each in settings(kind)):
         if each.name in leave_out or (only and each.name not in only):
@@ -190,13 +194,13 @@ def add_flags(parser, *kinds, leave_out=(), only=None, defaults=None):
 
 
 def given(options) -> dict:
-    """The settings that the command line gave, the mining's beside the others."""
+    """Return the settings that the command line sets, the mining's beside the others."""
     values = {name: getattr(options, name, None) for name in setting_names()}
     return {name: value for name, value in values.items() if value is not None}
 
 
 def parse_seeds(words) -> list[int]:
-    """Words such as '0-9', '3' or '0,2,5-7' as a sorted list without repeats. Raises ConfigError for anything else."""
+    """Read words such as '0-9', '3' or '0,2,5-7' as a sorted list of seeds without repeats. Raises ConfigError."""
     text = words if isinstance(words, str) else ",".join(words)
     if not re.fullmatch(r"\d{1,9}(-\d{1,9})?(,\d{1,9}(-\d{1,9})?)*", text):
         raise ConfigError(f"seeds are {text!r}; allowed: whole numbers such as 0 2 5, or ranges such as 0-9")
@@ -212,12 +216,12 @@ def parse_seeds(words) -> list[int]:
 
 
 def check_name(name: str) -> str:
-    """The name of a study, which becomes a folder. Raises ConfigError for one that could lead elsewhere."""
+    """Return the name of a study, which becomes a folder. Raises ConfigError for one that could lead elsewhere."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
         raise ConfigError(f"name is {name!r}; allowed: letters, digits, dots, dashes, underscores, at most 100")
     return name
 
 
 def log_interval(train_steps: int) -> int:
-    """Steps between rows of metrics.csv: about fifty rows, at most 100 steps apart."""
+    """Return the steps between rows of metrics.csv: about fifty rows, at most 100 steps apart."""
     return max(1, min(100, math.ceil(train_steps / 50)))

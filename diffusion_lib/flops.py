@@ -1,10 +1,10 @@
-"""Training FLOPs: two for each multiply-add of the matrix products in a step, as torch counts them.
+"""Count training FLOPs: two for each multiply-add of the matrix products in a step, as torch counts them.
 
-A step at batch B costs a + b B: a are the products of weights alone (the Gram matrix of the MLP's last layer, once a
-step whatever its batch). Runs are charged as at the published batch of 2,048, b + a / 2048 an example, so that the
-ratio of two strategies does not depend on the batch of a study. For the MLP at rank 20 a is 2% of the baseline's step
-at that batch, and 24% at batch 128; adversarial over baseline is 2.80 and 2.40. Not counted: making the data, the
-update of the weights, everything that is no matrix product.
+A step at batch B costs a + b B, where a is the cost of products of weights alone (the Gram matrix of the MLP's last
+layer, once a step). Runs are charged as at the published batch of 2,048, b + a / 2048 an example, so that the ratio of
+two strategies does not depend on a study's batch. For the MLP at rank 20, a is 2% of the baseline's step at that batch
+and 24% at batch 128; adversarial costs 2.80 and 2.40 times the baseline. Not counted: making the data, the update of
+the weights, and everything that is no matrix product.
 """
 
 from functools import cache
@@ -21,9 +21,10 @@ PUBLISHED_BATCH = 2048
 
 
 def step_flops(config: ExperimentConfig, batch_size: int, task=None) -> int:
-    """FLOPs of a step of `config.mining`, forward and backward, at a batch size; task: as of build_diffusion.
+    """Count the FLOPs of a step of `config.mining`, forward and backward, on torch's meta device.
 
-    Counted on torch's meta device, which computes nothing.
+    batch_size: examples in the step.
+    task: as in build_diffusion.
     """
     task = task or training_task(config)
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
@@ -38,13 +39,13 @@ def step_flops(config: ExperimentConfig, batch_size: int, task=None) -> int:
 
 @cache
 def example_flops(config: ExperimentConfig) -> float:
-    """FLOPs of training on one example, its share of a step at the published batch. Raises ConfigError."""
+    """Return the FLOPs of training on one example: its share of a step at the published batch. Raises ConfigError."""
     check_model(config)
     return step_flops(config, PUBLISHED_BATCH) / PUBLISHED_BATCH
 
 
 def train_flops(config: ExperimentConfig) -> int:
-    """Count the FLOPs of a whole run of `config.mining`; before its start a step costs what one without does."""
+    """Count the FLOPs of a whole run; steps before its contrastive loss starts cost what those without mining do."""
     early = config.mining.first_contrast(config.train_steps)
     examples = (config.train_steps - early) * example_flops(config)
     if early:
@@ -53,17 +54,17 @@ def train_flops(config: ExperimentConfig) -> int:
 
 
 def without_contrast(config: ExperimentConfig) -> ExperimentConfig:
-    """Return the configuration of the steps before its start."""
+    """Return the configuration of the steps before the contrastive loss starts."""
     return config.change(mode="none", start=0.0)
 
 
 def equal_compute_steps(config: ExperimentConfig, other: ExperimentConfig) -> int:
-    """The steps of `config` that cost what all of the run `other` costs; at least one."""
+    """Return how many steps of `config` cost what the whole run `other` costs; at least one."""
     per_step = train_flops(config) / config.train_steps
     return max(1, round(train_flops(other) / per_step))
 
 
 def recorded_flops(run: Path) -> int:
-    """Training FLOPs of the run in a folder: those of its result.json, counted where that has none."""
+    """Return the training FLOPs of the run in a folder: those in result.json, else counted."""
     recorded = (read_result(run) or {}).get("train_flops")
     return recorded or train_flops(recorded_config(run))

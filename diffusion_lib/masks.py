@@ -1,4 +1,4 @@
-"""Entries of a solution that the input gives, such as the digits of a puzzle: they are kept, whatever is sampled."""
+"""The given entries of a solution, such as the digits of a puzzle: the input has them, and every sample keeps them."""
 
 from typing import NamedTuple
 
@@ -6,12 +6,12 @@ import torch
 
 
 class Given(NamedTuple):
-    """The given entries of x_t: where they are, and their values, both (B, *out_shape); `mask` is boolean."""
+    """The given entries of x_t: where they are (`mask`, bool) and their `values`, both (B, *out_shape)."""
 
     mask: torch.Tensor
     values: torch.Tensor
 
 
 def restored(x: torch.Tensor, given: Given | None) -> torch.Tensor:
-    """x (B, *out_shape) with the given entries put back; x itself where there are none."""
+    """Return x (B, *out_shape) with the given entries put back, or x itself where there are none."""
     return x if given is None else torch.where(given.mask, given.values, x)

@@ -51,7 +51,7 @@ MODES = {"none": None}
 
 
 class Declared(NamedTuple):
-    """What a mode says of itself: see `mode`. One that says nothing uses all shared settings."""
+    """What a mode declares: see `mode`. A mode that declares nothing uses all shared settings."""
 
     uses: tuple[str, ...] = tuple(SHARED)
     draws: int | Callable = 0
@@ -62,16 +62,16 @@ class Declared(NamedTuple):
 def mode(name: str, uses=(), draws: int | Callable = 0, needs: tuple[str, str] | None = None, **own):
     """Declare a function as a mode of mining.
 
-    It is called without gradients, and without dropout, as f(diffusion, cond, x_start, t, noise, mining, given), and
-    returns candidates (B, *out_shape); `given` holds what a mask keeps, or is None.
+    The function is called without gradients and without dropout, as f(diffusion, cond, x_start, t, noise, mining,
+    given). It returns candidates (B, *out_shape); `given` holds the given entries, or is None.
 
-    uses: of SHARED, the settings that it needs beside those of every contrastive loss.
-    draws: how many standard normal tensors like the solution it needs of its own, or a function of the MiningConfig
-    that says so. The function then has one more argument, drawn (B, draws, *out_shape). Training makes them with its
-    batches, as a function of (seed, step) alone: a captured CUDA graph, which can seed no generator, has them as
-    inputs, and processes and workers get the same.
-    needs: what a task's Rules must have, its name and in words: with any other task the mode is refused.
-    own: its own settings, by name, as of `setting`.
+    uses: settings of SHARED that it needs, beside those of every contrastive loss.
+    draws: how many normal tensors of the solution's shape it needs of its own, or a function of the MiningConfig that
+    returns the number. The function then has one more argument, drawn (B, draws, *out_shape). Training draws them with
+    its batches, from (seed, step) alone: processes and workers get the same, and a captured CUDA graph, which can seed
+    no generator, takes them as inputs.
+    needs: an attribute that a task's Rules must have, and what it is in words; without it the mode is refused.
+    own: its own settings, by name, as `setting` makes them.
     """
 
     def declare(make):
@@ -87,7 +87,7 @@ def mode(name: str, uses=(), draws: int | Callable = 0, needs: tuple[str, str] |
 
 
 def declared(name: str) -> Declared:
-    """Return what the mode of that name says of itself."""
+    """Return what the mode of that name declares."""
     return Declared(uses=()) if MODES[name] is None else getattr(MODES[name], "declared", Declared())
 
 
@@ -107,35 +107,35 @@ def _noisier(diffusion, x_start, t, noise, mining, given):
 
 
 def mined(diffusion, cond, x_start, t, noise, mining, given):
-    """The noisier sample after `opt_steps` descents, z (B, *out_shape) at level t, and the share of descents kept."""
+    """Descend `opt_steps` times from the noisier sample: z (B, *out_shape) at level t, and the share of steps kept."""
     z = _noisier(diffusion, x_start, t, noise, mining, given)
     return diffusion.descend(cond, z, t, mining.opt_steps, mining.scale_factor, diffusion.bound, given)
 
 
 @mode("random", uses=("noise_scale",))
 def noisier_sample(diffusion, _cond, x_start, t, noise, mining, given):
-    """The solution with `noise_scale` times the noise: candidates (B, *out_shape)."""
+    """Add `noise_scale` times the noise to the solution: candidates (B, *out_shape)."""
     return diffusion.predict_start(_noisier(diffusion, x_start, t, noise, mining, given), t)
 
 
 @mode("adversarial", uses=("opt_steps", "scale_factor", "noise_scale"))
 def descended_sample(diffusion, cond, x_start, t, noise, mining, given):
-    """The noisier sample after `opt_steps` descents of the energy, IRED's own choice: candidates (B, *out_shape)."""
+    """Descend the energy from the noisier sample `opt_steps` times, IRED's own choice: candidates (B, *out_shape)."""
     return diffusion.predict_start(mined(diffusion, cond, x_start, t, noise, mining, given)[0], t)
 
 
 @mode("corrupt", uses=("corruption",), needs=("corruption", "hand-made corruption"))
 def corrupted_sample(diffusion, _cond, x_start, _t, _noise, mining, given):
-    """The solution spoiled in the task's own way, the release's choice for its discrete tasks: (B, *out_shape).
+    """Spoil the solution in the task's own way, the release's choice for its discrete tasks: (B, *out_shape).
 
-    Training draws these with its batches instead, so that they are a function of (seed, step).
+    Training draws these with its batches instead, so that they depend on (seed, step) alone.
     """
     return mining.corrupt(diffusion.rules, x_start, mask=None if given is None else given.mask)
 
 
 @mode("independent", uses=("noise_scale",), draws=1)
 def independent_sample(diffusion, cond, x_start, t, _noise, mining, given, drawn):
-    """Do as `random`, but with noise of its own, not that which real and wrong answer share: (B, *out_shape)."""
+    """Do as `random`, but with noise that the real answer does not share: candidates (B, *out_shape)."""
     return noisier_sample(diffusion, cond, x_start, t, drawn[:, 0], mining, given)
 
 
@@ -146,7 +146,7 @@ def independent_sample(diffusion, cond, x_start, t, _noise, mining, given, drawn
     distance=setting(0.1, "of a near negative from the solution, as a share of the solution's norm"),
 )
 def near_solution(diffusion, _cond, x_start, _t, _noise, mining, _given, drawn):
-    """Give the solution of another problem near this one, by the task's rules: candidates (B, *out_shape)."""
+    """Return the solution of another problem near this one, by the task's rules: candidates (B, *out_shape)."""
     return diffusion.rules.near(x_start, drawn[:, 0], mining.distance)
 
 
@@ -157,7 +157,7 @@ def near_solution(diffusion, _cond, x_start, _t, _noise, mining, _given, drawn):
     share=setting(0.5, "of a batch's negatives that are random, not adversarial", check=require_fraction),
 )
 def mixed_sample(diffusion, cond, x_start, t, noise, mining, given, drawn):
-    """Choose by a draw for each row the random candidate or the adversarial one: (B, *out_shape)."""
+    """Choose the random candidate or the adversarial one, by a draw for each row: (B, *out_shape)."""
     start = _noisier(diffusion, x_start, t, noise, mining, given)
     descended, _ = mined(diffusion, cond, x_start, t, noise, mining, given)
     uniform = torch.special.ndtr(drawn.flatten(1)[:, 0]).view(-1, *[1] * (x_start.ndim - 1))
@@ -180,15 +180,15 @@ def langevin_sample(diffusion, cond, x_start, t, noise, mining, given, drawn):
 
 @mode("levels", draws=1)
 def solution_itself(_diffusion, _cond, x_start, _t, _noise, _mining, _given, _drawn):
-    """Give the solution: what is wrong is the level at which its sample's energy is taken, see `other_levels`."""
+    """Return the solution; wrong is only the level at which its sample's energy is taken, see `other_levels`."""
     return x_start
 
 
 def other_levels(t, drawn, num_timesteps: int):
-    """Draw for each sample one of the levels (B,) that it is not of, t (B,), all alike.
+    """Draw for each sample a uniform level (B,) other than its own, t (B,).
 
-    Telling its own level from another's by the energies is classification of the noise level, two classes at a time
-    (density-ratio contrast, arXiv 2601.21025): a contrast without negatives.
+    Telling the two levels apart by the energies classifies the noise level, two classes at a time (density-ratio
+    contrast, arXiv 2601.21025): a contrast without negatives.
     """
     uniform = torch.special.ndtr(drawn.flatten(1)[:, 0])
     further = (uniform * (num_timesteps - 1)).long().clamp(max=num_timesteps - 2)
@@ -206,8 +206,8 @@ INSTEAD = {
 class MiningConfig:
     """How negatives are made (IRED, section 3.2, equation 6, and its released code).
 
-    Its attributes are all of `mining_settings`, given by name or in that order; they cannot be changed. Raises
-    ConfigError (a ValueError) naming what is allowed.
+    Its attributes are all of `mining_settings`, passed by name or in that order; they cannot be changed. Raises
+    ConfigError (a ValueError), which names what is allowed.
     """
 
     mode = "adversarial"
@@ -239,9 +239,10 @@ class MiningConfig:
 
     @classmethod
     def from_dict(cls, config: "Mapping | MiningConfig | None", **usual) -> "MiningConfig":
-        """Check a `mining_config` dict once, at the edge. None is IRED's behaviour: adversarial, 2 steps.
+        """Make a MiningConfig from a `mining_config` dict; None is IRED's own: adversarial, 2 steps.
 
-        usual: what holds where a dict does not say otherwise.
+        usual: values of settings that the dict leaves out.
+        Raises ConfigError for an unknown key, and for a value that is not allowed.
         """
         if isinstance(config, cls):
             return config
@@ -255,20 +256,20 @@ class MiningConfig:
         return cls(**{**usual, **(config or {})})
 
     def corrupt(self, rules, target, generator=None, mask=None):
-        """Solutions (B, *out_shape) spoiled in the way of a task's `rules`, mended or as released."""
+        """Return solutions (B, *out_shape) spoiled in the way of a task's `rules`, mended or as released."""
         return rules.corruption(target, generator, released=self.corruption == "released", mask=mask)
 
     def uses(self, setting: str) -> bool:
-        """Whether the mode's negatives depend on a setting."""
+        """Return whether the mode's negatives depend on a setting."""
         return setting in declared(self.mode).uses
 
     def draws(self) -> int:
-        """Count the normal tensors like the solution that the mode draws of its own."""
+        """Return how many normal tensors of the solution's shape the mode draws of its own."""
         draws = declared(self.mode).draws
         return draws(self) if callable(draws) else draws
 
     def first_contrast(self, train_steps: int) -> int:
-        """Return the step, counted from 0, from which on a run of `train_steps` has its contrastive loss."""
+        """Return the first step, counted from 0, at which a run of `train_steps` has its contrastive loss."""
         return round(self.start * train_steps) if self.uses("start") else 0
 
     def to_dict(self) -> dict:
@@ -276,7 +277,7 @@ class MiningConfig:
 
 
 def recorded_settings(values: dict) -> dict:
-    """Keep of a mining's settings by name those that a record names: see RECORDED. Unknown ones stay."""
+    """Keep those of a mining's settings, by name, that a record names: see RECORDED. Unknown ones stay."""
     usual = {name: each.default for name, each in mining_settings().items()}
     own = declared(values["mode"]).own if values["mode"] in MODES else ()
     kept = (*RECORDED, *own)

@@ -25,7 +25,7 @@ ENDED_TYPES = {"finished": {"samplers": dict}, "failed": {"reason": str}}  # by 
 COSTS = {"parameters", "train_seconds", "steps_per_second", "train_flops", "peak_memory_bytes", "clipped"}
 OF_A_RUN = {"strategy", "seed", "train_steps"}  # what the runs of any study may differ in, beside the mining's settings
 ANEW = "Delete it, and the same command evaluates the run again"
-# All that a result of an earlier version may have, which had no digest: a digest under a damaged name is none of these.
+# All keys of an earlier version's result, which had no digest: a digest under a damaged name is none of these.
 WITHOUT_DIGEST = {*RESULT_TYPES, *(key for types in ENDED_TYPES.values() for key in types), *COSTS}
 
 
@@ -40,9 +40,12 @@ def prepare_folder(
 ):
     """Make `folder` for `config`, or check that it was made for it; of several processes at once, one makes it.
 
-    config.json records the configuration, the data and the environment of the first command, or with `renew` of this
-    one. at_once: the runs that this command trains at the same time. data: what `describe_data` says.
-    Raises ConfigError that names each differing key and the `remedy`, and OSError for a folder that cannot be written.
+    Its config.json records the configuration, the data and the environment of the first command.
+    remedy: the advice that ends an error.
+    renew: record this command instead of the first one.
+    at_once: the runs that this command trains at the same time.
+    data: what `describe_data` returns.
+    Raises ConfigError, which names each key that differs, and OSError for a folder that cannot be written.
     """
     path = folder / "config.json"
     there = path.exists()
@@ -60,32 +63,32 @@ def prepare_folder(
 
 
 def require_same(folder: Path, config: dict, remedy: str):
-    """Raises ConfigError where the folder was made for another configuration."""
+    """Raise ConfigError where the folder was made for another configuration."""
     differing = differences(read_config(folder), config)
     if differing:
         raise ConfigError(f"{folder} was made by another configuration: {differing}. {remedy}")
 
 
 def require_same_data(folder: Path, data: dict | None, remedy: str):
-    """Raises ConfigError where the folder was made from other data; an earlier version recorded none."""
+    """Raise ConfigError where the folder was made from other data; what an earlier version left unrecorded passes."""
     there = read_data(folder)
     if there and data and not same_data(there, data):
         raise ConfigError(f"{folder} was made from other data: there {shown(there)}, now {shown(data)}. {remedy}")
 
 
 def same_data(one: dict, other: dict) -> bool:
-    """Whether two fingerprints are of the same examples, on whatever processors."""
+    """Return whether two fingerprints are of the same examples, whatever the processors."""
     pairs = zip_longest(one["fingerprint"], other["fingerprint"], fillvalue=math.inf)
     return all(abs(here - there) < FINGERPRINT_TOLERANCE for here, there in pairs)
 
 
 def shown(data: dict) -> str:
-    """Recorded data in a line."""
+    """Return recorded data as one line."""
     return f"{data['source']} ({' '.join(f'{number:.4f}' for number in data['fingerprint'])})"
 
 
 def read_data(folder: Path) -> dict | None:
-    """The data in config.json, None of an earlier version's. Raises ConfigError for what no run has written."""
+    """Return the data in config.json, None of an earlier version's. Raises ConfigError where it is malformed."""
     data = read_json(folder / "config.json").get("data")
     if data is None:
         return None
@@ -96,20 +99,20 @@ def read_data(folder: Path) -> dict | None:
 
 
 def require_study_data(study: Path, data: dict, remedy: str = REMEDY):
-    """Raises ConfigError where a study or one of its runs was made from other data; damaged runs are passed over."""
+    """Raise ConfigError where a study or one of its runs was made from other data; damaged runs are passed over."""
     for folder in (study, *filter(has_data, run_folders(study))):
         require_same_data(folder, data, remedy)
 
 
 def has_data(folder: Path) -> bool:
-    """Whether the folder records its data."""
+    """Return whether the folder records its data."""
     with suppress(ConfigError, OSError):
         return read_data(folder) is not None
     return False
 
 
 def require_of_study(folder: Path, config: dict):
-    """Raises ConfigError where a run of `config` does not belong into the study that its folder lies in."""
+    """Raise ConfigError where a run of `config` does not belong to the study that its folder lies in."""
     study, of_a_run = study_of(folder), OF_A_RUN.union(setting_names(MiningConfig))
     differing = differences(read_config(study), config, of_a_run | read_differing(study)) if study else ""
     if differing:
@@ -117,7 +120,7 @@ def require_of_study(folder: Path, config: dict):
 
 
 def allow_differing(study: Path, names: list[str]):
-    """Record the settings in which this study's runs may differ, beside those of any study's."""
+    """Record the settings in which this study's runs may differ, beside those that may differ in any study."""
     path = study / "config.json"
     there = read_differing(study)
     if not there.issuperset(names):
@@ -125,7 +128,7 @@ def allow_differing(study: Path, names: list[str]):
 
 
 def read_differing(study: Path) -> set[str]:
-    """What `allow_differing` recorded. Raises ConfigError for what it has not."""
+    """Return what `allow_differing` recorded. Raises ConfigError where it is malformed."""
     names = read_json(study / "config.json").get("differing", [])
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ConfigError(f"{study / 'config.json'} has a 'differing' that no study has written")
@@ -133,13 +136,13 @@ def read_differing(study: Path) -> set[str]:
 
 
 def study_of(folder: Path) -> Path | None:
-    """The study whose run the folder is, by where it lies."""
+    """Return the study that a run's folder lies in, or None."""
     runs = folder.parent.parent
     return runs.parent if runs.name == "runs" else None
 
 
 def differences(there: dict, now: dict, but=()) -> str:
-    """The settings, `but` for some, that two recorded configurations have differently; "" where there are none."""
+    """Return in words the settings, without those in `but`, that two recorded configurations differ in; "" for none."""
     there, now = (flat(current(each)) for each in (there, now))
     return "; ".join(
         f"{key} (there {there.get(key)!r}, now {now.get(key)!r})"
@@ -149,12 +152,12 @@ def differences(there: dict, now: dict, but=()) -> str:
 
 
 def flat(config: dict) -> dict:
-    """The mining's settings beside the others, for messages: 'opt_steps', as its flag is called."""
+    """Put the mining's settings beside the others, for messages: 'opt_steps', as its flag is called."""
     return {key: value for key, value in config.items() if key != "mining"} | config["mining"]
 
 
 def read_config(folder: Path) -> dict:
-    """The configuration in config.json, as it is recorded. Raises ConfigError for one that no run has written."""
+    """Return the configuration as config.json records it. Raises ConfigError where it is malformed."""
     config = read_json(folder / "config.json").get("config")
     if not isinstance(config, dict):
         raise ConfigError(f"{folder / 'config.json'} lacks its 'config'")
@@ -167,7 +170,7 @@ def read_config(folder: Path) -> dict:
 
 
 def read_environment(folder: Path) -> dict:
-    """The environment in config.json, 'unknown' what an earlier version did not record. Raises ConfigError."""
+    """Return the environment in config.json, with 'unknown' for what it does not record. Raises ConfigError."""
     about = read_json(folder / "config.json").get("environment")
     if not isinstance(about, dict):
         raise ConfigError(f"{folder / 'config.json'} lacks its 'environment'")
@@ -175,7 +178,7 @@ def read_environment(folder: Path) -> dict:
 
 
 def recorded_config(folder: Path) -> ExperimentConfig:
-    """The configuration in config.json, in the form of today. Raises ConfigError, which names the file."""
+    """Return the configuration in config.json, in today's form. Raises ConfigError, which names the file."""
     recorded = read_config(folder)
     try:
         return ExperimentConfig.from_dict(recorded)
@@ -184,7 +187,7 @@ def recorded_config(folder: Path) -> ExperimentConfig:
 
 
 def ended_result(folder: Path) -> dict | None:
-    """The result of a run that ended, without its digest, or None.
+    """Return the result of a run that ended, without its digest, or None.
 
     Raises ConfigError for one that is damaged, and for another run's.
     """
@@ -213,7 +216,7 @@ def _numbers(part) -> bool:
 
 
 def write_result(folder: Path, result: dict):
-    """result.json, with a digest of the result and of the run's configuration."""
+    """Write result.json, with a digest of the result and of the run's configuration."""
     write_json(folder / "result.json", result | {"digest": digest(folder, result)})
 
 
@@ -222,7 +225,7 @@ def digest(folder: Path, result: dict) -> str:
 
 
 def read_result(folder: Path) -> dict | None:
-    """The result of a run that ended, for a report, or None; where it cannot be trusted that is said, once."""
+    """Return a run's result for a report, or None; a result that cannot be trusted is named on stderr, once."""
     try:
         return trusted_result(folder)
     except (ConfigError, OSError) as error:
@@ -231,7 +234,10 @@ def read_result(folder: Path) -> dict | None:
 
 
 def trusted_result(folder: Path) -> dict | None:
-    """`ended_result`. Raises ConfigError for a run of another study's configuration, too, OSError for one without."""
+    """Return `ended_result`, for a run that belongs to its study.
+
+    Raises ConfigError as that does and for a configuration that is not the study's, OSError where none is recorded.
+    """
     result = ended_result(folder)
     if result:
         recorded_config(folder)
@@ -245,7 +251,7 @@ def say_once(line: str):
 
 
 def require_study(study: Path):
-    """Raises ConfigError where there is no study, or one that was published without its runs."""
+    """Raise ConfigError where there is no study, or one that was published without its runs."""
     if not (study / "config.json").exists():
         raise ConfigError(f"there is no study {study}; train first, or choose another --name or --results")
     if not (study / "runs").exists():
@@ -253,7 +259,7 @@ def require_study(study: Path):
 
 
 def is_study(folder: Path) -> bool:
-    """Whether a folder is a study's: it holds runs, or the configuration of a study, or nothing yet."""
+    """Return whether a folder is a study's: it holds runs, or the configuration of a study, or nothing yet."""
     with suppress(ConfigError, OSError):
         config = read_config(folder)
         if "train_steps" in config and "seed" not in config:  # a run has one
@@ -262,10 +268,10 @@ def is_study(folder: Path) -> bool:
 
 
 def run_folders(study: Path) -> list[Path]:
-    """The folders of a study's runs; other names in it are passed over."""
+    """Return the folders of a study's runs; other names in it are passed over."""
     return sorted(path for path in study.glob("runs/*/seed-*") if re.fullmatch(r"seed-\d+", path.name))
 
 
 def ended_runs(study: Path) -> set[Path]:
-    """The folders of the runs that have a result that can be read."""
+    """Return the folders of the runs whose result can be read."""
     return {folder for folder in run_folders(study) if read_result(folder)}

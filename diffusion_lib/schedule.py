@@ -7,14 +7,14 @@ import torch.nn.functional as F
 
 
 def cosine_beta_schedule(timesteps: int, s: float = 0.008) -> torch.Tensor:
-    """Betas (T,) in float64 of the cosine schedule (Nichol and Dhariwal 2021, equation 17), clipped to 0.999."""
+    """Return the cosine schedule's betas (T,) float64, clipped to 0.999 (Nichol and Dhariwal 2021, equation 17)."""
     u = torch.linspace(0, 1, timesteps + 1, dtype=torch.float64)
     alphas_cumprod = torch.cos((u + s) / (1 + s) * math.pi / 2) ** 2
     return (1 - alphas_cumprod[1:] / alphas_cumprod[:-1]).clamp(0, 0.999)
 
 
 def schedule_buffers(betas: torch.Tensor) -> dict[str, torch.Tensor]:
-    """All schedule constants, each (T,) float32, computed in the precision of `betas`.
+    """Return all schedule constants, each (T,) float32, computed in the precision of `betas`.
 
     The names are those of IRED's checkpoints. `opt_step_size` is the inner step size
     eta_t = beta_t / sqrt(1 - alphas_cumprod_t).

@@ -1,4 +1,4 @@
-"""Random streams as a function of their use: a domain's name, and whole numbers such as a run's seed and a step."""
+"""Random streams, each decided by its use: a domain's name, and whole numbers such as a run's seed and a step."""
 
 import hashlib
 import random
@@ -13,12 +13,12 @@ CORRUPTION, NEGATIVES, DROPOUT = "corruption", "negatives", "dropout"
 
 
 def derive_seed(domain: str, *parts: int) -> int:
-    """A 63-bit seed. Two calls that differ in the domain, in a part or in the number of parts get unrelated seeds."""
+    """Return a 63-bit seed; calls that differ in the domain, a part or the number of parts get unrelated seeds."""
     return _entropy(domain, parts) & (2**63 - 1)
 
 
 def seeded_generator(domain: str, *parts: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator on `device` whose stream is a function of the domain and the parts alone."""
+    """Make a generator on `device` whose stream depends on the domain and the parts alone."""
     if torch.device(device).type != "cpu":
         return torch.Generator(device).manual_seed(derive_seed(domain, *parts))
     # torch's CPU generator, a Mersenne Twister, would keep 32 bits of a seed: a long study needs millions of streams,
@@ -32,7 +32,7 @@ def seeded_generator(domain: str, *parts: int, device: torch.device | str = "cpu
 
 @contextmanager
 def global_generators(seed: int):
-    """Inside, what Python, NumPy and torch's CPU draw from by default is a function of the seed; outside it goes on."""
+    """Seed the default generators of Python, NumPy and torch's CPU in a `with` block; after it they go on as before."""
     python, numpy = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=[]):

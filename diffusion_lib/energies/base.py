@@ -11,11 +11,12 @@ class EnergyModel(nn.Module):
     """A learned energy E(inp, x, t) whose gradient in x predicts the noise in x (IRED, equation 3).
 
     To add a model, subclass it and write `condition`, `retime` and `energy`; autograd supplies the gradient. A model
-    that writes out its own gradient overrides `energy_and_gradient`, and is held equal to the one here.
+    that writes out its own gradient overrides `energy_and_gradient`; tests hold that equal to the one here.
 
-    Attributes: `inp_dim`, `out_dim` (flattened sizes of vectors, channels of graphs and plans), `num_timesteps` (T,
-    the number of noise levels). In the shapes below `inp` and `x` are (B, inp_dim) and (B, out_dim) for vectors; a
-    model of graphs, plans or boards says its own. Raises ConfigError for a size below 1.
+    inp_dim, out_dim: flattened sizes of vectors, channels of graphs and plans.
+    num_timesteps: T, the number of noise levels.
+    In the shapes below `inp` and `x` are (B, inp_dim) and (B, out_dim), for vectors; a model of graphs, plans or boards
+    says its own. Raises ConfigError for a size below 1.
     """
 
     has_energy = True
@@ -27,30 +28,31 @@ class EnergyModel(nn.Module):
         self.inp_dim, self.out_dim, self.num_timesteps = inp_dim, out_dim, num_timesteps
 
     def set_timesteps(self, num_timesteps: int):
-        """Called by the diffusion that uses the model. Raises ConfigError if the model has another T built in."""
+        """Set T, as the diffusion that uses the model does. Raises ConfigError if the model has another T built in."""
         self.num_timesteps = num_timesteps
 
     def solution_shape(self, inp: torch.Tensor) -> tuple[int, ...]:
-        """The shape of the candidates x for these inputs, batch first."""
+        """Return the shape of the candidates x for these inputs, batch first."""
         return (len(inp), self.out_dim)
 
     def condition(self, inp: torch.Tensor, t: torch.Tensor | int):
-        """All that the energy needs of the inputs (B, inp_dim) and the levels t, (B,) or one for all.
+        """Compute once what all energies at these inputs and levels share.
 
-        Made once and used for every energy at these inputs and levels.
+        inp: (B, inp_dim).
+        t: (B,), or one level for all.
         """
         raise NotImplementedError
 
     def retime(self, cond, t: torch.Tensor | int):
-        """The same inputs as in `cond` at other levels t, without the work that only the inputs need."""
+        """Return `cond` for the same inputs at other levels t, without the work that only the inputs need."""
         raise NotImplementedError
 
     def energy(self, cond, x: torch.Tensor) -> torch.Tensor:
-        """Energies (B,) of the candidates x (B, out_dim), differentiable in x, to any order, where x.requires_grad."""
+        """Return energies (B,) of candidates x (B, out_dim), differentiable to any order in x where x.requires_grad."""
         raise NotImplementedError
 
     def energy_and_gradient(self, cond, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Energies (B,) and gradients dE/dx (B, out_dim), a row's gradient independent of the batch's size.
+        """Return energies (B,) and gradients dE/dx (B, out_dim); a row's do not depend on the batch's size.
 
         With gradients enabled both can be differentiated in the parameters and, where x.requires_grad, in x.
         """
@@ -65,15 +67,15 @@ class EnergyModel(nn.Module):
         return (energy, gradient) if differentiable else (energy.detach(), gradient)
 
     def gradient(self, cond, x: torch.Tensor) -> torch.Tensor:
-        """dE/dx alone, as of `energy_and_gradient`; overridden where it costs less without E."""
+        """Return dE/dx alone, as of `energy_and_gradient`; overridden where it costs less without E."""
         return self.energy_and_gradient(cond, x)[1]
 
 
 class NoiseModel(EnergyModel):
-    """A network that predicts the noise in x itself, without an energy: IRED's "reverse diffusion" (section 4).
+    """A network that predicts the noise in x directly, without an energy: IRED's "reverse diffusion" (section 4).
 
-    To add one, write `condition`, `retime` and `predict`. It takes the place of a DiffusionWrapper: with the sampler
-    that only denoises, and without negatives. Raises ConfigError where an energy is asked for.
+    To add one, write `condition`, `retime` and `predict`. It takes the place of a DiffusionWrapper, without negatives
+    and with the sampler that only denoises. Raises ConfigError where an energy is asked for.
     """
 
     has_energy = False
@@ -83,7 +85,7 @@ class NoiseModel(EnergyModel):
         return self
 
     def predict(self, cond, x: torch.Tensor) -> torch.Tensor:
-        """The noise in x, of x's shape."""
+        """Return the noise in x, of x's shape."""
         raise NotImplementedError
 
     def forward(self, inp, x, t):
@@ -100,12 +102,12 @@ class NoiseModel(EnergyModel):
 
 
 class DiffusionWrapper(nn.Module):
-    """What a diffusion calls: the noise prediction dE/dx, the energy, or both, of an energy model.
+    """What a diffusion calls: an energy model's noise prediction dE/dx, its energy, or both.
 
-    `forward(inp, opt_out, t)` takes (B, inp_dim), (B, out_dim) and (B,), and returns the gradient (B, out_dim);
-    with `return_energy` the energy (B, 1); with `return_both` the pair. As in the released code, with gradients
-    enabled it sets opt_out.requires_grad, and what it returns can be differentiated in opt_out, to any order, and in
-    the parameters. Raises ConfigError for a model that has no energy.
+    `forward(inp, opt_out, t)` takes (B, inp_dim), (B, out_dim) and (B,). It returns the gradient (B, out_dim); with
+    `return_energy` the energy (B, 1); with `return_both` the energy and the gradient. As in the released code, with
+    gradients enabled it sets opt_out.requires_grad, and its results can be differentiated in opt_out, to any order, and
+    in the parameters. Raises ConfigError for a model that has no energy.
     """
 
     def __init__(self, ebm: EnergyModel):

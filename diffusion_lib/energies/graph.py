@@ -13,7 +13,7 @@ FREQUENCIES, TIME_DIM = 512, 32
 
 
 class Condition(NamedTuple):
-    """What the first layer has of the inputs, and of inputs and level together."""
+    """The first layer's shares of the inputs, and of inputs and level together."""
 
     inputs: Shares
     all: Shares
@@ -22,7 +22,7 @@ class Condition(NamedTuple):
 class GraphEBM(EnergyModel):
     """E = sum_ij o_ij^2, o = fc_out(block([inp, x, e(t)])): for any number of nodes N from 2.
 
-    inp (B, N, N, inp_dim), x (B, N, N). Renumbering the nodes of both leaves E as it is. Parameter names are those of
+    inp (B, N, N, inp_dim), x (B, N, N). Renumbering the nodes of both leaves E unchanged. Parameter names are those of
     IRED's checkpoints. Raises ConfigError for an out_dim other than 1.
     """
 
@@ -48,7 +48,7 @@ class GraphEBM(EnergyModel):
         return self.outputs(cond, x).square().sum((1, 2))
 
     def outputs(self, cond, x):
-        """o (B, N, N)."""
+        """Return o (B, N, N)."""
         block = self.nlm.finish(cond.all.plus(self.nlm.share(x[..., None], self.inp_dim)))
         return self.fc_out(block).squeeze(-1)
 

@@ -11,11 +11,11 @@ from diffusion_lib.schedule import cosine_beta_schedule, schedule_buffers
 from diffusion_lib.system.errors import ConfigError
 
 CHANNELS, PRODUCTS, LAYERS = 8, 4, 10
-START = 10.0  # the size of P's start, and of the free energy's I, in units of 1 / scale(A)
+START = 10.0  # the size of the first P, and of I in matrix_free.py, in units of 1 / scale(A)
 
 
 def side(inp_dim: int, out_dim: int) -> int:
-    """n of flattened n x n inputs and outputs. Raises ConfigError for other sizes."""
+    """Return n of flattened n x n inputs and outputs. Raises ConfigError for other sizes."""
     n = math.isqrt(inp_dim)
     if n * n != inp_dim or inp_dim != out_dim:
         raise ConfigError(f"a matrix energy needs n x n inputs and outputs, not {inp_dim} and {out_dim} numbers")
@@ -23,9 +23,11 @@ def side(inp_dim: int, out_dim: int) -> int:
 
 
 def eigenvalue_scale(a: torch.Tensor) -> torch.Tensor:
-    """trace(A^8)^(1/8) of symmetric A (B, n, n), as (B, 1, 1): at least A's largest eigenvalue and at most n^(1/8)
-    times it, so that A over it has its eigenvalues in (0, 1) for every n, and weights learned at one size serve
-    another."""
+    """Return trace(A^8)^(1/8) of symmetric A (B, n, n), as (B, 1, 1).
+
+    It is at least A's largest eigenvalue and at most n^(1/8) times that. So A over it has its eigenvalues in (0, 1) for
+    every n, and weights learned at one size serve another.
+    """
     fourth = torch.linalg.matrix_power(a / torch.linalg.matrix_norm(a)[:, None, None], 4)
     return (torch.linalg.matrix_norm(a) * fourth.square().sum((1, 2)) ** 0.125)[:, None, None]
 
@@ -42,9 +44,9 @@ class Condition(NamedTuple):
 class Polynomial(torch.autograd.Function):
     """W_last Z_L (B, n, n) of symmetric A (B, n, n): Z_0 = W_in [I; A], then L times Z <- Z + W_out (W_mix Z)^2.
 
-    A layer's channels are (C, B n n), so that mixing them is one product over the batch; squares are of n x n
-    matrices. Every Z is a polynomial in A, so all of them commute and only tr(D q(A)) of a gradient D ever counts:
-    the gradient of H^2 may be written 2 H D, one product where autograd needs two.
+    A layer's channels are (C, B n n), so that one product mixes them for the whole batch; squares are of n x n
+    matrices. Every Z is a polynomial in A, so all of them commute, and of a gradient D only tr(D q(A)) with polynomials
+    q counts: the gradient of H^2 may be written 2 H D, one product where autograd needs two.
     """
 
     @staticmethod
@@ -80,16 +82,18 @@ class Polynomial(torch.autograd.Function):
 class MatrixEBM(EnergyModel):
     """E(A, x, t) = 1/2 || P(A) (g_t A x - c_t I) ||_F^2, with a learned polynomial P and learned scalars per level.
 
-    P: with A^ = A / scale(A), Z_0 = W_in [I; A^] has 8 channels of n x n; ten times H = W_mix Z, four channels, and
-    Z <- Z + W_out H^2, channel by channel (squares are enough: (U + V)^2 - (U - V)^2 = 4 U V where U and V commute);
-    P = 10 / scale(A) * W_last Z. Being a polynomial in A it costs no inverse, and nothing in it depends on n. A must
-    be symmetric. At level t the residual vanishes at x = (c_t / g_t) A^-1; the start
-    g_t = (1 - alphas_cumprod_t)^(-1/4), c_t = sqrt(alphas_cumprod_t) g_t puts that at the noised solution's mean
-    and makes dE/dx of the size of the noise where P = A^-1. P acts as a preconditioner: the nearer P(A) A is to I,
-    the straighter the descent.
+    P starts from eight channels Z = W_in [I; A^], each n x n, with A^ = A / scale(A). Ten times it squares four
+    channels H = W_mix Z, one by one, and sets Z <- Z + W_out H^2. Squares are enough: (U + V)^2 - (U - V)^2 = 4 U V
+    where U and V commute. Then P = 10 / scale(A) * W_last Z. A polynomial in A needs no inverse, and nothing in it
+    depends on n. A must be symmetric.
 
-    P(A) and P(A) A are computed once a batch (`condition`); then an energy is one product of n x n matrices and a
-    gradient one more, g_t (P A)^T (P r), a closed form that plain autograd differentiates.
+    At level t the residual g_t A x - c_t I vanishes at x = (c_t / g_t) A^-1. The first values
+    g_t = (1 - alphas_cumprod_t)^(-1/4), c_t = sqrt(alphas_cumprod_t) g_t put that at the noised solution's mean, and
+    make dE/dx of the size of the noise where P = A^-1. P preconditions the descent: the nearer P(A) A is to I, the
+    straighter it is.
+
+    `condition` computes P(A) and P(A) A once a batch. Then an energy is one product of n x n matrices, and a gradient
+    one more: g_t (P A)^T (P r), r the residual, a closed form that plain autograd differentiates.
     """
 
     def __init__(self, inp_dim: int, out_dim: int):
@@ -98,14 +102,14 @@ class MatrixEBM(EnergyModel):
         self.w_in = nn.Parameter(0.5 * torch.randn(CHANNELS, 2))
         self.w_mix = nn.Parameter(0.3 * torch.randn(LAYERS, PRODUCTS, CHANNELS))
         self.w_out = nn.Parameter(0.15 * torch.randn(LAYERS, CHANNELS, PRODUCTS))
-        # a positive start of P: from a P that changes sign among the eigenvalues training rarely recovers
+        # the first P is positive: training rarely recovers from one that changes sign among the eigenvalues
         self.w_last = nn.Parameter(0.1 * torch.rand(CHANNELS))
         with torch.no_grad():
             self.w_in[:, 0].abs_()
         self.set_timesteps(self.num_timesteps)
 
     def set_timesteps(self, num_timesteps: int):
-        """Start the scalars of the levels anew, for T levels."""
+        """Make the scalars of the levels anew, for T levels."""
         super().set_timesteps(num_timesteps)
         buffers = schedule_buffers(cosine_beta_schedule(num_timesteps))
         g = buffers["sqrt_one_minus_alphas_cumprod"].rsqrt()

@@ -1,4 +1,4 @@
-"""The same kind of products without the residual built in: an energy that has to learn what inversion is."""
+"""MatrixEBM's kind of products without its residual: an energy that has to learn what inversion is."""
 
 import math
 from typing import NamedTuple
@@ -14,8 +14,12 @@ LAYERS = 8
 
 
 class Condition(NamedTuple):
-    """`unit`: I in units of A's scale, and `a`: A over it, (B, n, n). `gain`: (L, K, B or 1), of each product at the
-    level. `weight`: (B or 1,)."""
+    """What the energy needs of inputs and level.
+
+    unit, a: 10 I and A, both over A's scale, (B, n, n).
+    gain: of each layer's products at the level, (L, K, B or 1).
+    weight: of the energy at the level, (B or 1,).
+    """
 
     unit: torch.Tensor
     a: torch.Tensor
@@ -26,9 +30,9 @@ class Condition(NamedTuple):
 class MatrixEBMFree(EnergyModel):
     """MatrixEBM's products without its residual: E = w_t / 2 || s W_last Z_8 ||_F^2.
 
-    Z_0 = W_in [10 I / scale(A); A^; x / s], s = 2 sqrt(n); eight times Z <- Z + W_out (W_p Z)(W_q Z), four products,
-    each scaled by a learned gain of its layer and level: what the energy should vanish at has to be learned. I is
-    divided as A is, or the size of A, and so of its inverse, would be lost: with a plain I no training got below
+    Z_0 = W_in [10 I / scale(A); A^; x / s], s = 2 sqrt(n). Eight times Z <- Z + W_out (W_p Z)(W_q Z), four products,
+    each scaled by a learned gain of its layer and level. Where the energy vanishes has to be learned. I is divided by
+    A's scale as A is; else the size of A, and so of its inverse, would be lost: with a plain I no training got below
     1.1e-4. The gradient comes from autograd.
     """
 
@@ -42,7 +46,7 @@ class MatrixEBMFree(EnergyModel):
         self.set_timesteps(self.num_timesteps)
 
     def set_timesteps(self, num_timesteps: int):
-        """Start the gains and weights of the levels anew, for T levels."""
+        """Make the gains and weights of the levels anew, for T levels."""
         super().set_timesteps(num_timesteps)
         self.gain = nn.Parameter(torch.ones(LAYERS, PRODUCTS, num_timesteps))
         buffers = schedule_buffers(cosine_beta_schedule(num_timesteps))

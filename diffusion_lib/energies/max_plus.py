@@ -1,21 +1,21 @@
-"""Products of matrices in which max stands for the sum and + for the product.
+"""Products of matrices with max in place of the sum and + in place of the product.
 
-A layer of pairs whose outputs are pooled over a node, max_k s(a_ij + b_ik + c_jk) with s increasing, needs of all its
-triples (i, j, k) only max_k (b_ik + c_jk). This page computes that, and its derivatives of any order, by a loop over
-k: no tensor has all triples, and what the loop works on stays in the processor's cache.
+A layer of pairs that pools over a node, max_k s(a_ij + b_ik + c_jk) with s increasing, needs only max_k (b_ik + c_jk)
+of its triples (i, j, k). Here that and its derivatives of any order are computed by a loop over k: no tensor holds all
+triples, and what the loop works on stays in the processor's cache.
 """
 
 import torch
 from torch.autograd import Function
 
-CACHED = 2**18  # sums of one k at once on a CPU; 2.5 times as many took up to twice as long
+CACHED = 2**18  # sums of one k at a time on a CPU; with 2.5 times as many it took up to twice as long
 
 
 def max_plus(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """out[b, r, s] = max_k (left[b, r, k] + right[b, s, k]), channel by channel.
+    """Return out[b, r, s] = max_k (left[b, r, k] + right[b, s, k]), channel by channel.
 
-    left (B, R, K, H), right (B, S, K, H) to (B, R, S, H). Differentiable to any order; entries that tie for the
-    maximum share its gradient, so that the order of the k does not matter. Entries may be -inf.
+    left (B, R, K, H), right (B, S, K, H) to (B, R, S, H). Differentiable to any order; entries that tie for the maximum
+    share its gradient, so the order of the k does not matter. Entries may be -inf.
     """
     return _MaxPlus.apply(left, right)
 
@@ -35,7 +35,7 @@ class _MaxPlus(Function):
 
 
 class _Spread(Function):
-    """To each left[r, k] and right[s, k] its share of the gradients (B, R, S, H) of the maxima that it is part of."""
+    """Give each left[r, k] and right[s, k] its share of the gradients (B, R, S, H) of the maxima that it is part of."""
 
     @staticmethod
     def forward(ctx, gradient, *found):
@@ -61,7 +61,7 @@ class _Gather(Function):
 
 
 def _by_rows(function, left, right, *others) -> tuple[torch.Tensor, ...]:
-    """`function` of some rows b at a time, on a CPU as many as its cache has room for, and its results joined."""
+    """Join the results of `function` for some rows b at a time, on a CPU as many as its cache has room for."""
     rows = len(left)
     if left.device.type == "cpu":
         rows = max(1, CACHED // max(1, left.shape[1] * right.shape[1] * left.shape[3]))

@@ -1,6 +1,6 @@
 """IRED's energy for vectors: an MLP whose output is squared and summed.
 
-This page is the whole model, in plain torch. mlp_fast.py computes the same numbers in less time.
+This module is the whole model, in plain torch. mlp_fast.py computes the same numbers in less time.
 """
 
 from typing import NamedTuple
@@ -18,7 +18,7 @@ TIME_DIM = 128
 
 
 class Condition(NamedTuple):
-    """inp: the inputs (B, inp_dim). The others: gains and shifts of layers 2 and 3, (B, H), or (1, H) for one level."""
+    """The inputs `inp` (B, inp_dim), and gains and shifts of layers 2 and 3, (B, H), or (1, H) for one level."""
 
     inp: torch.Tensor
     gain2: torch.Tensor
@@ -28,11 +28,11 @@ class Condition(NamedTuple):
 
 
 class PlainEBM(EnergyModel):
-    """E = ||fc4 h3||^2, h1 = swish(fc1 [inp, x]), h2 = swish(gain2 fc2(h1) + shift2), h3 likewise of h2.
+    """E = ||fc4 h3||^2, h1 = swish(fc1 [inp, x]), h2 = swish(gain2 fc2(h1) + shift2), h3 likewise from h2.
 
-    Gains and shifts are learned functions of the noise level. Parameter names are those of IRED's checkpoints.
-    E can be differentiated by autograd to any order, in x, in the inputs and in the parameters.
-    `product` multiplies all large matrices: see diffusion_lib.precision.
+    Gains and shifts are learned functions of the noise level. Parameter names are those of IRED's checkpoints. Autograd
+    differentiates E to any order, in x, in the inputs and in the parameters. `product` multiplies all large matrices:
+    see diffusion_lib.precision.
     """
 
     product = staticmethod(torch.matmul)
@@ -48,7 +48,7 @@ class PlainEBM(EnergyModel):
         self.t_map_fc3 = nn.Linear(TIME_DIM, 2 * HIDDEN)
 
     def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        """Energies (B, 1) of the concatenation x = [inp, candidate] (B, inp_dim + out_dim) at levels t (B,)."""
+        """Return the energies (B, 1) of x = [inp, candidate] (B, inp_dim + out_dim) at levels t (B,)."""
         inp, candidate = x.split([self.inp_dim, self.out_dim], dim=-1)
         return self.energy(self.condition(inp, t), candidate)[:, None]
 
@@ -65,7 +65,7 @@ class PlainEBM(EnergyModel):
         return self.outputs(cond, x).square().sum(1)
 
     def outputs(self, cond, x):
-        """fc4 h3 (B, out_dim)."""
+        """Return fc4 h3 (B, out_dim)."""
         h = F.silu(self._linear(self.fc1, torch.cat((cond.inp, x), dim=1)))
         h = F.silu(cond.gain2 * self._linear(self.fc2, h) + cond.shift2)
         h = F.silu(cond.gain3 * self._linear(self.fc3, h) + cond.shift3)
@@ -85,7 +85,7 @@ class MLPReverse(NoiseModel, PlainEBM):
 
 
 class EBM(FastGradients, PlainEBM):
-    """PlainEBM, with the same parameters and the same numbers up to rounding, at the speed of mlp_fast.py.
+    """PlainEBM at the speed of mlp_fast.py, with the same parameters and, up to rounding, the same numbers.
 
     `is_ebm` is the release's argument: EBM(inp_dim, out_dim, is_ebm=False) is an MLPReverse.
     """

@@ -1,10 +1,10 @@
 """Two layers of a neural logic machine (Dong et al. 2019), as IRED uses it, over pairs of nodes.
 
-A layer has a perceptron with sigmoid outputs for facts about 1, 2 and 3 nodes ("orders"), and each reads the orders
-beside its own: a lower one by repeating it, a higher one by the maximum and minimum over the node that it has more.
-Written out, the perceptron for triples would be two thirds of all work. Here its product is taken over pairs, since
-each of its inputs is one of a pair, and summed by broadcasting; and the sigmoid, being increasing, is left to after
-the maximum, so that no tensor has all triples.
+A layer has a perceptron with sigmoid outputs for each "order": facts about 1, 2 and 3 nodes. Each reads the orders next
+to its own too: a lower one repeated, a higher one by the maximum and minimum over its further node. Written out, the
+perceptron for triples would be two thirds of all work. Each of its inputs is a fact on a pair, so here its product is
+taken over pairs and summed by broadcasting. The sigmoid is increasing, so it is applied after the maximum, and no
+tensor holds all triples.
 """
 
 import itertools
@@ -17,15 +17,16 @@ from torch import nn
 from diffusion_lib.energies.max_plus import max_plus
 
 HIDDEN = 32
-# Slot p of the triple layer's input has on axis m the old axis p[m] of x_ij copied along k: of a triple's nodes
-# it holds the facts on the pair (p.index(0), p.index(1)).
+# Slot p of the triple layer's input is x_ij copied along k, its axes permuted so that axis m is the old axis p[m]:
+# it holds the facts on the pair (p.index(0), p.index(1)) of a triple's nodes.
 SLOTS = {(p.index(0), p.index(1)): slot for slot, p in enumerate(itertools.permutations(range(3)))}
 PAIRS = ((0, 1), (0, 2), (1, 2))  # of a triple's nodes
 
 
 class LogicLayer(nn.Module):
-    """The perceptrons of one layer, by order. sizes: {order: (inputs, outputs)}.
+    """The perceptrons of one layer, by order.
 
+    sizes: {order: (inputs, outputs)}.
     Parameter names are those of IRED's checkpoints, `logic.<order>.layer.0.mlp.0`.
     """
 
@@ -46,17 +47,17 @@ class LogicLayer(nn.Module):
 
 
 def interleaved(high: torch.Tensor, low: torch.Tensor) -> torch.Tensor:
-    """Channels (..., c) twice to (..., 2c): high_0, low_0, high_1, … as the release's pooling has them."""
+    """Join channels (..., c) of both to (..., 2c): high_0, low_0, high_1, … as the release's pooling has them."""
     return torch.stack((high, low), dim=-1).flatten(-2)
 
 
 def diagonal(x: torch.Tensor) -> torch.Tensor:
-    """True where i = j, (N, N, 1), for pair features x (..., N, N, c)."""
+    """Return where i = j, (N, N, 1) bool, for pair features x (..., N, N, c)."""
     return torch.eye(x.shape[-2], dtype=torch.bool, device=x.device)[:, :, None]
 
 
 def pool_others(x: torch.Tensor) -> torch.Tensor:
-    """max(0, max_j x_ij) and min(1, min_j x_ij) over j unlike i, interleaved: (..., N, N, c) to (..., N, 2c)."""
+    """Return max(0, max_j x_ij) and min(1, min_j x_ij) over j unlike i, interleaved: (..., N, N, c) to (..., N, 2c)."""
     same = diagonal(x)
     # max and min with an index send the gradient of ties to the first, as the released code does
     return interleaved(x.masked_fill(same, 0).max(-2).values, x.masked_fill(same, 1).min(-2).values)
@@ -65,8 +66,9 @@ def pool_others(x: torch.Tensor) -> torch.Tensor:
 class Shares(NamedTuple):
     """What some of the input channels add to a PairBlock's first layer before its sigmoids; shares are summed.
 
-    pairs: (..., N, N, 4h), of facts on pairs and of those on the pairs (i, j), (i, k), (j, k) of triples. nodes:
-    (..., N, h). A size may be 1 where it does not matter.
+    pairs: (..., N, N, 4h), for facts on pairs and for those on the pairs (i, j), (i, k), (j, k) of triples.
+    nodes: (..., N, h).
+    An axis over which a share is constant may have size 1.
     """
 
     pairs: torch.Tensor
@@ -77,11 +79,12 @@ class Shares(NamedTuple):
 
 
 class PairBlock(nn.Module):
-    """Pair features (B, N, N, inputs) to (B, N, N, h) in (0, 1), N at least 2.
+    """Two layers: pair features (B, N, N, inputs) to (B, N, N, h) in (0, 1), N at least 2.
 
-    u_i = s(L01 pool(x)_i), v_ij = s(L02 [x_ij, x_ji]), w_ijk = s(L03 [x_ij, x_ik, x_ji, x_ki, x_jk, x_kj]), in some
-    order, g_ij = [u_i, v_ij, max_k w_ijk and min_k w_ijk with i, j, k all different, 0 and 1 for i = j], result
-    s(L12 [g_ij, g_ji]). The second layer's orders 0, 1 and 3 are in IRED's checkpoints and feed nothing.
+    With s the sigmoid, u_i = s(L01 pool(x)_i), v_ij = s(L02 [x_ij, x_ji]) and, in the order of SLOTS,
+    w_ijk = s(L03 [x_ij, x_ik, x_ji, x_ki, x_jk, x_kj]). Then g_ij = [u_i, v_ij, max_k w_ijk, min_k w_ijk], with i, j, k
+    all different (maximum 0 and minimum 1 for i = j), and the result is s(L12 [g_ij, g_ji]). The second layer's orders
+    0, 1 and 3 are in IRED's checkpoints and feed nothing.
     """
 
     def __init__(self, inputs: int):
@@ -99,24 +102,24 @@ class PairBlock(nn.Module):
         return self.finish(self.bias().plus(self.share(x)))
 
     def bias(self) -> Shares:
-        """The biases of the first layer."""
+        """Return the biases of the first layer as a share."""
         node, pair, triple = (self.layers[0][order].bias for order in (1, 2, 3))
         return Shares(torch.cat((pair, triple, triple.new_zeros(2 * HIDDEN))), node)
 
     def share(self, x: torch.Tensor, start: int = 0) -> Shares:
-        """That of the channels from `start` on, x (..., N, N, c)."""
+        """Return the share of x (..., N, N, c), the channels from `start` on."""
         along, across = self._pair_weights(start, x.shape[-1])
         pairs = x @ along + (x @ across).transpose(-2, -3)
         return Shares(pairs, pool_others(x) @ self._node_weight(start, x.shape[-1]))
 
     def share_of_level(self, e: torch.Tensor, start: int) -> Shares:
-        """That of channels which all pairs have alike, (..., c), and of the biases."""
+        """Return the share of e (..., c), channels from `start` on that all pairs have alike, and of the biases."""
         along, across = self._pair_weights(start, e.shape[-1])
         pooled = interleaved(e.clamp(min=0), e.clamp(max=1)) @ self._node_weight(start, e.shape[-1])
         return self.bias().plus(Shares((e @ (along + across))[..., None, None, :], pooled[..., None, :]))
 
     def finish(self, shares: Shares) -> torch.Tensor:
-        """The result from the first layer's sums, (B, N, N, 4h) and (B, N, h)."""
+        """Return the result from the first layer's sums, (B, N, N, 4h) and (B, N, h)."""
         u, (v, ij, ik, jk) = shares.nodes.sigmoid(), shares.pairs.chunk(4, dim=-1)
         facts = torch.cat((v.sigmoid(), pool_third(ij, ik, jk)), dim=-1)
         layer, sums = self.layers[1][2], []
@@ -127,7 +130,7 @@ class PairBlock(nn.Module):
         return (sums[0] + sums[1].transpose(1, 2) + layer.bias).sigmoid()
 
     def _pair_weights(self, start, channels):
-        """Of [v, w's pairs], at (i, j) and at (j, i): twice (channels, 4h), from the input channels named."""
+        """Return the weights of [v, w's pairs] at (i, j) and at (j, i), (channels, 4h) each, for the channels named."""
         pair, triple = (self.layers[0][order].weight.unflatten(1, (-1, self.inputs)).unbind(1) for order in (2, 3))
         along = (pair[0], *(triple[SLOTS[i, j]] for i, j in PAIRS))
         across = (pair[1], *(triple[SLOTS[j, i]] for i, j in PAIRS))
@@ -139,7 +142,7 @@ class PairBlock(nn.Module):
 
 
 def pool_third(ij, ik, jk) -> torch.Tensor:
-    """Maxima and minima over k of s(ij + ik + jk), i, j, k all different, 0 and 1 for i = j: (B, N, N, h) to 2h."""
+    """Return max_k and min_k of s(ij + ik + jk), i, j, k all different, 0 and 1 for i = j: (B, N, N, h) to 2h."""
     # minus infinity before a sigmoid is 0 after it, and 1 after that of its negative
     same = ij.new_zeros(ij.shape[1:3]).fill_diagonal_(-torch.inf)[:, :, None]
     ij, ik, jk = (torch.cat((part, -part), dim=-1) + same for part in (ij, ik, jk))

@@ -19,8 +19,8 @@ FREQUENCIES, TIME_DIM = 512, 32
 class MessageBlock(nn.Module):
     """out_i = max_j swish(W [z3_i, z3_j, c_ij, c_ji] + b) at each step, z3 the node's features at three steps.
 
-    z (B, T, N, channels), c (B, N, N, edges), result (B, T, N, HIDDEN). W is taken apart: two products over nodes, one
-    over pairs which all steps share. swish falls and then rises, so the largest swish is that of the largest or of
+    z (B, T, N, channels), c (B, N, N, edges), result (B, T, N, HIDDEN). W is split into two products over nodes, and
+    one over pairs that all steps share. swish falls and then rises, so the largest swish is that of the largest or of
     the smallest sum, and the sums over all j are never formed.
     """
 
@@ -30,15 +30,15 @@ class MessageBlock(nn.Module):
         self.linear = nn.Linear(6 * channels + 2 * edges, HIDDEN)
 
     def edges(self, c: torch.Tensor) -> torch.Tensor:
-        """W's share of c_ij and c_ji with b, and minus that: (B, N, N, 2 HIDDEN)."""
+        """Return W's share of c_ij and c_ji with b, and its negative: (B, N, N, 2 HIDDEN)."""
         along, across = self.linear.weight[:, 6 * self.channels :].chunk(2, dim=1)
         share = F.linear(c, along, self.linear.bias) + F.linear(c, across).transpose(1, 2)
         return torch.cat((share, -share), dim=-1)
 
     def nodes(self, z3: torch.Tensor, start: int = 0) -> torch.Tensor:
-        """W's shares (B, T, N, 2 HIDDEN) of the receiver's and of the sender's features, z's channels from `start` on.
+        """Return W's shares of the receiver's and of the sender's features, together (B, T, N, 2 HIDDEN).
 
-        z3: (B, T, N, 3c), c channels at three steps.
+        z3: (B, T, N, 3c), z's c channels from `start` on, at three steps.
         """
         weight = self.linear.weight[:, : 6 * self.channels]
         weight = rearrange(weight, "hidden (end step channel) -> hidden end step channel", end=2, step=3)
@@ -52,7 +52,7 @@ class MessageBlock(nn.Module):
 
 
 class Condition(NamedTuple):
-    """What the two blocks have of the inputs, (B, N, N, 2 HIDDEN) each, and the first of the level."""
+    """The two blocks' shares of the inputs, (B, N, N, 2 HIDDEN) each, and the embedded level, for the first."""
 
     edges1: torch.Tensor
     edges2: torch.Tensor
@@ -89,7 +89,7 @@ class GNNConv1DEBMV2(EnergyModel):
         return self.outputs(cond, x).sum((1, 2, 3))
 
     def outputs(self, cond, x):
-        """fc's (B, T, N, 1)."""
+        """Return fc's output (B, T, N, 1)."""
         level = self.steps(cond.level.expand(-1, x.shape[1], -1, -1))
         nodes = self.block1.nodes(self.steps(x)) + self.block1.nodes(level, self.out_dim)
         z = self.block1.finish(nodes, cond.edges1)

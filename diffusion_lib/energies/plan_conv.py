@@ -25,7 +25,7 @@ class StepBlock(nn.Module):
         self.conv = nn.Conv1d(HIDDEN, HIDDEN, 3, padding=1)
 
     def finish(self, shares, *values) -> torch.Tensor:
-        """From the first layer's sums, each (B, T, ...), the block's result (B, T, N, h) or (B, T, N, N, h)."""
+        """Return the block's result (B, T, N, h) or (B, T, N, N, h) from the first layer's sums, each (B, T, ...)."""
         steps = shares.nodes.shape[1]
         flat, values = ([rearrange(part, "b step ... -> (b step) ...") for part in parts] for parts in (shares, values))
         z = F.silu(self.nlm.finish(type(shares)(*flat), *values))
@@ -35,7 +35,7 @@ class StepBlock(nn.Module):
 
 
 class Condition(NamedTuple):
-    """The inputs, what the first block has of them, and of inputs and level together, each with one step."""
+    """The inputs, and the first block's shares of them and of inputs and level together; each has one step."""
 
     inp: torch.Tensor
     inputs: Shares | NodeShares
@@ -78,11 +78,11 @@ class GNNConvEBM(EnergyModel):
         return self.outputs(cond, x).flatten(1).sum(1)
 
     def released_energy(self, cond, x):
-        """What the release calls the energy: summed over steps and the first node axis only, so (B, N) of pairs."""
+        """Return what the release calls the energy: summed over steps and the first node axis only, (B, N) of pairs."""
         return self.outputs(cond, x).sum((1, 2))
 
     def outputs(self, cond, x):
-        """fc_out's (B, T, N, N), or (B, T, N) in one dimension."""
+        """Return fc_out's output (B, T, N, N), or (B, T, N) in one dimension."""
         z = self.block1.finish(cond.all.plus(self.block1.nlm.share(x, self.inp_dim)), *self.compared(cond.inp, x))
         for i in range(1, self.blocks):
             block = getattr(self, f"block{i + 1}")
@@ -90,7 +90,7 @@ class GNNConvEBM(EnergyModel):
         return self.fc_out(z).squeeze(-1)
 
     def compared(self, *features):
-        """What `block` takes besides its features."""
+        """Return what `block` takes besides its features."""
         return ()
 
 

@@ -16,7 +16,7 @@ HEADS, HEAD_DIM = 4, 128
 
 
 def digits_of(inp_dim: int, out_dim: int) -> int:
-    """d of boards of d x d cells with d digits each, d a square. Raises ConfigError for other sizes."""
+    """Return d of boards of d x d cells with d digits each, d a square. Raises ConfigError for other sizes."""
     digits = round(inp_dim ** (1 / 3))
     if digits**3 != inp_dim or round(digits**0.5) ** 2 != digits or inp_dim != out_dim:
         raise ConfigError(f"inp_dim, out_dim are {inp_dim}, {out_dim}; allowed for sudoku: twice 64, 729 or 4096")
@@ -24,7 +24,7 @@ def digits_of(inp_dim: int, out_dim: int) -> int:
 
 
 class Residual(nn.Module):
-    """r + swish(gain conv2(swish(conv1 r)) + shift), [gain - 1, shift] = time_fc2(e): time_fc1 feeds nothing."""
+    """r + swish(gain conv2(swish(conv1 r)) + shift), [gain - 1, shift] = time_fc2(e); time_fc1 feeds nothing."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -35,7 +35,7 @@ class Residual(nn.Module):
         nn.init.normal_(self.conv2.weight, std=1e-5)
 
     def level(self, e):
-        """[gain, shift] (B, 2, width, 1, 1) of the embedded levels (B, TIME_DIM)."""
+        """Return gain and shift, (B, width, 1, 1) each, of the embedded levels (B, TIME_DIM)."""
         gain, shift = self.time_fc2(e)[:, :, None, None].chunk(2, dim=1)
         return gain + 1, shift
 
@@ -74,7 +74,7 @@ class Attention(nn.Module):
 
 
 class Condition(NamedTuple):
-    """conv1's share of the inputs, with its bias, (B, width, d, d), and gains and shifts of the residual blocks."""
+    """conv1's share of the inputs, with its bias, (B, width, d, d), and gain and shift of each residual block."""
 
     image: torch.Tensor
     levels: list[tuple[torch.Tensor, torch.Tensor]]
@@ -83,8 +83,9 @@ class Condition(NamedTuple):
 class SudokuEBM(EnergyModel):
     """E = sum of conv5(h)^2, h six residual blocks over swish(conv1 [inp, x]), as images with a channel per digit.
 
-    inp and x (B, d^3), the cells row by row and the digit fastest, for d x d boards. width: channels of h. The
-    attentions are in IRED's checkpoints and feed nothing. Raises ConfigError for sizes of no board.
+    inp and x (B, d^3), the cells row by row and the digit fastest, for d x d boards.
+    width: channels of h.
+    The attentions are in IRED's checkpoints and feed nothing. Raises ConfigError for sizes of no board.
     """
 
     position_channels = 0
@@ -111,13 +112,13 @@ class SudokuEBM(EnergyModel):
         return self.outputs(cond, x).square().sum(1)
 
     def outputs(self, cond, x):
-        """conv5 h (B, d^3), in the order of x."""
+        """Return conv5 h (B, d^3), in the order of x."""
         h = F.conv2d(self._image(x), self.conv1.weight[:, self.digits : 2 * self.digits], padding=1)
         h = self.board(F.silu(h + cond.image), cond.levels)
         return rearrange(self.conv5(h), "b digit row column -> b (row column digit)")
 
     def board(self, h, levels):
-        """h (B, width, d, d) from that of conv1."""
+        """Return h (B, width, d, d) after all blocks, from that of conv1."""
         for block, level in zip(self._blocks(), levels, strict=True):
             h = block(h, level)
         return h
@@ -131,14 +132,14 @@ class SudokuEBM(EnergyModel):
 
 
 class SmallSudokuEBM(SudokuEBM):
-    """SudokuEBM of width 64: 1.7 of 47 million weights, for what a CPU can train."""
+    """SudokuEBM of width 64, for a CPU: 1.7 million weights instead of 47."""
 
     def __init__(self, inp_dim: int, out_dim: int, width: int = 64):
         super().__init__(inp_dim, out_dim, width)
 
 
 class SudokuDenoise(NoiseModel, SudokuEBM):
-    """SudokuEBM without the square, with attention after each two blocks, and told each cell's column and row."""
+    """SudokuEBM without the square, with attention after every two blocks, and told each cell's column and row."""
 
     position_channels = 2
 

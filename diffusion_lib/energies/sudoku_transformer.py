@@ -83,11 +83,11 @@ class Condition(NamedTuple):
 
 
 class SudokuTransformerEBM(EnergyModel):
-    """E = || x - transformer([inp, x], e(t)) ||^2: as the release means it, where it raises a TypeError.
+    """E = || x - transformer([inp, x], e(t)) ||^2, as the release means it; its own raises a TypeError.
 
-    inp and x (B, d^3), the cells row by row and the digit fastest, for d x d boards. In training mode its dropout
-    draws from torch's global generator, anew for each energy; descents, of mining and of the sampler, are without it,
-    since they keep a step by comparing two energies. Raises ConfigError for sizes of no board.
+    inp and x (B, d^3), the cells row by row and the digit fastest, for d x d boards. In training mode its dropout draws
+    from torch's global generator, anew for each energy. Descents, of mining and of the sampler, run without dropout,
+    since they compare two energies to keep a step. Raises ConfigError for sizes of no board.
     """
 
     def __init__(self, inp_dim: int, out_dim: int):

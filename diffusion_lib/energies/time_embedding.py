@@ -7,8 +7,7 @@ from torch import nn
 
 
 class SinusoidalPosEmb(nn.Module):
-    """Sinusoidal embedding (N,) -> (N, dim) of the noise level, in t's floating-point type (Vaswani et al.
-    2017, section 3.5)."""
+    """Sinusoidal embedding (N,) -> (N, dim) of the level, in the type of t (Vaswani et al. 2017, section 3.5)."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -22,7 +21,7 @@ class SinusoidalPosEmb(nn.Module):
 
 
 class TimeMLP(nn.Sequential):
-    """e(t) = L2 GELU(L1 f(t)), f sinusoidal of size `frequencies`: levels, (B,) or one int, to (B or 1, width)."""
+    """e(t) = L2 GELU(L1 f(t)), f sinusoidal of size `frequencies`, from levels, (B,) or one int, to (B or 1, width)."""
 
     def __init__(self, frequencies: int, width: int):
         super().__init__(

@@ -8,7 +8,7 @@ from diffusion_lib.system.errors import EXIT_BAD_INPUT, say
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose description is the docstring as it is written."""
+    """An ArgumentParser that shows its description as it is written."""
 
     def __init__(self, description: str, **options):
         options = {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter, **options}
@@ -27,7 +27,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def whole(least: int, most: int = 10**9):
-    """The type of a flag that takes a whole number in a range."""
+    """Return the type of a flag that takes a whole number in a range."""
 
     def parse(text: str) -> int:
         if not (text.isascii() and text.isdigit() and len(text) < 20 and least <= int(text) <= most):
@@ -38,12 +38,12 @@ def whole(least: int, most: int = 10**9):
 
 
 def directory(text: str) -> Path:
-    """The type of a flag that takes a folder: an empty word, which a script's unset variable gives, is none."""
+    """Read a flag that takes a folder: an empty word, which a script's unset variable gives, is refused."""
     if not text.strip():
         raise argparse.ArgumentTypeError("it is empty; allowed: a folder")
     return Path(text)
 
 
 def header(**what):
-    """The first line of a command: what it does, where, on which device."""
+    """Print the first line of a command: what it does, where, on which device."""
     say(" | ".join(f"{key} {value}" for key, value in what.items()))

@@ -1,4 +1,4 @@
-"""Checks of numbers that a caller gave: one line that says what was wrong, and what is allowed."""
+"""Checks of a caller's values, whose errors say in one line what was wrong and what is allowed."""
 
 import sys
 from collections.abc import Callable
@@ -11,9 +11,9 @@ from diffusion_lib.system.errors import ConfigError
 
 
 def with_plain_numbers(kind):
-    """Have a class's constructor take NumPy's scalars as the numbers that they are.
+    """Have a class's constructor take NumPy's scalars as plain Python numbers.
 
-    A checkpoint that held one could not be read again.
+    A checkpoint that held a NumPy scalar could not be read again.
     """
     construct = kind.__init__
 
@@ -26,7 +26,7 @@ def with_plain_numbers(kind):
 
 
 def plain(value):
-    """The value, of NumPy's scalars as Python's own."""
+    """Return the value, a NumPy scalar as Python's own."""
     return value.item() if isinstance(value, np.generic) else value
 
 
@@ -44,8 +44,9 @@ def setting(default, help: str, choices=None, check: Callable | None = None):
 def require_allowed(each, value, most_whole: int, most: float | None = None):
     """Raise ConfigError, naming what is allowed, unless a setting can have the value.
 
-    each: as of `setting`. By its type a whole number must be from 1 to `most_whole`, a fraction above 0, and not above
-    `most`.
+    each: the setting, as `setting` declares it.
+    most_whole: the largest whole number; the least is 1.
+    most: the largest fraction, which must be above 0; None: any.
     """
     choices, kind = each.metadata["choices"], type(each.default)
     if each.metadata["check"]:
@@ -59,21 +60,21 @@ def require_allowed(each, value, most_whole: int, most: float | None = None):
 
 
 def require_whole(name: str, value, least: int = 1, most: int | None = None):
-    """Raises ConfigError unless the value is an int from `least`, to `most` where there is one."""
+    """Raise ConfigError unless the value is an int from `least`, to `most` where there is one."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
         upper = "" if most is None else f" to {most:,}"
         raise ConfigError(f"{name} is {value!r}; allowed: a whole number from {least}{upper}")
 
 
 def require_positive(name: str, value, most: float | None = None):
-    """Raises ConfigError unless the value is a finite int or float above 0, and not above `most`."""
+    """Raise ConfigError unless the value is a finite int or float above 0, and not above `most`."""
     if not (_is_number(value) and 0 < value <= (most or sys.float_info.max)):
         upper = f" up to {most:g}" if most else ""
         raise ConfigError(f"{name} is {value!r}; allowed: a positive number{upper}")
 
 
 def require_fraction(name: str, value):
-    """Raises ConfigError unless the value is a number from 0, and below 1."""
+    """Raise ConfigError unless the value is a number from 0, and below 1."""
     if not (_is_number(value) and 0 <= value < 1):
         raise ConfigError(f"{name} is {value!r}; allowed: a number from 0, below 1")
 

@@ -1,4 +1,4 @@
-"""What a caller can have set for the whole of torch, where this code counts on what torch begins with."""
+"""Global settings of torch that a caller may have changed, and whose defaults this code counts on."""
 
 from contextlib import ExitStack, contextmanager
 
@@ -7,9 +7,9 @@ import torch
 
 @contextmanager
 def torchs_defaults():
-    """Inside, gradients can be had, also within torch.inference_mode(); float32 and the CPU are what is not named.
+    """Set torch's defaults in a `with` block: gradients, also within torch.inference_mode(), float32 and the CPU.
 
-    Nothing is computed in another type, as torch.autocast has it.
+    torch.autocast is off, so that nothing is computed in another type.
     """
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
@@ -27,5 +27,5 @@ def torchs_defaults():
 
 
 def usable(tensor: torch.Tensor | None) -> torch.Tensor | None:
-    """The tensor, or where it was made within torch.inference_mode() a copy that autograd takes."""
+    """Return the tensor, or, where it was made within torch.inference_mode(), a copy that autograd takes."""
     return tensor.clone() if tensor is not None and tensor.is_inference() else tensor

@@ -11,17 +11,17 @@ from diffusion_lib.system.errors import ConfigError
 
 # What torchrun and `accelerate launch` set for each of the processes that train one model.
 ONE_OF_SEVERAL = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-# By their beginnings, what accelerate would read too: MPI's, which start programs that know nothing of each other, and
-# a user's saved settings for accelerate. The gradients here are written for float32, without a plugin.
+# The beginnings of variables that accelerate must not read: MPI's, which may have started programs that know nothing
+# of each other, and a user's saved settings for accelerate: gradients here are written for float32, without a plugin.
 NOT_READ = ("PMI_", "OMPI_COMM_WORLD_", "MV2_COMM_WORLD_", "MPI_LOCAL", "ACCELERATE_")
 GRANTED = ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS", "CUDA_VISIBLE_DEVICES")  # which GPUs a job may use
 NO_GPU = ("", "-1", "NoDevFiles")
 
 
 def chosen_device(device: str | None) -> torch.device:
-    """The device of that name; for None, a CUDA device where there is one, or else the CPU.
+    """Return the device of that name; for None, a CUDA device where there is one, or else the CPU.
 
-    Raises ConfigError for one that is not there, and for None where a GPU was granted that torch cannot use.
+    Raises ConfigError for a device that is not there, and for None where a GPU was granted that torch cannot use.
     """
     check_device_name(device)
     if device == "cpu" or torch.cuda.is_available():
@@ -38,13 +38,13 @@ def chosen_device(device: str | None) -> torch.device:
 
 
 def check_device_name(device: str | None):
-    """Raises ConfigError for the name of no device that is supported, whatever this machine has."""
+    """Raise ConfigError unless the name is that of a supported device, whatever this machine has."""
     if device not in (None, "cpu", "cuda"):
         raise ConfigError(f"device is {device!r}; allowed: cpu, cuda")
 
 
 def processes() -> int:
-    """How many processes train one model: those that torchrun or `accelerate launch` started. Raises ConfigError."""
+    """Return how many processes train one model, by torchrun's or accelerate's variables. Raises ConfigError."""
     if any(name not in os.environ for name in ONE_OF_SEVERAL):
         return 1
     values = {name: os.environ[name] for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
@@ -55,7 +55,7 @@ def processes() -> int:
 
 
 def make_accelerator(device: str | None = None, log_with: str | None = None, folder="results") -> Accelerator:
-    """An Accelerator on `device`: see chosen_device. Raises ConfigError."""
+    """Make an Accelerator on `device`: see chosen_device. Raises ConfigError."""
     on_cpu = chosen_device(device).type == "cpu"
     if log_with not in (None, "tensorboard"):
         raise ConfigError(f"log_with is {log_with!r}; allowed: tensorboard")
@@ -71,10 +71,11 @@ def make_accelerator(device: str | None = None, log_with: str | None = None, fol
 
 
 def prepare(accelerator: Accelerator, model):
-    """What `accelerator.prepare` makes of it: where several processes train one model, held until they end.
+    """Return `accelerator.prepare(model)`; where several processes train one model, hold it until they end.
 
-    DistributedDataParallel's reducer, when Python drops it, waits for gloo's threads while it holds Python's lock; a
-    thread that just then drops the tensors of its last exchange waits for that lock: some processes never ended.
+    Some processes never ended otherwise: when Python drops DistributedDataParallel's reducer, the reducer waits for
+    gloo's threads while it holds Python's lock, and a thread that just then drops the tensors of its last exchange
+    waits for that lock.
     """
     model = accelerator.prepare(model)
     if accelerator.num_processes > 1:
@@ -87,7 +88,7 @@ _HELD = []
 
 @contextmanager
 def _environment_for_accelerate():
-    """Hides what accelerate must not read."""
+    """Hide what accelerate must not read."""
     hidden = NOT_READ + (("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE") if processes() == 1 else ())
     kept = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith(hidden)}
     try:
@@ -98,7 +99,7 @@ def _environment_for_accelerate():
 
 @contextmanager
 def _state_of_its_own():
-    """Keeps apart what all Accelerators of a process share, such as a caller's accumulation of gradients."""
+    """Keep apart what all Accelerators of a process share, such as a caller's accumulation of gradients."""
     kept = {kind: kind._shared_state for kind in (AcceleratorState, GradientState)}
     for kind, state in kept.items():
         kind._shared_state = type(state)()

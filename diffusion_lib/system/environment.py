@@ -22,10 +22,10 @@ PACKAGES = ("torch", "numpy", "einops", "accelerate", "ema-pytorch", "tqdm", "ta
 
 
 def environment(device: "torch.device", at_once: int = 1) -> dict:
-    """Versions, commit (with '+' where files differ from it), hardware and command, for config.json.
+    """Return versions, commit (with '+' where files differ from it), hardware and command, for config.json.
 
-    at_once: the runs that the command trains at the same time. `gpu` is None where `device` is the CPU, whatever the
-    machine has.
+    device: `gpu` is None where this is the CPU, whatever the machine has.
+    at_once: the runs that the command trains at the same time.
     """
     import torch  # here, since commands import this module before they listen to Ctrl-C
 
@@ -45,7 +45,7 @@ def environment(device: "torch.device", at_once: int = 1) -> dict:
 
 
 def installed(package: str) -> str:
-    """The version of a package, or 'unknown' where it has no metadata."""
+    """Return the version of a package, or 'unknown' where it has no metadata."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -53,7 +53,7 @@ def installed(package: str) -> str:
 
 
 def commit() -> str:
-    """The checkout's commit, or 'unknown' outside a checkout, also where that lies in another repository."""
+    """Return the checkout's commit; 'unknown' outside a checkout, even where that lies in another repository."""
     try:
         if Path(_git("rev-parse", "--show-toplevel")).resolve() != ROOT:
             return "unknown"
@@ -64,13 +64,13 @@ def commit() -> str:
 
 
 def _git(*arguments):
-    own = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}  # a hook's name another
+    own = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}  # a hook has its own
     done = subprocess.run(["git", *arguments], cwd=ROOT, env=own, capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
 
 def granted_cores() -> int:
-    """The cores that this process may use at once: no more than the quota of any cgroup that it is in."""
+    """Return how many cores this process may use at once: no more than the quota of any cgroup that it is in."""
     cores = len(CORES)
     for group in cgroups("cpu"):
         with suppress(OSError, ValueError):  # 'max', or no file, where there is no quota
@@ -82,7 +82,7 @@ def granted_cores() -> int:
 
 
 def cgroups(controller: str) -> list[Path]:
-    """The folders of this process's cgroup and of those around it, each of which may set a limit, in both versions."""
+    """Return the folders of this process's cgroup and of those around it; each may set a limit, in versions 1 and 2."""
     found = []
     with suppress(OSError):
         for line in MEMBERSHIP.read_text().splitlines():
@@ -95,7 +95,7 @@ def cgroups(controller: str) -> list[Path]:
 
 
 def cpu_name() -> str:
-    """The processor's model name with its family and model, which tell apart those that share a name."""
+    """Return the processor's model name with its family and model, which tell apart those that share a name."""
     found = {}
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():

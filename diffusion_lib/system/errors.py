@@ -20,7 +20,7 @@ class CheckpointError(RuntimeError):
 
 
 class NonFiniteLossError(RuntimeError):
-    """The loss became NaN or infinite; the weights before that step are the last ones."""
+    """The loss became NaN or infinite; the last weights are those before that step."""
 
 
 class Interrupted(BaseException):  # like KeyboardInterrupt, so that no `except Exception` takes it for a failure
@@ -34,7 +34,7 @@ USER_ERRORS = (ConfigError, CheckpointError, NonFiniteLossError, OSError)
 def exit_status():
     """Turn a user's error into one line on stderr and the exit status that callers rely on.
 
-    Inside, SIGNALS raise Interrupted, for all the time that no training loop listens to them.
+    Inside the `with` block SIGNALS raise Interrupted, except while a training loop listens to them.
     """
     try:
         with handled_by(_interrupt):
@@ -50,13 +50,13 @@ def exit_status():
 
 
 def say(line: str):
-    """A line on stderr; where it cannot be written (a full disk, a terminal that is gone) nobody is harmed."""
+    """Print a line on stderr, or nothing where it cannot be written (a full disk, a terminal that is gone)."""
     with suppress(OSError, ValueError, AttributeError):
         print(line, file=sys.stderr, flush=True)
 
 
 def show(text: str):
-    """A text on stdout, for after the files are written. Raises OSError, which names it, where it cannot be written."""
+    """Print a text on stdout, once the files are written. Raises OSError, which names stdout, where that fails."""
     try:
         print(text, flush=True)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Writing files so that a reader, or a crash, finds the old content or the new, never half of it."""
+"""Write files so that a reader, or a crash, finds the old content or the new, never half of it."""
 
 import csv
 import errno
@@ -14,14 +14,15 @@ from pathlib import Path
 from diffusion_lib.system.errors import ConfigError
 
 TEMPORARY = ".tmp"  # the end of a temporary file's name, which begins with a dot
-TRIES = 3  # of a write whose temporary file goes: another process took it for a killed writer's
+TRIES = 3  # of a write whose temporary file is removed by another process, as a killed writer's
 NO_LINKS = (errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)  # as file systems say it
 
 
 def write_atomic(path: Path | str, content: bytes | str):
     """Write through a temporary file beside `path`, or beside what it links to.
 
-    Raises ConfigError where a folder, a pipe or a device is there, and OSError naming the file, which stays as it was.
+    Raises ConfigError where a folder, a pipe or a device is there, and OSError, which names the file; the file stays as
+    it was.
     """
     path = Path(os.path.realpath(path))
     if path.exists() and not path.is_file():
@@ -59,7 +60,7 @@ def _write(path, content, put_in_place):
 
 
 def require_writable(folder: Path):
-    """Raises OSError, which names `folder`, where it cannot be written in, or made; leaves nothing there."""
+    """Raise OSError, which names `folder`, where it cannot be written in, or made; leave nothing there."""
     places = (folder.absolute(), *folder.absolute().parents)
     try:
         tempfile.TemporaryFile(dir=next(filter(os.path.lexists, places))).close()
@@ -86,7 +87,7 @@ def _write_temporary(path, content) -> Path:
 
 
 def remove_temporary_files(folder: Path, of: str = ""):
-    """Remove what killed writers left, of files whose names begin with `of`. A living writer writes its file again."""
+    """Remove what killed writers left of files whose names begin with `of`; a living writer writes its file again."""
     for path in folder.glob(f".{glob.escape(of)}*{TEMPORARY}"):
         with suppress(OSError):  # a file of another user, say
             path.unlink()
@@ -101,7 +102,7 @@ def json_text(value: dict) -> str:
 
 
 def read_json(path: Path) -> dict:
-    """Raises ConfigError for a file that is no JSON object."""
+    """Read a JSON object. Raises ConfigError for a file that is none."""
     try:
         value = json.loads(path.read_text())
     except (ValueError, RecursionError) as error:
@@ -112,7 +113,7 @@ def read_json(path: Path) -> dict:
 
 
 def read_csv(path, *numbers: str) -> list[dict]:
-    """The rows of a table with a header, as text; the columns `numbers` as floats, nan where a cell is empty.
+    """Read the rows of a table with a header, as text; the columns `numbers` as floats, nan where a cell is empty.
 
     Raises ConfigError, which names the file, where that is no table, has no rows or a cut one, or lacks a number.
     """
@@ -129,7 +130,7 @@ def read_csv(path, *numbers: str) -> list[dict]:
 
 
 def write_csv(path, rows: list[dict]):
-    """Rows with one header; the columns are all keys, in order of appearance, and a missing value is empty."""
+    """Write rows under one header: all their keys, in order of appearance; a missing value is empty."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")

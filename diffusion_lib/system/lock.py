@@ -20,7 +20,7 @@ from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.system.files import remove_temporary_files, write_json
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-WAIT = 0.1  # seconds: a look at the lock (held_by) takes it for an instant, which must not turn its next holder away
+WAIT = 0.1  # seconds: held_by takes the lock for an instant, which must not turn its next holder away
 SECONDS_BETWEEN_NOTES = 5.0
 
 
@@ -78,7 +78,7 @@ class RunLock:
             self.lock.release()
 
     def check(self):
-        """Call before each write to the run. Raises RunHeld where another process has the run, or has ended it.
+        """Raise RunHeld where another process has the run, or has ended it. Call before each write to the run.
 
         Raises OSError where the file system does not say.
         """
@@ -90,14 +90,14 @@ class RunLock:
         raise RunHeld(f"taken over by {read_mark(self.folder) or 'another process'}")
 
     def reached(self, step: int):
-        """Note the step, and the rate since the first one that was noted, evaluations included."""
+        """Note the step, and the rate since the first noted one, evaluations included."""
         now = time.monotonic()
         first_step, first_time = self.first = self.first or (step, now)
         rate = (step - first_step) / (now - first_time) if step > first_step else None
         self.progress = {"step": step, "steps_per_second": rate}
 
     def note(self, row: dict):
-        """Record the progress for --status, from a row of metrics.csv; a Trainer1D's on_log."""
+        """Record the progress for --status from a row of metrics.csv; for a Trainer1D's on_log."""
         self.reached(row["step"])
         now = time.monotonic()
         if now - self.noted >= SECONDS_BETWEEN_NOTES:
@@ -111,7 +111,7 @@ class RunLock:
 
 
 def held_by(folder: Path) -> str | None:
-    """Who holds the lock of a run, or None. Needs no right to write there.
+    """Return who holds the lock of a run, or None; this needs no right to write there.
 
     Raises OSError where the file system does not say.
     """
@@ -128,7 +128,7 @@ def held_by(folder: Path) -> str | None:
 
 
 def read_mark(folder: Path) -> str | None:
-    """The process that took the lock last, as it named itself, or None where no mark can be read."""
+    """Return the process that took the lock last, as it named itself, or None where no mark can be read."""
     with suppress(OSError, ValueError, KeyError, TypeError):
         return json.loads((folder / "lock").read_text())["holder"]
     return None

@@ -1,4 +1,4 @@
-"""A process's memory: its peak, and who keeps what was freed."""
+"""A process's memory: its peak, its limit, and who keeps what was freed."""
 
 import ctypes
 import os
@@ -19,8 +19,8 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
 def keep_freed_memory():
     """Let this process keep large blocks that it frees, where its C library is glibc.
 
-    Else glibc gives them back at once, and each array of a step costs the kernel's clearing of its pages: up to half
-    the time of a step on a CPU.
+    Otherwise glibc returns them at once, and the kernel clears pages anew for each array of a step: up to half the time
+    of a step on a CPU.
     """
     with suppress(OSError, AttributeError):  # another C library
         mallopt = ctypes.CDLL(None).mallopt
@@ -40,7 +40,7 @@ def reset_peak_memory(device: torch.device):
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Bytes at the peak: allocated on the GPU, or resident in this process."""
+    """Return the bytes at the peak: allocated on the GPU, or resident in this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:
@@ -53,7 +53,7 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 def memory_limit(device: torch.device) -> float:
-    """Bytes that this process can have at most: of the GPU, or of the machine, its container and `ulimit -v`."""
+    """Return the most bytes that this process can have: by the GPU, or by machine, container and `ulimit -v`."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     limits = [float(os.sysconf("SC_PAGE_SIZE")) * os.sysconf("SC_PHYS_PAGES")]
@@ -67,7 +67,7 @@ def memory_limit(device: torch.device) -> float:
 
 @contextmanager
 def one_line_for_full_memory():
-    """Turn an allocation that fails inside into a ConfigError. torch reports it as a RuntimeError on the CPU."""
+    """Turn an allocation that fails inside into a ConfigError; on the CPU torch reports it as a RuntimeError."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:

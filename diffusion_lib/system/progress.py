@@ -12,7 +12,7 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 class Progress:
-    """Shows steps, steps/s, time left and the loss. `start` of `total` steps are done already."""
+    """A display of steps, steps/s, time left and the loss; `start` of `total` steps are done already."""
 
     def __init__(self, label: str, start: int, total: int, shown: bool = True):
         self.label, self.total, self.shown = label, total, shown
@@ -22,7 +22,7 @@ class Progress:
         self.bar = tqdm(desc=label, initial=start, total=total, unit="step") if terminal and shown else None
 
     def update(self, step: int, loss: float):
-        """Call where the loss is known anyway: reading it makes a GPU wait."""
+        """Show the step and the loss. Call where the loss is known anyway: reading it makes a GPU wait."""
         if self.bar is not None:
             self.bar.set_postfix(loss=f"{loss:.4g}", refresh=False)
             self.bar.update(step - self.bar.n)

@@ -16,7 +16,7 @@ class StopRequest:
 
 @contextmanager
 def stop_requests():
-    """Inside, a signal sets the request that is yielded; outside they act as before.
+    """Yield a request that a signal sets inside the `with` block; outside it signals act as before.
 
     A request that came too late for the block to act on (by an exception) is a signal again after it.
     """
@@ -35,7 +35,7 @@ def stop_requests():
 
 @contextmanager
 def handled_by(handler: Callable):
-    """Inside, the signals call `handler`; those that are ignored (by nohup, say) stay so.
+    """Call `handler` for the signals inside a `with` block; those that are ignored (by nohup, say) stay so.
 
     Outside the main thread, where Python allows no handlers, nothing changes.
     """

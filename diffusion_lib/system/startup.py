@@ -10,10 +10,11 @@ EXIT_NOTHING_BEGUN = 130  # as shells show a Ctrl-C
 
 
 def begin():
-    """From here until `exit_status` listens, a Ctrl-C is one line instead of the traceback of an import.
+    """Turn a Ctrl-C into one line instead of the traceback of an import, until `exit_status` listens.
 
-    What a terminal's encoding lacks, such as the × of a table, is printed as ? instead of ending the command. A stream
-    that is closed, as daemons have them, is /dev/null: its number could become that of a pipe, which all would inherit.
+    What a terminal's encoding lacks, such as the × of a table, is printed as ? instead of ending the command. A closed
+    stream, as daemons have them, becomes /dev/null: otherwise its number could become that of a pipe, which all would
+    inherit.
     """
     for number in range(3):
         try:

@@ -1,4 +1,4 @@
-"""The tasks, by the names that the command lines use; those of IRED have the release's."""
+"""The tasks, by the names that the command lines use; IRED's tasks keep the release's names."""
 
 from diffusion_lib.tasks.base import Task
 from diffusion_lib.tasks.family import Parents, Uncle

@@ -19,15 +19,19 @@ SPLITS = ("train", "val", "test")
 class Corruption:
     """A hand-made way to spoil a solution, as IRED's discrete tasks use it for their negatives.
 
-    `draw` and `apply` are apart so that the same draws can be compared with the released code's.
+    `draw` and `apply` are separate so that the same draws can be compared with the released code's.
     """
 
     def draw(self, target, generator=None) -> tuple[torch.Tensor, ...]:
-        """The random numbers for solutions (B, *out_shape), on their device."""
+        """Draw the random numbers for solutions (B, *out_shape), on their device."""
         raise NotImplementedError
 
     def apply(self, target, *draws, released: bool = False, mask=None) -> torch.Tensor:
-        """Spoiled solutions (B, *out_shape). released: with the released code's defects. mask: as of Task.mask."""
+        """Return spoiled solutions (B, *out_shape).
+
+        released: with the released code's defects.
+        mask: see Task.mask.
+        """
         raise NotImplementedError
 
     def __call__(self, target, generator=None, released: bool = False, mask=None) -> torch.Tensor:
@@ -36,14 +40,17 @@ class Corruption:
 
 @dataclass(frozen=True)
 class Rules:
-    """What losses and sampler must know of a task; the release chose it by flags.
+    """What losses and sampler must know of a task; the release sets it by flags.
 
-    bound: largest magnitude of a solution's entry in the sampler and in descents. candidate_bound: the same of a
-    negative's candidate (None: bound). level_bound: the same at the end of a level of the sampler (None: bound).
-    inner_steps: descents at each level of the sampler. contrast_weight: factor of the contrastive loss. entry_weights:
-    from solutions (B, *out_shape) to factors of their entries' squared errors (None: 1). corruption: how the mode
-    `corrupt` spoils a solution (None: the task has no way of its own). near: how the mode `near` gets the solutions of
-    other problems, a function of solutions and normal noise (B, *out_shape) and of a relative distance (None: no way).
+    bound: largest magnitude of a solution's entry in the sampler and in descents.
+    candidate_bound: the same of a negative's candidate; None: bound.
+    level_bound: the same at the end of a level of the sampler; None: bound.
+    inner_steps: descents at each level of the sampler.
+    contrast_weight: factor of the contrastive loss.
+    entry_weights: from solutions (B, *out_shape) to factors of their entries' squared errors; None: all 1.
+    corruption: how the mode `corrupt` spoils a solution; None: the mode is refused.
+    near: how the mode `near` gets solutions of other problems, from solutions and normal noise (B, *out_shape) and a
+    relative distance; None: the mode is refused.
     """
 
     bound: float = 2.0
@@ -59,8 +66,10 @@ class Rules:
 class Task(Dataset):
     """A task `inp -> target` with an endless supply of examples: to add one, see docs/adding-a-task.md.
 
-    split: train, val or test. rank: the size of a problem (n of n x n matrices, nodes of a graph, …), None: the
-    task's own. ood: the harder examples. Raises ConfigError for an unknown split or an impossible rank.
+    split: train, val or test.
+    rank: the size of a problem (n of n x n matrices, nodes of a graph, …); None: the task's own.
+    ood: whether the examples are the harder ones.
+    Raises ConfigError for an unknown split or an impossible rank.
 
     Attributes: `inp_shape`, `out_shape` (of one example), `inp_dim`, `out_dim` (what the constructor of its model
     takes: flattened sizes of vectors, channels of graphs and plans), `rules`, `released_rules` (the rules with the
@@ -72,14 +81,14 @@ class Task(Dataset):
     default_rank: ClassVar[int] = 20
     model: ClassVar[str] = "mlp"  # the energy model that IRED takes for it
     recipe: ClassVar[dict] = {}  # settings of ExperimentConfig that differ from the defaults
-    metrics: ClassVar[tuple[str, ...]] = ("mse",)  # the names in `summary`, that which decides first
+    metrics: ClassVar[tuple[str, ...]] = ("mse",)  # the names in `summary`; the first one decides
     higher_is_better: ClassVar[frozenset[str]] = frozenset()
-    beyond_shares: ClassVar[frozenset[str]] = frozenset()  # of those the ones that may lie outside [0, 1]
+    beyond_shares: ClassVar[frozenset[str]] = frozenset()  # those of higher_is_better that may lie outside [0, 1]
     difficulty_name: ClassVar[str] = "difficulty"  # what `difficulty` measures, in words
     rules: Rules = Rules()
-    released_rules: Rules | None = None  # with the released code's defects; None: no different
+    released_rules: Rules | None = None  # with the released code's defects; None: as `rules`
     source: str = "generated"
-    pool_size: ClassVar[dict[str, int]] = {}  # by split, how many examples are made ahead, of which batches are draws
+    pool_size: ClassVar[dict[str, int]] = {}  # by split, how many examples are made ahead, for batches to draw from
 
     def __init__(self, split: str, rank: int | None = None, ood: bool = False):
         if split not in SPLITS:
@@ -92,7 +101,7 @@ class Task(Dataset):
         return self.length
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Example `index` of the split, the same at each call: (*inp_shape), (*out_shape), float32."""
+        """Return example `index` of the split, the same at each call: (*inp_shape), (*out_shape), float32."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         generator = seeded_generator(f"{self.split} example", index)
@@ -104,25 +113,25 @@ class Task(Dataset):
         raise NotImplementedError
 
     def mask(self, inp: torch.Tensor) -> torch.Tensor | None:
-        """1 where the input (B, *inp_shape) gives the solution's entry, else 0, of the solution's shape; None: nowhere.
+        """Return 1 where the input gives the solution's entry, else 0, of the solution's shape; None: nowhere.
 
-        At these entries the input has the solution's own values, and is as long as it.
+        inp: (B, *inp_shape), as long as the solution and with its values at the given entries.
         """
         return None
 
     def score(self, inp, target, prediction) -> dict[str, torch.Tensor]:
-        """What `summary` needs of each example, by name, (B,) float64; the target is float64."""
+        """Return what `summary` needs of each example, by name, (B,) float64; the target is float64."""
         return mean_squared_error(target, prediction)
 
     def execute(self, inp, target, prediction, plan=None) -> dict[str, torch.Tensor]:
-        """More scores, by name, (B,) float64: of acting on a prediction and predicting anew; {}: nothing to act on.
+        """Score acting on a prediction and predicting anew, by name, (B,) float64; {}: nothing to act on.
 
-        plan: from inputs (b, *inp_shape) and which of the B they are, (b,), to new predictions; None: there is none.
+        plan: from inputs (b, *inp_shape) and which of the B they are, (b,), to new predictions; None: without new ones.
         """
         return {}
 
     def summary(self, means: dict[str, float]) -> dict[str, float]:
-        """The metrics, by the names in `metrics`, from the means of `score` and `execute` over all examples.
+        """Return the metrics named in `metrics`, from the means of `score` and `execute` over all examples.
 
         Those of `execute` are left out where it was not asked for.
         """
@@ -130,18 +139,18 @@ class Task(Dataset):
         return {name: known[name] for name in self.metrics if name in known}
 
     def derived(self, means: dict[str, float]) -> dict[str, float]:
-        """The metrics that are no means of scores, by name, from those means: rates of a class, for one."""
+        """Return by name the metrics that are no means of scores, such as the rates of a class, from those means."""
         return {}
 
     def reference_predictions(self, inp, generator) -> dict[str, torch.Tensor]:
-        """By name, predictions (B, *out_shape) of what needs no training, for the tables."""
+        """Return by name predictions (B, *out_shape) that need no training, for the tables."""
         return {"zero": torch.zeros(len(inp), *self.out_shape, dtype=inp.dtype, device=inp.device)}
 
     def wrong_answers(self, inp, target, generator) -> dict[str, torch.Tensor]:
-        """By name, wrong solutions (B, *out_shape) that no model made, to compare the energies of all by.
+        """Return by name wrong solutions (B, *out_shape) that no model made, to compare energies on.
 
         `other` is another problem's solution, which an energy cannot tell from the true one without the input;
-        `corrupted` the task's own way to spoil one.
+        `corrupted` is the solution spoiled in the task's own way.
         """
         answers = {"other": target.roll(1, 0)}
         if self.rules.corruption:
@@ -149,13 +158,13 @@ class Task(Dataset):
         return answers
 
     def difficulty(self, inp) -> torch.Tensor | None:
-        """How hard each problem (B, *inp_shape) is, (B,), where one number says it; else None."""
+        """Return how hard each problem (B, *inp_shape) is, (B,), where one number says it; else None."""
         return None
 
     def draw(self, axes, inp, target, prediction):
-        """Picture one example on matplotlib `axes`: the input (*inp_shape), the solution and what was predicted.
+        """Draw one example on matplotlib `axes`: the input (*inp_shape), the solution and the prediction.
 
-        By default the solution and the prediction as images side by side, with a line between them.
+        By default the solution and the prediction are images side by side, with a line between them.
         """
         left, right = as_image(target), as_image(prediction)
         limit = left.abs().max().item()
@@ -164,7 +173,7 @@ class Task(Dataset):
         axes.set(xticks=[], yticks=[], title="solution | prediction")
 
     def extra_sets(self) -> dict[str, "Task"]:
-        """By name, further sets of examples to evaluate on, beside this one and the harder one."""
+        """Return by name further sets of examples to evaluate on, beside this one and the harder one."""
         return {}
 
     @property
@@ -194,9 +203,8 @@ class MatrixTask(Task):
 class ItemTask:
     """A torch Dataset of (inp, target) or (inp, target, mask) items, with `inp_dim` and `out_dim`, as a task.
 
-    A batch is a draw of its items; a mask is as of Task.mask.
-    It has no bound of its own (None: the model's). Raises ConfigError for a dataset without length or sizes, and where
-    its items are no batch.
+    A batch is a draw of its items; for masks see Task.mask. It has no bound of its own (None: the model's). Raises
+    ConfigError for a dataset without length or sizes, and where its items make no batch.
     """
 
     bound = None
@@ -211,14 +219,14 @@ class ItemTask:
         self.dataset, self.inp_dim, self.out_dim = dataset, dataset.inp_dim, dataset.out_dim
 
     def indices(self, count: int, generator) -> list[int]:
-        """`count` items, drawn uniformly with repeats: epochs would make a batch depend on those before it."""
+        """Draw `count` items uniformly, with repeats: in epochs a batch would depend on those before it."""
         return torch.randint(len(self.dataset), (count,), generator=generator).tolist()
 
     @torch.no_grad()
     def sample(self, batch_size, generator=None, device="cpu", dtype=torch.float32):
-        """Inputs (B, *inp_shape) and targets (B, *out_shape), as of a Task, and masks where the items have them.
+        """Draw inputs (B, *inp_shape) and targets (B, *out_shape), as a Task does, and masks where the items have them.
 
-        What the items draw from the generators that all share is a function of `generator` too.
+        What items draw from the generators that all share is decided by `generator` too.
         """
         try:
             indices = self.indices(batch_size, generator)
@@ -243,17 +251,17 @@ class ItemTask:
 
 
 def rules_of(task, match_release: bool) -> Rules:
-    """The rules of a task, or those that the released code has for it."""
+    """Return the rules of a task, or those that the released code has for it."""
     return task.released_rules if match_release and task.released_rules else task.rules
 
 
 def as_task(dataset) -> "Task | ItemTask":
-    """What makes batches of its own is a task; anything else is taken item by item."""
+    """Return a task as it is, and any other dataset as a task of its items."""
     return dataset if isinstance(dataset, Task | ItemTask) else ItemTask(dataset)
 
 
 def has_mask(dataset) -> bool:
-    """Whether the input of a task can give entries of its solution."""
+    """Return whether the input of a task can give entries of its solution."""
     task = as_task(dataset)
     if isinstance(task, ItemTask):
         return len(task.sample(1, seeded_generator("parts of an item"))) == 3
@@ -261,12 +269,12 @@ def has_mask(dataset) -> bool:
 
 
 def mask_of(task, inp, drawn) -> torch.Tensor | None:
-    """The mask of inputs (B, *inp_shape): the one `drawn` with them, where the items have them, or the task's."""
+    """Return the mask of inputs (B, *inp_shape): the one `drawn` with them, where the items have one, or the task's."""
     return drawn[0].to(inp) if drawn else task.mask(inp)
 
 
 def as_image(values: torch.Tensor) -> torch.Tensor:
-    """A picture (height, width) of one solution: a vector of n^2 entries as n x n, a plan as its steps in a row.
+    """Return one solution as a picture (height, width): n^2 entries as n x n, a plan as its steps in a row.
 
     Of several channels the last is shown.
     """
@@ -281,5 +289,5 @@ def as_image(values: torch.Tensor) -> torch.Tensor:
 
 
 def mean_squared_error(target, prediction) -> dict[str, torch.Tensor]:
-    """`mse` of each example, (B,) float64."""
+    """Return the `mse` of each example, (B,) float64."""
     return {"mse": (prediction.double() - target).square().flatten(1).mean(1)}

@@ -1,4 +1,4 @@
-"""Hand-made wrong solutions, for the mining mode `corrupt`: the release's, and those that it meant.
+"""Hand-made wrong solutions, for the mining mode `corrupt`: the release's, as they are and as it meant them.
 
 The release has them for connectivity, the shortest path and sudoku. The others are simple analogues made here.
 """
@@ -14,7 +14,7 @@ SHARE = 0.05  # of the entries, or cells, that are drawn anew
 
 
 class FlippedEntries(Corruption):
-    """Each entry changes its sign with some probability; made here, the release has none for these tasks."""
+    """A change of sign of each entry with some probability; made here, since the release has none for these tasks."""
 
     def __init__(self, probability: float):
         self.probability = probability
@@ -27,10 +27,10 @@ class FlippedEntries(Corruption):
 
 
 class FlippedPairs(Corruption):
-    """Connectivity (B, N, N): each pair of nodes gets a random sign with probability 0.05, both directions the same.
+    """Connectivity (B, N, N): each pair of nodes gets a random sign with probability 0.05, the same in both directions.
 
-    Draws: digits 0 or 1, and uniforms, both (B, N, N); above the diagonal they count. released: each entry by itself,
-    the diagonal too, and only ever to -1.
+    Draws: digits 0 or 1, and uniforms, both (B, N, N); only those above the diagonal count.
+    released: each entry by itself, the diagonal too, and only ever to -1.
     """
 
     def draw(self, target, generator=None):
@@ -49,8 +49,9 @@ class ChangedCells(Corruption):
     """Sudoku (B, s^3): blank cells get another digit with probability 0.05, and at least one of them does.
 
     Draws: digits 0 .. s - 1 and uniforms, both (B, s, s); where the digit drawn is the cell's own, the next one is
-    taken. mask: 1 at given cells, (B, s^3); without it every cell counts as blank. released: all cells alike, givens
-    too, with the digit as drawn.
+    taken.
+    mask: 1 at given cells, (B, s^3); without it every cell counts as blank.
+    released: all cells alike, givens too, with the digit as drawn.
     """
 
     def draw(self, target, generator=None):
@@ -75,9 +76,10 @@ class ChangedCells(Corruption):
 class ChangedStep(Corruption):
     """A plan (B, steps, *places, channels): at one step, each of the action's one-hots is moved to another place.
 
-    channels: which ones hold a one-hot over all places. Draws: places (B, steps, len(channels)), and the step (B,).
-    released: always the first step, and the place as drawn, which may be the same; the step is not looked at. The
-    release has it for the shortest path in one dimension.
+    channels: which ones hold a one-hot over all places.
+    Draws: places (B, steps, len(channels)), and the step (B,).
+    released: always the first step, whatever the step drawn, and the place as drawn, which may be the same. The release
+    has this for the shortest path in one dimension.
     """
 
     def __init__(self, *channels: int):
@@ -102,5 +104,5 @@ class ChangedStep(Corruption):
 
 
 def another(drawn, own, count: int):
-    """The numbers drawn, but the next one (modulo count) where it is the own."""
+    """Return the numbers drawn, but the next one (modulo count) where the number is `own`."""
     return torch.where(drawn == own, (own + 1) % count, drawn)

@@ -4,20 +4,20 @@ import torch
 
 
 def signs(flags: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """+1 where a flag is set, else -1."""
+    """Return +1 where a flag is set, else -1."""
     return flags.to(dtype) * 2 - 1
 
 
 def one_hot_signs(index: torch.Tensor, size: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """From whole numbers (...) to (..., size): +1 at the number's place, -1 elsewhere."""
+    """Encode whole numbers (...) as (..., size): +1 at the number's place, -1 elsewhere."""
     return signs(index[..., None] == torch.arange(size, device=index.device), dtype)
 
 
 def half_as_large_again(rank: int) -> int:
-    """The size of the harder problems of most discrete tasks: 18 for 12, 15 for 10."""
+    """Return the size of the harder problems of most discrete tasks: 18 for 12, 15 for 10."""
     return (3 * rank + 1) // 2
 
 
 def permutations(batch_size: int, size: int, generator, device) -> torch.Tensor:
-    """Uniform permutations (B, size) of 0 .. size - 1."""
+    """Draw uniform permutations (B, size) of 0 .. size - 1."""
     return torch.rand(batch_size, size, generator=generator, device=device).argsort(1)

@@ -32,7 +32,10 @@ class FamilyTask(PairTask):
         return signs(inp, dtype), signs(self.relation(father | mother, child & male), dtype)
 
     def relation(self, parent, son):
-        """The solution (B, n, n), bool; parent: j is a parent of i, son: j is a son of i."""
+        """Return the solution (B, n, n) bool.
+
+        parent, son: whether j is a parent of i, a son of i, (B, n, n) bool.
+        """
         raise NotImplementedError
 
     def reference_predictions(self, inp, generator):
@@ -55,10 +58,11 @@ class Uncle(FamilyTask):
 
 
 def family_trees(batch_size: int, people: int, generator, device):
-    """Father and mother (B, n), NOBODY where not recorded, and who is male (B, n), bool; parents have lower numbers.
+    """Draw family trees: father and mother (B, n), NOBODY where not recorded, and who is male (B, n) bool.
 
-    People come one by one. The parents of each are uniform among none and all couples so far. After each, with
-    probability 0.8, one single man and one single woman marry if their families allow it.
+    People come one by one, so parents have lower numbers. The parents of each are drawn uniformly from none and all
+    couples so far. After each, with probability 0.8, one single man and one single woman marry if their families allow
+    it.
     """
 
     def uniform(*shape):
@@ -86,12 +90,16 @@ def family_trees(batch_size: int, people: int, generator, device):
 
 
 def drawn(lots, among):
-    """One place uniform among the set ones, (B,), and whether there is one, (B,) bool."""
+    """Choose uniformly one of the set places, (B,), and say whether there is one, (B,) bool."""
     return lots.masked_fill(~among, -1).argmax(1), among.any(1)
 
 
 def may_marry(father, mother, man, woman) -> torch.Tensor:
-    """(B,) bool: one has no recorded father, or they are neither siblings nor cousins, nor one a parent's sibling."""
+    """Return whether a man and a woman may marry, (B,) bool.
+
+    They may if one has no recorded father, or if they are neither siblings nor cousins, nor one a sibling of the
+    other's parent.
+    """
 
     def parent(table, person):
         return table.gather(1, person.clamp(min=0)[:, None])[:, 0].where(person != NOBODY, NOBODY)
@@ -109,11 +117,11 @@ def may_marry(father, mother, man, woman) -> torch.Tensor:
 
 
 def one_hot_people(person):
-    """From numbers (B, n), or NOBODY, to (B, n, n) bool."""
+    """Encode numbers (B, n), or NOBODY, as (B, n, n) bool."""
     return person[..., None] == torch.arange(person.shape[1], device=person.device)
 
 
 def shuffled(relation, order):
-    """A relation (B, n, n) between people who got new numbers."""
+    """Renumber a relation (B, n, n) between people."""
     rows = relation.gather(1, order[..., None].expand_as(relation))
     return rows.gather(2, order[:, None].expand_as(relation))

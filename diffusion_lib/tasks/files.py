@@ -5,9 +5,9 @@
     data/rrn/train.csv, valid.csv, test.csv           lines with 81 digits of a puzzle, 0 or . for a blank, then 81 of
                                                       its solution, between other columns or none; or .csv.gz
 
-or where the release has them: data/sudoku, data/parity/<bits>, data/sudoku-rrn. Tensors may be dense or sparse, of any
-type. Of SATNet's rows the first 90% train, as published; the others are halved into val and test. A file that is there
-but damaged raises ConfigError; where there is none the caller makes examples itself.
+The release's folders are read too: data/sudoku, data/parity/<bits>, data/sudoku-rrn. Tensors may be dense or sparse, of
+any type. Of SATNet's rows the first 90% train, as published; the others are halved into val and test. A damaged file
+raises ConfigError; without a file the caller makes examples itself.
 """
 
 import gzip
@@ -30,7 +30,7 @@ RRN_NAMES = {"train": "train", "val": "valid", "test": "test"}
 
 
 class Boards(NamedTuple):
-    """Sudoku puzzles: digits 0 .. s - 1 of the solutions (P, s, s) uint8, which are given (P, s, s) bool, a source."""
+    """Sudoku puzzles: the solutions' digits 0 .. s - 1, uint8, and which are given, bool, both (P, s, s); a source."""
 
     solution: torch.Tensor
     given: torch.Tensor
@@ -46,13 +46,13 @@ class BitRows(NamedTuple):
 
 
 def satnet_sudoku(split: str) -> Boards | None:
-    """SATNet's 10,000 puzzles with 31 to 42 givens, or None without its files."""
+    """Return the split's share of SATNet's 10,000 puzzles with 31 to 42 givens, or None without its files."""
     pair = _satnet_pair("satnet/sudoku", "sudoku")
     return pair and _boards_of_split(pair, split)
 
 
 def rrn_sudoku(split: str) -> Boards | None:
-    """RRN's puzzles with 17 to 34 givens, or None without its file."""
+    """Return the split's RRN puzzles with 17 to 34 givens, or None without its file."""
     for folder in ("rrn", "sudoku-rrn"):
         for path in sorted(FOLDER.glob(f"{folder}/{RRN_NAMES[split]}.csv*")):
             return _read_csv(path.resolve(), str(path))
@@ -60,13 +60,13 @@ def rrn_sudoku(split: str) -> Boards | None:
 
 
 def satnet_parity(bits: int, split: str) -> BitRows | None:
-    """SATNet's rows of that many bits, or None without its files."""
+    """Return the split's share of SATNet's rows of that many bits, or None without its files."""
     pair = _satnet_pair(f"satnet/parity/{bits}", f"parity/{bits}")
     return pair and _bits_of_split(pair, bits, split)
 
 
 def _satnet_pair(*folders: str) -> tuple[Path, Path] | None:
-    """Both files in the first of the folders that has one of them."""
+    """Return both files of the first folder that has one, or None. Raises ConfigError where the other is missing."""
     for folder in (FOLDER / each for each in folders):
         pair = folder / "features.pt", folder / "labels.pt"
         missing = [path for path in pair if not path.exists()]
@@ -86,7 +86,7 @@ def _damaged(path, what: str) -> ConfigError:
 
 
 def _load(path: Path) -> torch.Tensor:
-    """A file's tensor, dense and in float32."""
+    """Return a file's tensor, dense and in float32. Raises ConfigError where it is damaged."""
     try:
         values = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # torch.load has no class of its own for what it cannot read
@@ -138,7 +138,7 @@ def _read_csv(path: Path, shown: str) -> Boards:
 
 
 def _check(path, solution, given, puzzle):
-    """Every solution is a valid board, and agrees with what is given."""
+    """Raise ConfigError unless every solution is a valid board that agrees with its givens."""
     right = board_is_valid(solution) & ((puzzle == solution) | ~given).flatten(1).all(1)
     if not right.all():
         raise _damaged(path, f"the solution of puzzle {int((~right).nonzero()[0]) + 1} is wrong")

@@ -6,9 +6,9 @@ import torch
 
 
 def nearest_neighbours(batch_size: int, nodes: int, degree: float, generator, device) -> torch.Tensor:
-    """Directed graphs (B, N, N), bool: points uniform in the unit square, each with an edge to its nearest others.
+    """Draw directed graphs (B, N, N) bool: points uniform in the unit square, each with edges to its nearest others.
 
-    To how many is uniform on 1 .. max(1, floor(N degree)).
+    The number of its edges is uniform on 1 .. max(1, floor(N degree)).
     """
     points = torch.rand(batch_size, nodes, 2, generator=generator, device=device)
     most = max(1, math.floor(nodes * degree))
@@ -19,7 +19,7 @@ def nearest_neighbours(batch_size: int, nodes: int, degree: float, generator, de
 
 
 def connected(adjacency: torch.Tensor) -> torch.Tensor:
-    """(B, N, N) bool: there is a path, by repeated squaring of the adjacency with its diagonal set."""
+    """Return where there is a path, (B, N, N) bool, by repeated squaring of the adjacency with its diagonal set."""
     nodes = adjacency.shape[-1]
     reached = (adjacency | torch.eye(nodes, dtype=torch.bool, device=adjacency.device)).float()
     for _ in range(math.ceil(math.log2(max(nodes - 1, 1)))):
@@ -28,12 +28,12 @@ def connected(adjacency: torch.Tensor) -> torch.Tensor:
 
 
 def within(adjacency: torch.Tensor, steps: int) -> torch.Tensor:
-    """(B, N, N) bool: there is a path of at most `steps` edges."""
+    """Return where there is a path of at most `steps` edges, (B, N, N) bool."""
     return distances(adjacency, steps) <= steps
 
 
 def distances(adjacency: torch.Tensor, limit: int | None = None) -> torch.Tensor:
-    """Edges on the shortest path from i to j, (B, N, N) int64; N + 1 where there is none of at most `limit` edges."""
+    """Count the edges of the shortest path from i to j, (B, N, N) int64; N + 1 where none has at most `limit`."""
     nodes = adjacency.shape[-1]
     edges = adjacency.float()
     frontier = torch.eye(nodes, device=adjacency.device).expand_as(edges)

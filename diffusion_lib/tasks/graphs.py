@@ -14,7 +14,7 @@ from diffusion_lib.tasks.metrics import classification_rates, confusion, off_dia
 class PairTask(Task):
     """A task whose solution is a sign for each ordered pair of `size` things, (size, size).
 
-    size: `rank`, and half as many again for the harder set. Channels of the input are in its last axis.
+    `size` is `rank`, and half as many again for the harder set. The input's last axis has its channels.
     """
 
     model = "gnn"
@@ -40,7 +40,7 @@ class PairTask(Task):
         return (self.size, self.size)
 
     def score(self, inp, target, prediction):
-        """Shares of the entries by label and prediction, with the diagonal and without."""
+        """Return the shares of the entries by label and prediction, with the diagonal and without."""
         without = confusion(off_diagonal(target), off_diagonal(prediction), "_off_diagonal")
         return confusion(target, prediction) | without
 
@@ -48,7 +48,7 @@ class PairTask(Task):
         return classification_rates(means) | classification_rates(means, "_off_diagonal")
 
     def draw(self, axes, inp, target, prediction):
-        """The solution's matrix, positive pairs dark, with a cross at each wrong pair."""
+        """Draw the solution's matrix, positive pairs dark, with a cross at each wrong pair."""
         axes.imshow(target.cpu().numpy(), vmin=-1, vmax=3, cmap="Greys")
         rows, columns = ((prediction >= 0) != (target >= 0)).nonzero().T.tolist()
         axes.scatter(columns, rows, marker="x", color="red")
@@ -56,9 +56,9 @@ class PairTask(Task):
 
 
 class Connectivity(PairTask):
-    """Is there a path from i to j, in an undirected graph of near neighbours; a node is connected to itself.
+    """Whether a path joins i and j, in an undirected graph of near neighbours; a node is connected to itself.
 
-    Input: the adjacency, (N, N, 1), solution (N, N), both in signs. `degree` is the release's `p`: see
+    Input: the adjacency (N, N, 1), solution (N, N), both in signs. `degree` is the release's `p`: see
     nearest_neighbours.
     """
 
@@ -72,15 +72,15 @@ class Connectivity(PairTask):
         return signs(adjacency, dtype)[..., None], signs(connected(adjacency), dtype)
 
     def extra_sets(self):
-        """The release's graphs of 13 to 20 nodes, those that are larger than this task's."""
+        """Return the release's graphs of 13 to 20 nodes, those that are larger than this task's."""
         return {f"connectivity-{n}": self.of_size(n) for n in (13, 15, 18, 20) if n > self.rank}
 
     def of_size(self, nodes: int) -> "Connectivity":
-        """The task on graphs of another size."""
+        """Return the task on graphs of another size."""
         return type(self)(self.split, nodes)
 
     def reference_predictions(self, inp, generator):
-        """Every pair, and the pairs with a path of at most 1, 2, 4 or 6 edges."""
+        """Predict every pair, and the pairs with a path of at most 1, 2, 4 or 6 edges."""
         adjacency = inp[..., 0] > 0
         near = {f"within {k}": signs(within(adjacency, k), inp.dtype) for k in (1, 2, 4, 6)}
         return {"all connected": torch.ones_like(inp[..., 0]), **near}

@@ -13,9 +13,8 @@ from diffusion_lib.tasks.base import MatrixTask, Rules
 class Inverse(MatrixTask):
     """Matrix inversion: R ~ U(-1,1)^{n x n}, A = 2 R R^T + ridge I, target A^-1 (IRED, section 4.1).
 
-    `ridge` is 0.5, and 0.1 for the harder matrices (`ood`). Since A >= ridge I, no entry of A^-1 exceeds
-    1/ridge, which is this task's `bound`. A is a float32 matrix, and the target the float64 inverse of just
-    that one.
+    `ridge` is 0.5, and 0.1 for the harder matrices (`ood`). Since A >= ridge I, no entry of A^-1 exceeds 1/ridge, which
+    is this task's `bound`. A is float32, and the target is the float64 inverse of exactly that matrix.
     """
 
     def __init__(self, split: str, rank: int | None = None, ood: bool = False, ridge: float | None = None):
@@ -36,25 +35,25 @@ class Inverse(MatrixTask):
     difficulty_name = "condition number of A"
 
     def score(self, inp, target, prediction):
-        """`mse`, and `recon_error`: the Frobenius norm of A Y - I."""
+        """Return `mse`, and `recon_error`: the Frobenius norm of A Y - I."""
         a, y = (part.double().view(-1, self.rank, self.rank) for part in (inp, prediction))
         residual = a @ y
         residual.diagonal(dim1=1, dim2=2).sub_(1)
         return super().score(inp, target, prediction) | {"recon_error": residual.flatten(1).norm(dim=1)}
 
     def wrong_answers(self, inp, target, generator):
-        """`regression` too: the linear regression's, the best that a linear model knows of the solution."""
+        """Add `regression`, the linear regression's answer: the best that a linear model knows of the solution."""
         regression = matrix_references.fitted(self, matrix_references.QUICK_FIT_SAMPLES).linear_regression(
             inp.cpu().double()
         )
         return super().wrong_answers(inp, target, generator) | {"regression": regression.to(inp)}
 
     def difficulty(self, inp):
-        """The condition number of A."""
+        """Return the condition number of A."""
         return torch.linalg.cond(inp.view(-1, self.rank, self.rank))
 
     def reference_predictions(self, inp, generator):
-        """Zero, fits, Newton-Schulz iterations and LAPACK: see matrix_references.py."""
+        """Predict by zero, fits, Newton-Schulz iterations and LAPACK: see matrix_references.py."""
         return matrix_references.inverse_references(self, inp)
 
 
@@ -79,7 +78,7 @@ class Addition(MatrixTask):
 class LowRankDataset(MatrixTask):
     """Matrix completion: 0.1 N + U V^T / 20 (`ood`: / 5), U and V n x 10; half the entries are hidden.
 
-    IRED, section 4.1. The hidden entries are zero in the input.
+    The hidden entries are zero in the input. IRED, section 4.1.
     """
 
     inner_rank = 10
@@ -100,10 +99,10 @@ class LowRankDataset(MatrixTask):
 
 
 def near_inverse(y: torch.Tensor, noise: torch.Tensor, distance: float) -> torch.Tensor:
-    """Invert symmetric positive definite matrices near those whose inverses `y` (B, n^2) are.
+    """Return the inverses of symmetric positive definite matrices near those whose inverses are `y` (B, n^2).
 
-    (I + S) y (I + S)^T, with S = distance N / sqrt(2 n) and N the noise, is the inverse of A plus a small symmetric
-    matrix, at first order -(A S + S^T A), and differs from y by `distance` of its norm. Nothing is inverted for it.
+    With S = distance N / sqrt(2 n) and N the noise, (I + S) y (I + S)^T is the inverse of A plus a small symmetric
+    matrix, at first order -(A S + S^T A). It differs from y by `distance` of its norm, and nothing is inverted for it.
     """
     n = math.isqrt(y.shape[1])
     y, noise = (rearrange(part, "b (row column) -> b row column", row=n) for part in (y, noise))
@@ -113,12 +112,12 @@ def near_inverse(y: torch.Tensor, noise: torch.Tensor, distance: float) -> torch
 
 
 def spd_inverse(a: torch.Tensor) -> torch.Tensor:
-    """Inverses of symmetric positive definite matrices (B, n, n), by n symmetric sweeps (Goodnight 1979).
+    """Invert symmetric positive definite matrices (B, n, n), by n symmetric sweeps (Goodnight 1979).
 
-    The batch is the innermost axis, so each sweep is one vectorised update over all matrices; LAPACK, called once
-    per small matrix, takes over twice as long. Positive pivots need no exchanges. A sweep at pivot d turns row and
-    column k into themselves over d, the pivot into -1/d, and takes row x column / d from the rest: with u = row/sqrt(d)
-    and u_k = sqrt(d) - 1/sqrt(d) that is x - u u^T everywhere, but for 2 left over on the diagonal.
+    The batch is the innermost axis, so each sweep is one vectorised update over all matrices; LAPACK, called once per
+    small matrix, takes over twice as long. Positive pivots need no exchanges. A sweep at pivot d divides row and column
+    k by d, makes the pivot -1/d, and subtracts row x column / d from the rest. With u = row/sqrt(d) and
+    u_k = sqrt(d) - 1/sqrt(d) that is x - u u^T everywhere, except that the pivot is left 2 too large.
     """
     x = a.permute(1, 2, 0).clone(memory_format=torch.contiguous_format)  # (n, n, B)
     for k in range(x.shape[0]):

@@ -15,6 +15,7 @@ class Fitted:
     """The mean of the targets, and a linear regression of their upper triangle on that of A (with intercept).
 
     task: the training task, of symmetric matrices.
+    samples: how many problems are fitted.
     """
 
     def __init__(self, task, samples: int, device="cpu"):
@@ -28,7 +29,7 @@ class Fitted:
         self.weight = torch.linalg.solve(gram, moments)
 
     def training_data(self, samples: int):
-        """What it is fitted on: (samples, n^2) float64, of the training distribution."""
+        """Draw the problems to fit: inputs and targets, (samples, n^2) float64 each, of the training distribution."""
         generator = seeded_generator("linear regression", device=self.device)
         chunk = 10_000  # the making of data takes several times its memory
         parts = [
@@ -38,11 +39,11 @@ class Fitted:
         return tuple(torch.cat(part) for part in zip(*parts, strict=True))
 
     def mean_predictor(self, inp):
-        """The mean target for every input: (B, n^2) float64."""
+        """Predict the mean target for every input: (B, n^2) float64."""
         return self.mean.expand(inp.shape[0], -1)
 
     def linear_regression(self, inp):
-        """(B, n^2) float64, symmetric."""
+        """Predict by the linear regression: (B, n^2) float64, symmetric."""
         n = self.rank
         upper = self._features(inp) @ self.weight
         full = inp.new_zeros(inp.shape[0], n, n)
@@ -64,12 +65,12 @@ def _fitted(kind, rank: int, samples: int, device) -> Fitted:
 
 
 def fitted(task, samples: int | None = None) -> Fitted:
-    """The fit on problems of a task's training, made once. samples: None for FIT_SAMPLES."""
+    """Return the fit on `samples` problems (None: FIT_SAMPLES) of a task's training, made once."""
     return _fitted(type(task), task.rank, samples or FIT_SAMPLES, "cpu")
 
 
 def newton_schulz(inp, rank: int, iterations: int):
-    """X <- X (2 I - A X) from X = I / trace(A) (Schulz 1933): (B, n^2) in the precision of `inp`."""
+    """Iterate X <- X (2 I - A X) from X = I / trace(A) (Schulz 1933): (B, n^2) in the precision of `inp`."""
     a = inp.view(-1, rank, rank)
     identity = torch.eye(rank, dtype=a.dtype, device=a.device)
     x = identity / a.diagonal(dim1=1, dim2=2).sum(1)[:, None, None]
@@ -79,12 +80,12 @@ def newton_schulz(inp, rank: int, iterations: int):
 
 
 def exact_inverse(inp, rank: int):
-    """LAPACK's inverse of the float32 matrices, (B, n^2)."""
+    """Invert the float32 matrices by LAPACK: (B, n^2)."""
     return torch.linalg.inv(inp.view(-1, rank, rank)).flatten(1)
 
 
 def inverse_references(task, inp) -> dict[str, torch.Tensor]:
-    """By name, the inverses (B, n^2) of float64 matrices `inp` (B, n^2) of the Inverse `task`, the worst first."""
+    """Return by name inverses (B, n^2) of float64 matrices `inp` (B, n^2) of the Inverse `task`, the worst first."""
     fit = fitted(task)
     found = {
         "zero matrix": torch.zeros_like(inp),

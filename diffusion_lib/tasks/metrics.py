@@ -1,7 +1,7 @@
 """The metrics of the discrete tasks: each function takes a batch and returns a value for each example.
 
-What is a ratio over a whole set (a rate of a class, the share of right blank cells) is returned as its counts: their
-means over the set are divided in the end, as the release does with the counts of a batch.
+A ratio over a whole set (a rate of a class, the share of right blank cells) is returned as its counts. Their means over
+the set are divided in the end, as the release divides the counts of a batch.
 """
 
 import math
@@ -13,7 +13,7 @@ from diffusion_lib.tasks.graph_algorithms import distances
 
 
 def ratio(part: float, whole: float) -> float:
-    """part / whole, NaN where there is nothing to divide by."""
+    """Return part / whole, NaN where there is nothing to divide by."""
     return part / whole if whole else math.nan
 
 
@@ -21,14 +21,15 @@ def ratio(part: float, whole: float) -> float:
 
 
 def off_diagonal(values: torch.Tensor) -> torch.Tensor:
-    """The entries (B, N^2 - N) of matrices (B, N, N) that are not on the diagonal."""
+    """Return the entries (B, N^2 - N) of matrices (B, N, N) that are not on the diagonal."""
     return values[:, ~torch.eye(values.shape[-1], dtype=torch.bool, device=values.device)]
 
 
 def confusion(target, prediction, suffix: str = "") -> dict[str, torch.Tensor]:
-    """Shares of an example's entries that are true and false positives and negatives, (B,) float64 each.
+    """Return an example's shares of entries that are true and false positives and negatives, (B,) float64 each.
 
-    target, prediction: (B, ...), positive from 0 up. suffix: of the names.
+    target, prediction: (B, ...), positive from 0 up.
+    suffix: the end of each name.
     """
     label, guess = (target >= 0).flatten(1), (prediction >= 0).flatten(1)
     cells = {
@@ -41,9 +42,10 @@ def confusion(target, prediction, suffix: str = "") -> dict[str, torch.Tensor]:
 
 
 def classification_rates(means: dict[str, float], suffix: str = "") -> dict[str, float]:
-    """`balanced_accuracy`, the mean of the rates of both classes (NaN if one is missing), and `accuracy`.
+    """Return `balanced_accuracy`, the mean of the rates of both classes (NaN if one is missing), and `accuracy`.
 
     means: over a set of examples, of what `confusion` returns.
+    suffix: the end of each name.
     """
     right, missed, alarms, rejected = (
         means[name + suffix] for name in ("true_positive", "false_negative", "false_positive", "true_negative")
@@ -57,11 +59,13 @@ def classification_rates(means: dict[str, float], suffix: str = "") -> dict[str,
 
 
 def board_scores(target, prediction, mask) -> dict[str, torch.Tensor]:
-    """What there is to say of predicted boards, (B,) float64 each; all arguments (B, s^3).
+    """Return the scores of predicted boards, (B,) float64 each; all arguments are (B, s^3).
 
-    blank: number of blank cells. right: how many of them have the right digit. solved: the whole board equals the
-    solution. consistency: each row, column and box has each digit once. board_accuracy: the release's, the share of
-    cells whose row, column and box have the right sums.
+    blank: number of blank cells.
+    right: how many of them have the right digit.
+    solved: the whole board equals the solution.
+    consistency: each row, column and box has each digit once.
+    board_accuracy: the release's, the share of cells whose row, column and box have the right sums.
     """
     size = round(target.shape[1] ** (1 / 3))
     target, prediction, mask = (
@@ -80,14 +84,14 @@ def board_scores(target, prediction, mask) -> dict[str, torch.Tensor]:
 
 
 def units(board: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The rows, columns and boxes of boards (B, s, s), each (B, s, s): unit, then place in it."""
+    """Return the rows, columns and boxes of boards (B, s, s), each (B, s, s): unit, then place in it."""
     box = math.isqrt(board.shape[-1])
     boxes = rearrange(board, "b (down row) (across column) -> b (down across) (row column)", row=box, column=box)
     return board, board.mT, boxes
 
 
 def board_is_valid(board) -> torch.Tensor:
-    """(B,) bool: each row, column and box of boards (B, s, s) has each of 0 .. s - 1 once."""
+    """Return whether each row, column and box of boards (B, s, s) has each of 0 .. s - 1 once, (B,) bool."""
     every = torch.arange(board.shape[-1], device=board.device)
     return torch.stack([(unit.sort(-1).values == every).flatten(1).all(1) for unit in units(board)]).all(0)
 
@@ -104,12 +108,18 @@ def _share_with_right_sums(board):
 
 
 def path_scores(adjacency, start, goal, label, plan) -> dict[str, torch.Tensor]:
-    """How good plans are, (B,) float64 each. adjacency (B, N, N) bool; start, goal (B,); label, plan: nodes (B, steps).
+    """Return the scores of plans, (B,) float64 each.
 
-    argmax_accuracy: share of steps equal to the label's. first_action_accuracy: the first one is.
-    first_action_feasibility: it follows an edge. first_step_shortens: that, and it is nearer to the goal than the
-    start (the published metric). plan_success: the plan follows edges until it is at the goal. chance: the share of
-    the start's successors that are nearer, what a random successor scores.
+    adjacency: (B, N, N) bool.
+    start, goal: nodes (B,).
+    label, plan: nodes (B, steps).
+
+    argmax_accuracy: share of steps equal to the label's.
+    first_action_accuracy: the first one is.
+    first_action_feasibility: it follows an edge.
+    first_step_shortens: that, and it is nearer to the goal than the start (the published metric).
+    plan_success: the plan follows edges until it is at the goal.
+    chance: share of the start's successors that are nearer, which is what a random successor scores.
     """
     rows = torch.arange(len(plan), device=plan.device)
     to_goal = distances(adjacency)[rows, :, goal]  # (B, N)
@@ -126,7 +136,7 @@ def path_scores(adjacency, start, goal, label, plan) -> dict[str, torch.Tensor]:
 
 
 def reaches_goal(adjacency, start, goal, plan) -> torch.Tensor:
-    """(B,) bool: the plan's steps follow edges from the start to the goal; steps after that are not judged."""
+    """Return whether the plan follows edges from the start to the goal, (B,) bool; steps after that are not judged."""
     rows = torch.arange(len(plan), device=plan.device)
     place, lost, there = start, torch.zeros_like(start, dtype=torch.bool), start == goal
     for step in plan.T:
@@ -140,9 +150,13 @@ def reaches_goal(adjacency, start, goal, plan) -> torch.Tensor:
 
 
 def sort_scores(order, first, second) -> dict[str, torch.Tensor]:
-    """What the swaps make of an array, (B,) float64 each. order: (B, N); first, second: places to swap (B, steps).
+    """Return the scores of the array that the swaps make, (B,) float64 each.
 
-    element_accuracy: share of the elements that are in their place in the end; array_accuracy: all are.
+    order: (B, N).
+    first, second: places to swap, (B, steps).
+
+    element_accuracy: share of the elements that are in their place in the end.
+    array_accuracy: all are.
     """
     array, rows = order.clone(), torch.arange(len(order), device=order.device)
     for one, other in zip(first.T, second.T, strict=True):

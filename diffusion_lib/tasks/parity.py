@@ -1,4 +1,4 @@
-"""Parity of a row of bits: SATNet's task, of its file where it is there."""
+"""Parity of a row of bits: SATNet's task, from its file where it is there."""
 
 import torch
 
@@ -31,7 +31,7 @@ class Parity(Task):
         self.moved: dict[str, BitRows] = {}
 
     def rows(self, device) -> BitRows:
-        """The file's rows, moved to a device once."""
+        """Return the file's rows, moved to a device once."""
         if str(device) not in self.moved:
             bits, odd, source = self.file
             self.moved[str(device)] = BitRows(bits.to(device), odd.to(device), source)
@@ -57,6 +57,6 @@ class Parity(Task):
 
 
 class Parity20(Parity):
-    """Of 20 bits."""
+    """Parity of 20 bits."""
 
     default_rank = 20

@@ -17,13 +17,13 @@ SPLIT_OF_CLASS = ("train", "train", "val", "test")
 
 @cache
 def units_of_cells(box: int) -> list[tuple[int, int, int]]:
-    """Row, column and box of each cell, as numbers below 3 s."""
+    """Return the row, column and box of each cell, as numbers below 3 s."""
     side = box * box
     return [(r, side + c, 2 * side + r // box * box + c // box) for r in range(side) for c in range(side)]
 
 
 def solve(board: list[int], box: int, order=None) -> list[int] | None:
-    """A solution of the board, or None; `order` chooses among the digits that a cell may have (default: the lowest)."""
+    """Return a solution of the board, or None; `order` sorts the possible digits of a cell (default: lowest first)."""
     side, units = box * box, units_of_cells(box)
     everything, used = (1 << side) - 1, [0] * (3 * box * box)
     board = list(board)
@@ -38,7 +38,7 @@ def solve(board: list[int], box: int, order=None) -> list[int] | None:
 
 
 def _fill(board, blank, used, units, everything, order) -> bool:
-    """Fill the blank cells in place, that with the fewest digits first; False, and nothing changed, if impossible."""
+    """Fill the blank cells in place, that with the fewest digits first; if impossible return False, all as before."""
     if not blank:
         return True
     least, best, options = 99, -1, 0
@@ -75,7 +75,7 @@ def _bits(options: int) -> list[int]:
 
 
 def random_solution(box: int, chance: random.Random) -> list[int]:
-    """A full board."""
+    """Draw a full board."""
 
     def shuffled(options):
         bits = _bits(options)
@@ -108,7 +108,7 @@ def dig(solution: list[int], box: int, givens: int, chance: random.Random) -> li
 
 
 def _solvable(board, blank, used, units, cell, bit, everything) -> bool:
-    """Whether the board has a solution with this digit in the cell; nothing is changed."""
+    """Return whether the board has a solution with this digit in the cell; nothing is changed."""
     used = list(used)
     for unit in units[cell]:
         used[unit] |= bit
@@ -116,9 +116,10 @@ def _solvable(board, blank, used, units, cell, bit, everything) -> bool:
 
 
 def split_of(board: list[int], solution: list[int], box: int) -> str:
-    """The split that a puzzle belongs to, by what no symmetry (see `symmetric`) changes.
+    """Return the split that a puzzle belongs to, by what no symmetry (see `symmetric`) changes.
 
-    That is the solution's class. Boards of 2 x 2 boxes have two classes only: there the pattern of givens counts too.
+    That is the solution's class. Boards of 2 x 2 boxes have only two classes, so there the pattern of givens counts
+    too.
     """
     side = box * box
     lines = [solution[i : i + side] for i in range(0, side * side, side)]
@@ -131,7 +132,7 @@ def split_of(board: list[int], solution: list[int], box: int) -> str:
 
 
 def _cycles(rows) -> list:
-    """Of each two of the permutations the lengths of the cycles of one after the inverse of the other, all sorted."""
+    """Return the lengths of the cycles of each permutation after the inverse of each other one, all sorted."""
     found = []
     for one, other in combinations(rows, 2):
         step, lengths = dict(zip(one, other, strict=True)), []
@@ -147,7 +148,7 @@ def _cycles(rows) -> list:
 
 
 def _pattern(board, box) -> list:
-    """How many givens there are of each digit, and in the rows of each band and the columns of each stack, sorted."""
+    """Return how many givens each digit, the rows of each band and the columns of each stack have, sorted."""
     side = box * box
     digits = sorted(board.count(1 << digit) for digit in range(side))
     given = [[int(bit > 0) for bit in board[i : i + side]] for i in range(0, side * side, side)]
@@ -158,7 +159,7 @@ def _pattern(board, box) -> list:
 
 @lru_cache(maxsize=16)
 def base_puzzles(box: int, fewest: int, most: int, split: str, count: int) -> Boards:
-    """`count` puzzles of the split's classes, with a number of givens uniform on fewest .. most, as far as it goes.
+    """Make `count` puzzles of the split's classes, with uniformly fewest .. most givens, or as few as can be reached.
 
     6 ms each at 31 to 42 givens, 20 ms where nothing more can be blanked; made once in a process.
     """
@@ -177,10 +178,10 @@ def base_puzzles(box: int, fewest: int, most: int, split: str, count: int) -> Bo
 
 
 def symmetric(solution, given, box: int, generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """The boards (B, s, s) after random symmetries, which keep them valid and their solution the only one.
+    """Apply random symmetries to boards (B, s, s), which keep them valid and their solution the only one.
 
-    Digits get new names; bands, rows within bands, stacks and columns within stacks change places; half the boards
-    are transposed.
+    Digits get new names; bands, rows within bands, stacks and columns within stacks change places; half the boards are
+    transposed.
     """
     count, side, device = len(solution), box * box, solution.device
     names = permutations(count, side, generator, device)
@@ -195,7 +196,7 @@ def symmetric(solution, given, box: int, generator) -> tuple[torch.Tensor, torch
 
 
 def _lines_by_band(count, box, generator, device) -> torch.Tensor:
-    """Orders of the rows (B, s) that keep bands together."""
+    """Draw orders of the rows (B, s) that keep bands together."""
     bands = permutations(count, box, generator, device)
     within = permutations(count * box, box, generator, device).view(count, box, box)
     return (bands[..., None] * box + within).flatten(1)

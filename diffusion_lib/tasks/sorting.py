@@ -1,4 +1,4 @@
-"""Sorting by swaps (IRED's release): each step puts the first misplaced number's place right."""
+"""Sorting by swaps (IRED's release): each step puts the right number at the first misplaced place."""
 
 import math
 
@@ -18,9 +18,9 @@ LARGEST = STEPS  # numbers; STEPS + 1 need at most STEPS swaps
 class SortTask(Task):
     """Swaps that sort `size` different numbers: `rank`, and half as many again, at most 17, for the harder set.
 
-    The array is any permutation but the sorted one. A step swaps the first misplaced place i with that of the value
-    i; when all is sorted it swaps (0, 0). Scores: see metrics.sort_scores; the states that a prediction claims are
-    not looked at. The release has no corruption here: a step's swap becomes another one.
+    The array is any permutation but the sorted one. A step swaps the first misplaced place i with the place of the
+    value i; when all is sorted it swaps (0, 0). Scores: see metrics.sort_scores; the states that a prediction claims
+    are not looked at. The release has no corruption here; this one changes a step's swap.
     """
 
     least_rank, default_rank = 2, 10
@@ -38,15 +38,15 @@ class SortTask(Task):
         return self.encode(states, first, second, dtype)
 
     def encode(self, states, first, second, dtype):
-        """Input and solution of the arrays before each step (B, 16, N), and the places swapped (B, 16)."""
+        """Return input and solution of the arrays before each step (B, 16, N), and the places swapped (B, 16)."""
         raise NotImplementedError
 
     def swaps(self, plan):
-        """The places that plans (B, *out_shape) swap: two of (B, 16)."""
+        """Return the places that plans (B, *out_shape) swap: two of (B, 16)."""
         raise NotImplementedError
 
     def order(self, inp):
-        """The array to sort, as ranks or values (B, N)."""
+        """Return the array to sort, as ranks or values (B, N)."""
         raise NotImplementedError
 
     def score(self, inp, target, prediction):
@@ -55,7 +55,7 @@ class SortTask(Task):
         return sort_scores(self.order(inp), *swaps) | {"first_action_accuracy": first.double()}
 
     def reference_predictions(self, inp, generator):
-        """No swap, and one random swap after another."""
+        """Predict no swap, and one random swap after another."""
         places = torch.randint(self.size, (2, len(inp), STEPS), generator=generator, device=inp.device)
         states = inp.new_zeros(len(inp), STEPS, self.size)
         plans = {"no swap": torch.zeros_like(places), "random swaps": places.sort(0).values}
@@ -63,7 +63,7 @@ class SortTask(Task):
 
 
 class Sort(SortTask):
-    """The array by the relations of its numbers. Input (N, N, 6), solution (16, N, N, 7), in signs.
+    """Sorting by the relations of the array's numbers. Input (N, N, 6), solution (16, N, N, 7), in signs.
 
     Channels at (i, j): a_j < a_i, =, >, and j < i, =, >; in the solution, for each of 16 states, and a seventh that is
     one-hot at the swap.
@@ -98,7 +98,7 @@ class Sort(SortTask):
 
 
 class Sort2(SortTask):
-    """The array by its values 2 (a / N - 1/2). Input (N, 1), solution (16, N, 3).
+    """Sorting by the array's values 2 (a / N - 1/2). Input (N, 1), solution (16, N, 3).
 
     Channels of the solution: the values before each step, and one-hots, in signs, of both places to swap.
     """
@@ -131,9 +131,10 @@ COMPARISONS = (torch.lt, torch.eq, torch.gt)
 
 
 def unsorted(batch_size: int, size: int, generator, device) -> torch.Tensor:
-    """Permutations (B, N), uniform among all but the sorted one: drawing anew would make the host wait for a GPU.
+    """Draw permutations (B, N), uniform among all but the sorted one.
 
-    Each is drawn by its number, whose digits in the factorial base are the swaps of Fisher and Yates; 0 has none.
+    Each is made from a number, whose digits in the factorial base are the swaps of Fisher and Yates; 0 has none.
+    Drawing sorted ones again would make the host wait for a GPU.
     """
     number = torch.randint(1, math.factorial(size), (batch_size,), generator=generator, device=device)
     arrays, rows = torch.arange(size, device=device).repeat(batch_size, 1), torch.arange(batch_size, device=device)
@@ -145,7 +146,7 @@ def unsorted(batch_size: int, size: int, generator, device) -> torch.Tensor:
 
 
 def sorting_plans(arrays) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The oracle's course: arrays before each step (B, 16, N), and the places that it swaps (B, 16), first < second."""
+    """Return the oracle's plan: arrays before each step (B, 16, N), and the places swapped (B, 16), first < second."""
     states, swaps, current = [], [], arrays.clone()
     rows, inorder = torch.arange(len(arrays), device=arrays.device), torch.arange(arrays.shape[1], device=arrays.device)
     for _ in range(STEPS):

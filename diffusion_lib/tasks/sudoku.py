@@ -1,4 +1,4 @@
-"""Sudoku (IRED, section 4.2): boards of published files where they are there, else made ones; see files, puzzles."""
+"""Sudoku (IRED, section 4.2): boards from published files where they are there, else made ones; see files, puzzles."""
 
 from typing import ClassVar
 
@@ -17,12 +17,14 @@ BANDS = ((0, 24), (25, 30), (31, 81))  # numbers of givens that boards are repor
 
 
 class Sudoku(Task):
-    """A puzzle's solution. rank: the size of a box, 3 for boards of 9 x 9. Both (s^3,) in signs, s = rank^2.
+    """A puzzle and its solution on s x s boards, s = rank^2, both (s^3,) in signs.
 
-    Cells row by row, the s digits of each innermost; a blank cell is all -1. `mask` is 1 at all digits of a given.
-    Examples are SATNet's puzzles (31 to 42 givens) and for the harder set RRN's (17 to 34), where their files are
-    there. Else they are made: `pool_size` puzzles of the split's own classes, with 31 to 42 givens or 22 to 34 (fewer
-    cannot be had by blanking), each seen under random symmetries without end. At rank 2 givens are in proportion.
+    rank: the size of a box, 2 or 3.
+    Cells come row by row, the s digits of each innermost; a blank cell is all -1. `mask` is 1 at all digits of a given
+    cell. Examples are SATNet's puzzles (31 to 42 givens), and RRN's (17 to 34) for the harder set, where there are
+    files. Else they are made: `pool_size` puzzles of the split's own classes, with 31 to 42 givens, or 22 to 34 for the
+    harder set (blanking reaches no fewer), each seen under random symmetries without end. At rank 2 givens are in
+    proportion.
 
     Scores: see metrics.board_scores, and `solved` by the number of givens.
     """
@@ -55,18 +57,18 @@ class Sudoku(Task):
         self.source = self.file.source if self.file else "stand-in: generated puzzles"
 
     def published(self) -> Boards | None:
-        """The file's puzzles, or None without it."""
+        """Return the file's puzzles, or None without it."""
         return rrn_sudoku(self.split) if self.ood else satnet_sudoku(self.split)
 
     def boards(self, device="cpu") -> Boards:
-        """The puzzles that batches are drawn from, moved to a device once."""
+        """Return the puzzles that batches are drawn from, moved to a device once."""
         if str(device) not in self.moved:
             solution, given, source = self.file or self.stand_in()
             self.moved[str(device)] = Boards(solution.to(device), given.to(device), source)
         return self.moved[str(device)]
 
     def stand_in(self) -> Boards:
-        """Puzzles made here, in place of the published ones."""
+        """Make puzzles in place of the published ones."""
         low, high = self.harder_givens if self.ood else self.givens
         cells = self.side**2
         return base_puzzles(self.rank, low * cells // 81, high * cells // 81, self.split, self.pool_size[self.split])
@@ -100,11 +102,11 @@ class Sudoku(Task):
         return by_givens | {"accuracy": ratio(means["right"], means["blank"])}
 
     def reference_predictions(self, inp, generator):
-        """What follows from the givens without guessing: see `propagate`."""
+        """Predict what follows from the givens without guessing: see `propagate`."""
         return {"propagation": signs(propagate(inp.unflatten(1, (self.side,) * 3) > 0), inp.dtype).flatten(1)}
 
     def draw(self, axes, inp, target, prediction):
-        """The predicted board: givens black, right digits blue, wrong ones red."""
+        """Draw the predicted board: givens black, right digits blue, wrong ones red."""
         shape = (self.side**2, self.side)
         given = self.mask(inp[None]).view(shape)[:, 0] > 0
         digits, right = (part.view(shape).argmax(1) for part in (prediction, target))
@@ -126,9 +128,9 @@ class Sudoku(Task):
 
 
 class SudokuRRN(Sudoku):
-    """RRN's puzzles, 17 to 34 givens, equally many of each; made ones have 22 to 34. Harder: as few as can be.
+    """RRN's puzzles with 17 to 34 givens, equally many of each; made ones have 22 to 34. Harder: as few as can be.
 
-    The release tests on the split that it chooses by; here val and test are apart.
+    The release tests on the split that it chooses models by; here val and test are apart.
     """
 
     givens = (22, 34)
@@ -145,7 +147,7 @@ class SudokuRRN(Sudoku):
 
 
 def propagate(given: torch.Tensor) -> torch.Tensor:
-    """Boards (B, s, s, s) bool, digits last, filled in as far as single candidates go, all else left blank.
+    """Fill in boards (B, s, s, s) bool, digits last, as far as single candidates go; all else stays blank.
 
     A cell with one possible digit gets it, and so does the only cell for a digit in a row, column or box.
     """
@@ -161,7 +163,7 @@ def propagate(given: torch.Tensor) -> torch.Tensor:
 
 
 def _units(flags):
-    """Rows, columns and boxes of (B, s, s, digits), each (B, unit, place, digits)."""
+    """Return the rows, columns and boxes of (B, s, s, digits), each (B, unit, place, digits)."""
     parts = [units(each) for each in flags.unbind(3)]
     return [torch.stack(part, 3) for part in zip(*parts, strict=True)]
 
@@ -171,7 +173,7 @@ def _seen(known):
 
 
 def _spread(flags):
-    """Whether any of a cell's three units has its flag, from three of (B, unit, 1, digits) to (B, s, s, digits)."""
+    """Return whether a cell's row, column or box has its flag: three of (B, unit, 1, digits) to (B, s, s, digits)."""
     side = flags[0].shape[1]
     box = round(side**0.5)
     rows, columns, boxes = flags
