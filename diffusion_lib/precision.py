@@ -102,6 +102,11 @@ def bf16_product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     float32's speed, so that it can be studied anywhere.
     """
     left, right = left.bfloat16(), right.bfloat16()
-    if left.device.type != "cpu" or torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
+    if multiplies_bf16(left.device.type):
         return (left @ right).float()
     return (left.float() @ right.float()).bfloat16().float()
+
+
+def multiplies_bf16(device: str) -> bool:
+    """Whether a device multiplies bfloat16 matrices as such, faster than float32's."""
+    return device != "cpu" or torch.backends.cpu.get_cpu_capability().startswith("AVX512")

@@ -5,7 +5,7 @@
 Every set is measured in turn, again and again, and medians are compared, so that a machine that slows down slows
 all. The released way runs in a process of its own, as torch is by default; `released, same products` is the same
 with the products that this project has chosen, so that their share in a ratio shows. FLOP counts are those of
-diffusion_lib/flops.py; the peak is this machine's own best float32 product.
+diffusion_lib/flops.py; a peak is this machine's own best product of the precision.
 """
 
 if __name__ == "__main__":
@@ -29,7 +29,7 @@ from diffusion_lib.config import RECIPES, ExperimentConfig, add_flags, configure
 from diffusion_lib.energies.mlp import HIDDEN
 from diffusion_lib.flops import step_flops
 from diffusion_lib.negatives import MiningConfig
-from diffusion_lib.precision import choose_products
+from diffusion_lib.precision import choose_products, multiplies_bf16
 from diffusion_lib.seeds import seeded_generator
 from diffusion_lib.system.arguments import Parser, directory, header, whole
 from diffusion_lib.system.device import chosen_device
@@ -74,11 +74,11 @@ def resolve(options) -> torch.device:
     return device
 
 
-def matmul_peak(batch_size, device, repeats) -> float:
-    """FLOP/s of the best of the float32 products that a step consists of, as torch is set."""
+def matmul_peak(batch_size, device, repeats, dtype=torch.float32) -> float:
+    """FLOP/s of the best of the products that a step consists of, as torch is set."""
     best = 0.0
     for rows, inner, columns in ((batch_size, HIDDEN, HIDDEN), (HIDDEN, batch_size, HIDDEN), (4096, 1024, 1024)):
-        left, right = torch.randn(rows, inner, device=device), torch.randn(inner, columns, device=device)
+        left, right = (torch.randn(size, device=device).to(dtype) for size in ((rows, inner), (inner, columns)))
         pairs = ((left, right), (left.t().contiguous().t(), right), (left, right.t().contiguous().t()))
         layouts = {i: lambda a=a, b=b: a @ b for i, (a, b) in enumerate(pairs)}
         seconds = min(alternate(layouts, max(repeats, 9), device).values())
@@ -130,7 +130,8 @@ def row(name, times, **more) -> dict:
     }
 
 
-def measure_steps(options, peak, released) -> list[dict]:
+def measure_steps(options, peaks, released) -> list[dict]:
+    """Steps of the MLP by strategy; peaks: of the products of `ours` and `bf16`."""
     rows = []
     for mode in MODES:
         setting = (mode, "mlp", options.rank, options.batch_size, options.device)
@@ -138,8 +139,10 @@ def measure_steps(options, peak, released) -> list[dict]:
         ours = {"ours": our_step(*setting), "bf16": our_step(*setting, bf16=True)}
         measured = compare(f"step, {mode}", ours, released, options)
         flops = step_flops(ExperimentConfig(rank=options.rank, mining=MiningConfig(mode)), options.batch_size)
-        share = flops / (measured["ours_ms"] / 1e3) / peak
-        rows.append(measured | {"gflop": flops / 1e9, "share_of_peak": share} | step_errors(mode, options))
+        share, bf16_share = (flops / (measured[f"{name}_ms"] / 1e3) / peaks[name] for name in ("ours", "bf16"))
+        measured |= {"ratio_bf16": measured["released_ms"] / measured["bf16_ms"], "gflop": flops / 1e9}
+        measured |= {"share_of_peak": share, "share_of_bf16_peak": bf16_share}
+        rows.append(measured | step_errors(mode, options))
     return rows
 
 
@@ -283,9 +286,12 @@ def main(arguments=None):
     plain_peak = matmul_peak(options.batch_size, options.device, options.repeats)
     choose_products("auto", device)
     peak = matmul_peak(options.batch_size, options.device, options.repeats)
+    bf16 = torch.bfloat16 if multiplies_bf16(options.device) else torch.float32
+    bf16_peak = matmul_peak(options.batch_size, options.device, options.repeats, bf16)
     with OtherProcess() as process:
         released = RemoteTimer(process, options.device)
-        rows = [*measure_steps(options, peak, released), *measure_matrix_steps(options, released)]
+        rows = measure_steps(options, {"ours": peak, "bf16": bf16_peak}, released)
+        rows += measure_matrix_steps(options, released)
         rows += [measure_data(options, released), *measure_sampling(options, released)]
         if not options.no_scaling:
             rows += measure_scaling(options, released)
@@ -295,7 +301,7 @@ def main(arguments=None):
     print(
         f"{about['gpu'] or about['cpu']}, {about['threads']} threads, torch {about['torch']}, commit "
         f"{about['commit']}; float32 product peak {peak / 1e9:.0f} GFLOP/s (products: {about['float32_products']}), "
-        f"{plain_peak / 1e9:.0f} by torch's default"
+        f"{plain_peak / 1e9:.0f} by torch's default, of bf16's {bf16_peak / 1e9:.0f}"
     )
     print_table(
         rows,
@@ -308,6 +314,8 @@ def main(arguments=None):
             "ratio_same_products",
             "share_of_peak",
             "bf16_ms",
+            "ratio_bf16",
+            "share_of_bf16_peak",
             "loss_error",
             "gradient_error",
         ),
@@ -322,6 +330,7 @@ def main(arguments=None):
         "batch_size": options.batch_size,
         "peak_gflops": peak / 1e9,
         "default_peak_gflops": plain_peak / 1e9,
+        "bf16_peak_gflops": bf16_peak / 1e9,
     }
     write_csv(options.results / "benchmark.csv", [{**settings, **r, **fixed} for r in rows])
     write_csv(

@@ -94,6 +94,13 @@ def test_the_command_writes_its_table(tmp_path, capsys, monkeypatch):
         )
     for row in rows[:3]:
         assert float(row["loss_error"]) < 1e-5 > float(row["gradient_error"])
+        assert float(row["ratio_bf16"]) == pytest.approx(float(row["released_ms"]) / float(row["bf16_ms"]))
+        for name, share, peak in (
+            ("ours_ms", "share_of_peak", "peak_gflops"),
+            ("bf16_ms", "share_of_bf16_peak", "bf16_peak_gflops"),
+        ):
+            rate = float(row["gflop"]) / (float(row[name]) / 1e3)
+            assert float(row[share]) == pytest.approx(rate / float(row[peak]))
     with open(tmp_path / "benchmark-at-once.csv", newline="") as file:
         shared = list(csv.DictReader(file))
     assert len(shared) == 9
