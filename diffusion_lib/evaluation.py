@@ -132,21 +132,22 @@ def _bound(diffusion, chosen):
 
 
 @torch.no_grad()
-def energy_auc(diffusion, chosen: EvaluationSet, mode: str, batch_size=2048, share=Share()) -> float:
-    """How often the real sample has the lower energy, over all levels and examples; negatives as in training.
+def energy_auc(diffusion, chosen: EvaluationSet, modes, batch_size=2048, share=Share()) -> dict[str, float]:
+    """By mode, how often the real sample has the lower energy, over all levels and examples; negatives as in training.
 
-    mode: 'random' or 'adversarial', the latter with IRED's two opt_steps whatever the model was trained with. nan for a
-    model without an energy.
+    modes: of 'random' and 'adversarial', the latter with IRED's two opt_steps whatever the model was trained with. nan
+    for a model without an energy.
     """
     if not diffusion.model.ebm.has_energy:
-        return math.nan
-    ebm, wins = diffusion.model.ebm, []
+        return dict.fromkeys(modes, math.nan)
+    ebm, wins = diffusion.model.ebm, {mode: [] for mode in modes}
     for rows in chosen.batches(batch_size, share):
         target, noise, mask = chosen.target[rows].float(), chosen.noise[rows], chosen.mask_of(rows)
         cond = ebm.condition(chosen.inp[rows], 0)
         for t in range(diffusion.num_timesteps):
             cond = ebm.retime(cond, t)
             real = ebm.energy(cond, diffusion.noised(target, t, noise, target, mask))
-            fake = ebm.energy(cond, diffusion.negatives(cond, target, t, noise, MiningConfig(mode), mask))
-            wins.append((real < fake).double() + 0.5 * (real == fake).double())
-    return share.gather(torch.cat(wins)).mean().item()
+            for mode, won in wins.items():
+                fake = ebm.energy(cond, diffusion.negatives(cond, target, t, noise, MiningConfig(mode), mask))
+                won.append((real < fake).double() + 0.5 * (real == fake).double())
+    return {mode: share.gather(torch.cat(won)).mean().item() for mode, won in wins.items()}

@@ -210,7 +210,8 @@ def evaluate_run(diffusion, config: ExperimentConfig, share) -> dict[str, dict]:
     device = diffusion.betas.device
     val, ood = evaluation_sets(config, config.evaluation_size, device)
     small, _ = evaluation_sets(config, min(AUC_SIZE, config.evaluation_size), device)
-    auc = {f"energy_auc_{mode}": energy_auc(diffusion, small, mode, share=share) for mode in ("random", "adversarial")}
+    found = energy_auc(diffusion, small, ("random", "adversarial"), share=share)
+    auc = {f"energy_auc_{mode}": value for mode, value in found.items()}
     samplers = {}
     for name in samplers_of(diffusion):
         samplers[name] = {
