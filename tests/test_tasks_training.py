@@ -92,7 +92,7 @@ def test_descents_are_without_dropout():
 def test_rows_that_are_left_out_of_a_descent_end_where_they_would_have(name, monkeypatch):
     diffusion, task = diffusion_of(name, TASKS[name].model, rank=8)
     for parameter in diffusion.parameters():
-        parameter.data *= 2  # steep, so that rows come to rest
+        parameter.data *= 3  # steep, so that rows come to rest
     chosen, counts = EvaluationSet(task, 12, CPU), []
     kind, counted = type(diffusion.model.ebm), type(diffusion.model.ebm).rows
     monkeypatch.setattr(kind, "rows", lambda self, cond, rows: counts.append(len(rows)) or counted(self, cond, rows))
