@@ -13,28 +13,15 @@ from typing import NamedTuple
 import torch
 import torch.distributed
 
+from diffusion_lib.names import SAMPLERS
 from diffusion_lib.negatives import MiningConfig
 from diffusion_lib.seeds import seeded_generator
 from diffusion_lib.tasks.base import Task, as_task, mask_of
-
-# By name, the opt_steps at each level under the rules of a task.
-SAMPLERS = {"plain": lambda _rules: 0, "innerloop": lambda rules: rules.inner_steps}
 
 
 def samplers_of(diffusion) -> list[str]:
     """The names of the samplers that the model can have: without an energy there is no inner loop."""
     return [name for name, steps in SAMPLERS.items() if diffusion.model.ebm.has_energy or not steps(diffusion.rules)]
-
-
-def column(difficulty: str, metric: str) -> str:
-    """What result.json and the tables call a metric: `val_mse`, `ood_mse`, …
-
-    `recon_error` is older than the other tasks, and keeps its name.
-    """
-    return metric if (difficulty, metric) == ("val", "recon_error") else f"{difficulty}_{metric}"
-
-
-DIFFICULTIES = ("val", "ood")  # the sets of usual and of harder examples
 
 
 class Share(NamedTuple):

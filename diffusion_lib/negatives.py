@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import FrozenInstanceError
 from typing import NamedTuple
 
-import torch
-
 from diffusion_lib.masks import restored
 from diffusion_lib.system.checks import require_allowed, require_fraction, setting, with_plain_numbers
 from diffusion_lib.system.errors import ConfigError
@@ -158,10 +156,12 @@ def near_solution(diffusion, _cond, x_start, _t, _noise, mining, _given, drawn):
 )
 def mixed_sample(diffusion, cond, x_start, t, noise, mining, given, drawn):
     """Choose by a draw for each row the random candidate or the adversarial one: (B, *out_shape)."""
+    from torch.special import ndtr  # here: the flags of a command need this module, and torch takes seconds
+
     start = _noisier(diffusion, x_start, t, noise, mining, given)
     descended, _ = mined(diffusion, cond, x_start, t, noise, mining, given)
-    uniform = torch.special.ndtr(drawn.flatten(1)[:, 0]).view(-1, *[1] * (x_start.ndim - 1))
-    return diffusion.predict_start(torch.where(uniform < mining.share, start, descended), t)
+    uniform = ndtr(drawn.flatten(1)[:, 0]).view(-1, *[1] * (x_start.ndim - 1))
+    return diffusion.predict_start(start.where(uniform < mining.share, descended), t)
 
 
 @mode(
