@@ -92,7 +92,6 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
         show_inference_tqdm: bool = False,
         baseline: bool = False,
         match_release: bool = False,
-        seq_length: int | None = None,
         **released,
     ):
         super().__init__()
@@ -117,7 +116,7 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
             require_positive("bound", bound)
             rules = replace(rules, bound=bound)
         self.rules = rules
-        self.model, self.seq_length = model, seq_length
+        self.model = model
         self.inp_dim, self.out_dim = model.inp_dim, model.out_dim
         self.num_timesteps = timesteps
         self.has_dropout = any(isinstance(module, nn.Dropout) for module in model.modules())
