@@ -14,13 +14,11 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent))  # this checkout, whichever one is installed
     from diffusion_lib.system import startup
 
-    startup.begin()
+    startup.run("train")
 
 import argparse
 import math
-import os
-import sys
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from pathlib import Path
 
 from tabulate import tabulate
@@ -36,10 +34,9 @@ from diffusion_lib.released_api import released_mode
 from diffusion_lib.run_folder import prepare_folder, read_config, shown
 from diffusion_lib.system.arguments import Parser, directory, header, whole
 from diffusion_lib.system.device import chosen_device
-from diffusion_lib.system.errors import ConfigError, exit_status, say, show
+from diffusion_lib.system.errors import ConfigError, one_line_for_full_memory, say, show
 from diffusion_lib.system.files import write_csv
 from diffusion_lib.system.lock import RunHeld, RunLock
-from diffusion_lib.system.memory import one_line_for_full_memory
 
 CURVE_SIZE = 2048  # examples behind a point of the learning curve
 RELEASED = {"train_steps": 1_300_000}  # where the release differs from the comparison
@@ -50,6 +47,7 @@ DEAD = {  # of the release
 NOT_OURS = ("learning_rate", "schedule", "ema_update_every", "clamp")  # of the model's recipe
 
 
+@one_line_for_full_memory()
 @denormals_flushed()
 def main(arguments=None) -> int:
     options = parse_arguments(arguments)
@@ -245,26 +243,3 @@ def print_errors(trainer: Trainer1D, config: ExperimentConfig, write: bool = Tru
             write_csv(trainer.results_folder / "evaluation.csv", [{"step": trainer.step, **row} for row in rows])
         show(f"step {trainer.step}, {config.evaluation_size} examples each")
         show(tabulate(rows, headers="keys", floatfmt=".6g"))
-
-
-def leave(status: int):
-    """End this process; where it is one of several, without the end of its Python.
-
-    A thread of gloo may still hold tensors of the last exchange, and where Python is ending, dropping them aborts the
-    process (pytorch/pytorch#179291). DistributedDataParallel keeps these threads beyond destroy_process_group.
-    """
-    if os.environ.get("WORLD_SIZE", "1") != "1":  # as both launchers set it
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError, ValueError, AttributeError):
-                stream.flush()
-        os._exit(status)
-    sys.exit(status)
-
-
-if __name__ == "__main__":
-    try:
-        with exit_status(), one_line_for_full_memory():
-            status = main()
-    except SystemExit as ended:
-        status = ended.code
-    leave(status)

@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass, field, fields
 
 from diffusion_lib.energies import MODELS
 from diffusion_lib.negatives import MiningConfig, mining_settings, recorded_settings
-from diffusion_lib.precision import PRECISIONS
 from diffusion_lib.system.checks import require_allowed, setting, with_plain_numbers
 from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.tasks import TASKS
@@ -17,6 +16,14 @@ WARM_UP_STEPS = 50
 SCHEDULES = {
     "constant": lambda _step, _total: 1.0,
     "cosine": lambda step, total: min(1.0, (step + 1) / WARM_UP_STEPS) * 0.5 * (1 + math.cos(math.pi * step / total)),
+}
+PRECISIONS = {
+    "auto": "torch's 'medium' float32 products where a check at the start finds their relative error under 1e-6 (a "
+    "faster library, on CPUs with AVX-512 but without matrix units), else as float32",
+    "float32": "torch's 'highest' float32 products",
+    "tf32": "float32 products on the tensor cores of a GPU (NVIDIA's from Ampere on): operands rounded to 11 bits",
+    "bf16": "operands and results of products rounded to bfloat16, their sums in float32; weights, the sum of squares "
+    "that an energy is, and everything else in float32",
 }
 SHORT = {"learning_rate": 6e-3, "schedule": "cosine", "batch_size": 128, "train_steps": 1500, "ema_update_every": 1}
 # What each energy model is trained with, unless a preset or a flag says otherwise.
@@ -35,7 +42,9 @@ def recipe(dataset: str | None = None, model: str | None = None, match_release: 
     match_release: take the released code's hand-made negatives, where the task has some.
     Unknown names bring nothing: the configuration refuses them.
     """
-    task = TASKS.get(dataset or ExperimentConfig.dataset)
+    if dataset in (None, ExperimentConfig.dataset):  # which brings the defaults; its class would import torch
+        return RECIPES.get(model or ExperimentConfig.model, {})
+    task = TASKS.get(dataset)
     if task is None:
         return {}
     model = model or task.model

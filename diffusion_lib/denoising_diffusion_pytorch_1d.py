@@ -24,6 +24,7 @@ __all__ = ["GaussianDiffusion1D", "Trainer1D"]
 
 DEFAULT_TIMESTEPS = 10
 MARGIN = 1.0  # of the hinge loss
+MOVING = 0.75  # of the rows of a descent: where no more move, the others are left out
 
 
 def without_dropout(method):
@@ -91,7 +92,6 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
         show_inference_tqdm: bool = False,
         baseline: bool = False,
         match_release: bool = False,
-        seq_length: int | None = None,
         **released,
     ):
         super().__init__()
@@ -116,7 +116,7 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
             require_positive("bound", bound)
             rules = replace(rules, bound=bound)
         self.rules = rules
-        self.model, self.seq_length = model, seq_length
+        self.model = model
         self.inp_dim, self.out_dim = model.inp_dim, model.out_dim
         self.num_timesteps = timesteps
         self.has_dropout = any(isinstance(module, nn.Dropout) for module in model.modules())
@@ -256,12 +256,15 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
 
     @without_dropout
     @torch.no_grad()
-    def descend(self, cond, z, t, steps, scale, bound, given=None):
+    def descend(self, cond, z, t, steps, scale, bound, given=None, settling=False):
         """Inner optimisation (IRED, algorithm 2): z' = clamp(z - eta_t scale dE/dz), kept where E falls.
 
         given: what a mask keeps. Returns z (B, *out_shape) and the share of steps kept, a scalar tensor. One energy and
-        gradient per step: the energy at a new point is the next step's own.
+        gradient per step: the energy at a new point is the next step's own. settling: t is one level for all, and rows
+        at rest are left out of further steps. A step that is not kept, or moves nothing, would be the row's next one
+        too: z is the same, but not the share.
         """
+        settled = rows = None
         limit = self._clamp_limit(t, bound, z)
         step_size = self._at(self.opt_step_size, t, z)
         energy, gradient = self._energy_and_gradient(cond, z)
@@ -274,13 +277,23 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
             last = i == steps - 1
             new = self._energy_and_gradient(cond, proposal, only_energy=last)
             accept = new[0] <= energy
-            rows = accept.view(-1, *[1] * (z.ndim - 1))
+            kept_rows = accept.view(-1, *[1] * (z.ndim - 1))
             kept = kept + accept.float().mean() / steps
-            z = torch.where(rows, proposal, z)
-            if not last:
-                energy = torch.where(accept, new[0], energy)
-                gradient = torch.where(rows, new[1], gradient)
-        return z, kept
+            z, before = torch.where(kept_rows, proposal, z), z
+            if last:
+                break
+            energy = torch.where(accept, new[0], energy)
+            gradient = torch.where(kept_rows, new[1], gradient)
+            if settling and (i > 0 or not self.match_release):  # whose first step has another scale
+                moving = (z != before).flatten(1).any(1).nonzero()[:, 0]
+                if not len(moving):
+                    break
+                if len(moving) <= MOVING * len(z):
+                    settled, rows = (z, moving) if rows is None else (settled.index_copy(0, rows, z), rows[moving])
+                    cond = self.model.ebm.rows(cond, moving)
+                    z, energy, gradient = z[moving], energy[moving], gradient[moving]
+                    given = None if given is None else Given(*(part[moving] for part in given))
+        return z if rows is None else settled.index_copy(0, rows, z), kept
 
     def langevin_step(self, cond, z, t, scale, noise, given=None):
         """Step to clamp(z - s dE/dz + sqrt(2 s) noise), s = eta_t scale as in a descent, whatever that does to E.
@@ -343,6 +356,8 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
             raise ConfigError(f"levels are {levels}; allowed: some of 0 to {self.num_timesteps - 1}")
         cond = self.model.ebm.condition(inp, levels[0])
         trajectory = []
+        # on a GPU, counting the rows that move would wait for the device
+        settling = x.device.type == "cpu" and hasattr(self.model.ebm, "rows")
         for t, following in tqdm(
             list(zip(levels, [*levels[1:], None], strict=True)), desc="sampling", disable=not self.show_inference_tqdm
         ):
@@ -350,7 +365,7 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
             given = self.given(inp, t, mask)
             x = restored(self._p_sample(cond, restored(x, given), t, bound, generator), given)
             if inner_steps:
-                x, _ = self.descend(cond, x, t, inner_steps, 1.0, bound, given)
+                x, _ = self.descend(cond, x, t, inner_steps, 1.0, bound, given, settling)
             limit = self._clamp_limit(t, level_bound, x)
             x = x.clamp(-limit, limit)
             x_start = self.predict_start(x, t)

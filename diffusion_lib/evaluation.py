@@ -13,28 +13,15 @@ from typing import NamedTuple
 import torch
 import torch.distributed
 
+from diffusion_lib.names import SAMPLERS
 from diffusion_lib.negatives import MiningConfig
 from diffusion_lib.seeds import seeded_generator
 from diffusion_lib.tasks.base import Task, as_task, mask_of
-
-# By name, the opt_steps at each level under the rules of a task.
-SAMPLERS = {"plain": lambda _rules: 0, "innerloop": lambda rules: rules.inner_steps}
 
 
 def samplers_of(diffusion) -> list[str]:
     """The names of the samplers that the model can have: without an energy there is no inner loop."""
     return [name for name, steps in SAMPLERS.items() if diffusion.model.ebm.has_energy or not steps(diffusion.rules)]
-
-
-def column(difficulty: str, metric: str) -> str:
-    """What result.json and the tables call a metric: `val_mse`, `ood_mse`, …
-
-    `recon_error` is older than the other tasks, and keeps its name.
-    """
-    return metric if (difficulty, metric) == ("val", "recon_error") else f"{difficulty}_{metric}"
-
-
-DIFFICULTIES = ("val", "ood")  # the sets of usual and of harder examples
 
 
 class Share(NamedTuple):
@@ -132,21 +119,22 @@ def _bound(diffusion, chosen):
 
 
 @torch.no_grad()
-def energy_auc(diffusion, chosen: EvaluationSet, mode: str, batch_size=2048, share=Share()) -> float:
-    """How often the real sample has the lower energy, over all levels and examples; negatives as in training.
+def energy_auc(diffusion, chosen: EvaluationSet, modes, batch_size=2048, share=Share()) -> dict[str, float]:
+    """By mode, how often the real sample has the lower energy, over all levels and examples; negatives as in training.
 
-    mode: 'random' or 'adversarial', the latter with IRED's two opt_steps whatever the model was trained with. nan for a
-    model without an energy.
+    modes: of 'random' and 'adversarial', the latter with IRED's two opt_steps whatever the model was trained with. nan
+    for a model without an energy.
     """
     if not diffusion.model.ebm.has_energy:
-        return math.nan
-    ebm, wins = diffusion.model.ebm, []
+        return dict.fromkeys(modes, math.nan)
+    ebm, wins = diffusion.model.ebm, {mode: [] for mode in modes}
     for rows in chosen.batches(batch_size, share):
         target, noise, mask = chosen.target[rows].float(), chosen.noise[rows], chosen.mask_of(rows)
         cond = ebm.condition(chosen.inp[rows], 0)
         for t in range(diffusion.num_timesteps):
             cond = ebm.retime(cond, t)
             real = ebm.energy(cond, diffusion.noised(target, t, noise, target, mask))
-            fake = ebm.energy(cond, diffusion.negatives(cond, target, t, noise, MiningConfig(mode), mask))
-            wins.append((real < fake).double() + 0.5 * (real == fake).double())
-    return share.gather(torch.cat(wins)).mean().item()
+            for mode, won in wins.items():
+                fake = ebm.energy(cond, diffusion.negatives(cond, target, t, noise, MiningConfig(mode), mask))
+                won.append((real < fake).double() + 0.5 * (real == fake).double())
+    return {mode: share.gather(torch.cat(won)).mean().item() for mode, won in wins.items()}

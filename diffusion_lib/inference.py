@@ -17,7 +17,7 @@ from diffusion_lib.build import build_diffusion, training_task
 from diffusion_lib.checkpoint import averaged_weights, load_checkpoint, other_model_error
 from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.denoising_diffusion_pytorch_1d import GaussianDiffusion1D
-from diffusion_lib.evaluation import SAMPLERS
+from diffusion_lib.names import SAMPLERS
 from diffusion_lib.seeds import seeded_generator
 from diffusion_lib.system.checks import require_whole
 from diffusion_lib.system.defaults import torchs_defaults

@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import FrozenInstanceError
 from typing import NamedTuple
 
-import torch
-
 from diffusion_lib.masks import restored
 from diffusion_lib.system.checks import require_allowed, require_fraction, setting, with_plain_numbers
 from diffusion_lib.system.errors import ConfigError
@@ -150,6 +148,13 @@ def near_solution(diffusion, _cond, x_start, _t, _noise, mining, _given, drawn):
     return diffusion.rules.near(x_start, drawn[:, 0], mining.distance)
 
 
+def _uniform(drawn):
+    """Return a uniform number for each row (B,), from the first of the normal ones that it drew."""
+    from torch.special import ndtr  # here: the flags of a command need this module, and torch takes seconds
+
+    return ndtr(drawn.flatten(1)[:, 0])
+
+
 @mode(
     "mixed",
     uses=("opt_steps", "scale_factor", "noise_scale"),
@@ -160,8 +165,8 @@ def mixed_sample(diffusion, cond, x_start, t, noise, mining, given, drawn):
     """Choose the random candidate or the adversarial one, by a draw for each row: (B, *out_shape)."""
     start = _noisier(diffusion, x_start, t, noise, mining, given)
     descended, _ = mined(diffusion, cond, x_start, t, noise, mining, given)
-    uniform = torch.special.ndtr(drawn.flatten(1)[:, 0]).view(-1, *[1] * (x_start.ndim - 1))
-    return diffusion.predict_start(torch.where(uniform < mining.share, start, descended), t)
+    uniform = _uniform(drawn).view(-1, *[1] * (x_start.ndim - 1))
+    return diffusion.predict_start(start.where(uniform < mining.share, descended), t)
 
 
 @mode(
@@ -190,8 +195,7 @@ def other_levels(t, drawn, num_timesteps: int):
     Telling the two levels apart by the energies classifies the noise level, two classes at a time (density-ratio
     contrast, arXiv 2601.21025): a contrast without negatives.
     """
-    uniform = torch.special.ndtr(drawn.flatten(1)[:, 0])
-    further = (uniform * (num_timesteps - 1)).long().clamp(max=num_timesteps - 2)
+    further = (_uniform(drawn) * (num_timesteps - 1)).long().clamp(max=num_timesteps - 2)
     return (t + 1 + further) % num_timesteps
 
 

@@ -8,14 +8,6 @@ import torch
 
 from diffusion_lib.system.errors import ConfigError
 
-PRECISIONS = {
-    "auto": "torch's 'medium' float32 products where a check at the start finds their relative error under 1e-6 (a "
-    "faster library, on CPUs with AVX-512 but without matrix units), else as float32",
-    "float32": "torch's 'highest' float32 products",
-    "tf32": "float32 products on the tensor cores of a GPU (NVIDIA's from Ampere on): operands rounded to 11 bits",
-    "bf16": "operands and results of products rounded to bfloat16, their sums in float32; weights, the sum of squares "
-    "that an energy is, and everything else in float32",
-}
 LARGEST_ERROR = 1e-6
 OMP_PAUSE_SOFT = 1  # from omp.h
 

@@ -22,14 +22,17 @@ FLAGS = {
     "shortest_path": ("shortest-path-1d", "shortest-path"),
 }
 DISCRETE = Rules(bound=1.0, candidate_bound=2.0)  # without any of its keywords
-# Other arguments of the released constructors, at the only value that it uses.
+ANY = object()
+# Other arguments of the released constructors, at the only value that it uses, or at ANY where nothing needs them.
 DIFFUSION_DEFAULTS = {
+    "seq_length": ANY,
     "objective": "pred_noise",
     "beta_schedule": "cosine",
     "ddim_sampling_eta": 0.0,
     "auto_normalize": True,
 }
 TRAINER_DEFAULTS = {
+    "num_samples": ANY,
     "gradient_accumulate_every": 1,
     "amp": False,
     "fp16": False,
@@ -56,7 +59,7 @@ def require_defaults(owner: str, given: dict, allowed: dict):
     for name, value in given.items():
         if name not in allowed:
             raise TypeError(f"{owner} got an unexpected keyword argument {name!r}")
-        if value != allowed[name]:
+        if allowed[name] not in (ANY, value):
             raise ConfigError(f"{owner}: {name} is {value!r}; allowed here: {allowed[name]!r}")
 
 

@@ -9,14 +9,16 @@ from contextlib import suppress
 from functools import cache
 from itertools import zip_longest
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from diffusion_lib.config import ExperimentConfig, current, setting_names
 from diffusion_lib.negatives import MiningConfig
 from diffusion_lib.system.environment import environment
 from diffusion_lib.system.errors import ConfigError, say
 from diffusion_lib.system.files import TEMPORARY, create_exclusively, json_text, read_json, write_json
+
+if TYPE_CHECKING:
+    import torch
 
 REMEDY = "Choose another --name, the earlier values, or --fresh to delete it"
 FINGERPRINT_TOLERANCE = 1e-3  # another processor's float32 products differ by a thousandth of it
@@ -32,7 +34,7 @@ WITHOUT_DIGEST = {*RESULT_TYPES, *(key for types in ENDED_TYPES.values() for key
 def prepare_folder(
     folder: Path,
     config: dict,
-    device: torch.device,
+    device: "torch.device",
     remedy=REMEDY,
     renew: bool = False,
     at_once: int = 1,

@@ -15,7 +15,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, whichever one is installed
     from diffusion_lib.system import startup
 
-    startup.begin()
+    startup.run("experiments.benchmark")
 
 import statistics
 import time
@@ -34,9 +34,8 @@ from diffusion_lib.seeds import seeded_generator
 from diffusion_lib.system.arguments import Parser, directory, header, whole
 from diffusion_lib.system.device import chosen_device
 from diffusion_lib.system.environment import ROOT, environment
-from diffusion_lib.system.errors import exit_status
+from diffusion_lib.system.errors import one_line_for_full_memory
 from diffusion_lib.system.files import require_writable, write_csv
-from diffusion_lib.system.memory import one_line_for_full_memory
 from diffusion_lib.system.other_process import OtherProcess
 from diffusion_lib.tasks import Inverse
 from diffusion_lib.training.trainer import make_ema
@@ -278,6 +277,7 @@ def print_table(rows, columns):
     print(tabulate([[r.get(column) for column in columns] for r in rows], columns, floatfmt=".3g"))
 
 
+@one_line_for_full_memory()
 def main(arguments=None):
     options = parse_arguments(arguments)
     device = resolve(options)
@@ -337,8 +337,3 @@ def main(arguments=None):
         options.results / "benchmark-at-once.csv",
         [{**settings, **r, "at_once": options.at_once, **fixed} for r in shared],
     )
-
-
-if __name__ == "__main__":
-    with exit_status(), one_line_for_full_memory():
-        main()

@@ -14,7 +14,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, whichever one is installed
     from diffusion_lib.system import startup
 
-    startup.begin()
+    startup.run("experiments.check_gpu")
 
 
 import sys
@@ -28,7 +28,7 @@ from diffusion_lib.energies import MODELS
 from diffusion_lib.system.arguments import Parser, header
 from diffusion_lib.system.device import check_device_name, chosen_device
 from diffusion_lib.system.environment import ROOT, environment
-from diffusion_lib.system.errors import EXIT_BAD_INPUT, ConfigError, exit_status, say
+from diffusion_lib.system.errors import EXIT_BAD_INPUT, ConfigError, say
 from diffusion_lib.system.files import write_atomic
 from experiments.speed import timing
 from experiments.speed.gpu_correctness import check_everything
@@ -166,8 +166,3 @@ def report(device, sizes: Sizes, checks, steps, shared, best, notes) -> str:
 def table(rows: list[dict]) -> str:
     columns = list(dict.fromkeys(key for row in rows for key in row))
     return tabulate([[row.get(key) for key in columns] for row in rows], columns, tablefmt="github", floatfmt=".3g")
-
-
-if __name__ == "__main__":
-    with exit_status():
-        sys.exit(main())

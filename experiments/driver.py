@@ -1,4 +1,4 @@
-"""Doing what a command says with its study: train, report, show its status or its plan."""
+"""Doing what a command says with its study: train, report, show its plan."""
 
 from collections import Counter
 from dataclasses import replace
@@ -10,8 +10,8 @@ from tabulate import tabulate
 
 from diffusion_lib.build import check_fits, check_mode, check_model, describe_data, memory_needs
 from diffusion_lib.config import ExperimentConfig
-from diffusion_lib.evaluation import SAMPLERS
 from diffusion_lib.flops import example_flops
+from diffusion_lib.names import SAMPLERS
 from diffusion_lib.run_folder import (
     REMEDY,
     allow_differing,
@@ -28,14 +28,14 @@ from diffusion_lib.system.arguments import header
 from diffusion_lib.system.checks import require_whole
 from diffusion_lib.system.device import check_device_name, chosen_device, processes
 from diffusion_lib.system.environment import granted_cores
-from diffusion_lib.system.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, ConfigError, say, show
+from diffusion_lib.system.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, ConfigError, say
 from diffusion_lib.system.files import require_writable, write_atomic
 from diffusion_lib.system.memory import memory_limit
+from experiments.parts import begun, chosen_parts, numbered, require_search_before_run, searched
 from experiments.speed.gpu_sharing import recorded_best
 from experiments.study.flags import Command
 from experiments.study.run import run_experiment
-from experiments.study.status import status_table
-from experiments.study.study import DECLARATION, PROBLEM, Run, Study, read_study, run_folder, step_kind, study_text
+from experiments.study.study import DECLARATION, Run, Study, read_study, step_kind, study_text
 from experiments.study.timing import read_step_times, step_seconds, write_step_times
 from experiments.study.workers import Outcome, delete_study, delete_tables, remove_leftovers, require_deletable, run_all
 
@@ -47,8 +47,7 @@ TIMED_FLOPS = 3e10  # at most, of a step that --check times: a batch that takes 
 def execute(command: Command) -> int:
     """Do what the command says, and return the exit status. Raises ConfigError before anything is written."""
     study = command.study
-    if command.run is not None and study.search and not searched(command):
-        raise ConfigError("a run of an array follows the search: start the command without --run first")
+    require_search_before_run(command)
     parts = study.problems()
     if study.search:
         status = search(command)
@@ -57,8 +56,8 @@ def execute(command: Command) -> int:
         parts = chosen_parts(command)
     if command.action == "train":  # all are checked before the first is deleted or trained
         check_parts(command, parts)
-    if command.action in ("status", "report"):  # of several problems those that were begun
-        parts = [part for part in parts if (command.results / part.name).exists()] or parts
+    if command.action == "report":
+        parts = begun(command, parts)
     if command.fresh and len(parts) > 1:  # the tables of all, which would be taken for the new runs'
         delete_tables(command.results / study.name)
     if command.run is None:
@@ -81,14 +80,6 @@ def declare(command: Command):
     write_atomic(path, study_text(study))
 
 
-def numbered(command: Command, parts: list[Study]) -> tuple[Study, int]:
-    """The problem of the only run, and its number in it. Raises ConfigError where there are fewer runs."""
-    every = [(part, number) for part in parts for number in range(len(part.runs(command.results)))]
-    if not 0 <= command.run < len(every):
-        raise ConfigError(f"run is {command.run}; allowed: 0 to {len(every) - 1}, one for each strategy and seed")
-    return every[command.run]
-
-
 def search(command: Command) -> int | None:
     """Train what is left of the search; the exit status where it is not done, or the command only asks for it."""
     if searched(command) and not command.fresh:
@@ -97,30 +88,6 @@ def search(command: Command) -> int | None:
         check_parts(command, command.study.problems())
     status = execute(replace(command, study=command.study.search_study(), run=None))
     return None if command.action == "train" and searched(command) else status
-
-
-def searched(command: Command) -> bool:
-    """Whether all runs of the search have ended."""
-    for part in command.study.search_study().problems():
-        if not ended_runs(command.results / part.name).issuperset(run.folder for run in part.runs(command.results)):
-            return False
-    return True
-
-
-def chosen_parts(command: Command) -> list[Study]:
-    """The study of each problem at the search's choices.
-
-    Raises ConfigError where a strategy has no setting without divergence.
-    """
-    from experiments.analysis.search import choose  # here, as the report
-
-    searches, found = command.study.search_study().problems(), []
-    for part in command.study.problems():
-        own = [each for each in searches if all(each.settings.get(k) == part.settings.get(k) for k in PROBLEM)]
-        source = (own or searches)[0]
-        writes = command.action in ("train", "report")
-        found.append(part.chosen(choose(source, command.results / source.name, writes)))
-    return found
 
 
 class Part:
@@ -137,13 +104,9 @@ class Part:
             require_writable(self.folder)
             print(self.plan())
             return 0
-        if action in ("status", "report"):
+        if action == "report":
             require_study(self.folder)
-        if action == "status":
-            show(status_table(self.folder, self.folders()))
-            return 0
-        outcome = Outcome({}, {}) if action == "report" else self.train()
-        return self.conclude(outcome)
+        return self.conclude(Outcome({}, {}) if action == "report" else self.train())
 
     def runs(self) -> list[Run]:
         """The runs that are asked for, seed by seed, so that pairs complete early."""
@@ -151,12 +114,6 @@ class Part:
         if self.number is not None:
             return [runs[self.number]]
         return sorted(runs, key=lambda run: self.study.seeds.index(run.seed))
-
-    def folders(self) -> list[Path]:
-        """Those of `runs`, for which no step has to be counted."""
-        if self.number is not None:
-            return [run.folder for run in self.runs()]
-        return [run_folder(self.folder, label, seed) for seed in self.study.seeds for label in self.study.labels()]
 
     def train(self) -> Outcome:
         """Train what has not ended. Raises ConfigError where no run could start."""

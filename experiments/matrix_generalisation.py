@@ -15,7 +15,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, whichever one is installed
     from diffusion_lib.system import startup
 
-    startup.begin()
+    startup.run("experiments.matrix_generalisation")
 
 import argparse
 from dataclasses import replace
@@ -25,15 +25,15 @@ import torch
 
 from diffusion_lib.build import build_diffusion, check_fits
 from diffusion_lib.config import ExperimentConfig, add_flags, check_name, configure, given
-from diffusion_lib.evaluation import SAMPLERS, EvaluationSet, prediction_metrics, sampler_metrics
+from diffusion_lib.evaluation import EvaluationSet, prediction_metrics, sampler_metrics
 from diffusion_lib.inference import load_model
+from diffusion_lib.names import SAMPLERS
 from diffusion_lib.precision import choose_products
 from diffusion_lib.run_folder import read_result, recorded_config, run_folders
 from diffusion_lib.system.arguments import Parser, directory, header, whole
 from diffusion_lib.system.environment import ROOT
-from diffusion_lib.system.errors import ConfigError, exit_status, show
+from diffusion_lib.system.errors import ConfigError, one_line_for_full_memory, show
 from diffusion_lib.system.files import require_writable, write_csv
-from diffusion_lib.system.memory import one_line_for_full_memory
 from diffusion_lib.tasks import Inverse
 from diffusion_lib.tasks.matrix_references import exact_inverse, fitted, newton_schulz
 from experiments.analysis.figures import ERROR_LABEL, choose_scale, drawing, guarded, legend_below
@@ -193,6 +193,7 @@ def timing_rows(diffusion, config: ExperimentConfig, repeats: int) -> list[dict]
     ]
 
 
+@one_line_for_full_memory()
 def main(arguments=None):
     options = parse_arguments(arguments)
     study = options.results / check_name(options.study)
@@ -216,8 +217,3 @@ def main(arguments=None):
     if not sizes:
         show(f"sizes left out: the weights of {config.model} depend on n")
     show(f"{len(models)} runs; written to {study}: {', '.join(written)}")
-
-
-if __name__ == "__main__":
-    with exit_status(), one_line_for_full_memory():
-        main()

@@ -14,20 +14,19 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, whichever one is installed
     from diffusion_lib.system import startup
 
-    startup.begin()
+    startup.run("experiments.matrix_inversion_mining_comparison")
 
-import sys
-
-from diffusion_lib.system.errors import exit_status
-from experiments.driver import execute
+from diffusion_lib.system.startup import importing
+from experiments.parts import show_status
 from experiments.study.flags import parse_command
 
 
 def main(arguments=None) -> int:
     """Do what the command line says, and return the exit status. Raises ConfigError."""
-    return execute(parse_command(__doc__, arguments))
+    command = parse_command(__doc__, arguments)
+    if command.action == "status":
+        return show_status(command)
+    with importing():
+        from experiments.driver import execute  # here, since it imports torch: a help or a status does without
 
-
-if __name__ == "__main__":
-    with exit_status():
-        sys.exit(main())
+    return execute(command)

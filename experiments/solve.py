@@ -14,7 +14,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, whichever one is installed
     from diffusion_lib.system import startup
 
-    startup.begin()
+    startup.run("experiments.solve")
 
 import argparse
 import io
@@ -23,12 +23,11 @@ from pathlib import Path
 
 import numpy as np
 
-from diffusion_lib.evaluation import SAMPLERS
-from diffusion_lib.inference import load_model, solve
+from diffusion_lib.names import SAMPLERS
 from diffusion_lib.system.arguments import Parser, header, whole
-from diffusion_lib.system.errors import ConfigError, exit_status, say
+from diffusion_lib.system.errors import ConfigError, one_line_for_full_memory, say
 from diffusion_lib.system.files import write_atomic
-from diffusion_lib.system.memory import one_line_for_full_memory
+from diffusion_lib.system.startup import importing
 
 
 def parse_arguments(arguments=None) -> argparse.Namespace:
@@ -63,6 +62,7 @@ def residuals(matrices: np.ndarray, inverses: np.ndarray) -> np.ndarray:
     return np.atleast_1d(np.linalg.norm(product - np.eye(product.shape[-1]), axis=(-2, -1)))
 
 
+@one_line_for_full_memory()
 def main(arguments=None):
     options = parse_arguments(arguments)
     if options.output is None and options.matrix.exists() and not options.matrix.is_file():
@@ -70,6 +70,9 @@ def main(arguments=None):
     output = options.output or options.matrix.with_name(f"{options.matrix.stem}.inverse.npy")
     if output.exists() and not options.overwrite:
         raise ConfigError(f"{output} is there; choose another --output, or --overwrite to replace it")
+    with importing():
+        from diffusion_lib.inference import load_model, solve  # here, since it imports torch: a help does without
+
     model = load_model(options.run)
     matrices = read_array(options.matrix)
     header(run=options.run, matrices=options.matrix, sampler=options.sampler, device="cpu", output=output)
@@ -82,8 +85,3 @@ def main(arguments=None):
     print(f"shape {matrices.shape}, sampler {options.sampler}")
     print(f"||A Y - I||_F: mean {errors.mean():.3g}, worst {errors.max():.3g}")
     print(f"written: {output}")
-
-
-if __name__ == "__main__":
-    with exit_status(), one_line_for_full_memory():
-        main()

@@ -14,7 +14,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, whichever one is installed
     from diffusion_lib.system import startup
 
-    startup.begin()
+    startup.run("results.tables")
 
 
 import math
@@ -27,10 +27,10 @@ import pandas as pd
 from tabulate import tabulate
 
 from diffusion_lib.config import ExperimentConfig
-from diffusion_lib.evaluation import DIFFICULTIES, SAMPLERS
+from diffusion_lib.names import DIFFICULTIES, SAMPLERS
 from diffusion_lib.system.arguments import Parser, header
 from diffusion_lib.system.environment import ROOT
-from diffusion_lib.system.errors import ConfigError, exit_status
+from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.system.files import write_atomic
 from diffusion_lib.tasks import TASKS
 from experiments.analysis.metrics import Metric, task_metrics
@@ -526,8 +526,3 @@ def main(arguments=None):
                 pages[page] = with_table(pages[page], table, page)
         for page, text in pages.items():
             write_atomic(ROOT / page, text)
-
-
-if __name__ == "__main__":
-    with exit_status():
-        main()

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,7 @@ from experiments import matrix_inversion_mining_comparison as comparison
 from experiments.study import timing
 from experiments.study.flags import parse_command
 
+PATH = Path(comparison.__file__).parent
 COMMANDS = (train, comparison, benchmark, matrix_generalisation, solve)
 NEEDED = {
     matrix_generalisation: ["--study", "a"],
@@ -83,3 +85,27 @@ def test_what_contradicts_is_refused(words, tmp_path):
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     assert "not allowed with" in done.stderr or "cannot take dataset 'inverse'" in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "status"),
+    [
+        ("matrix_inversion_mining_comparison", ["--help"], 0),
+        ("matrix_inversion_mining_comparison", ["--rank", "0"], 2),
+        ("matrix_inversion_mining_comparison", ["--model", "nn"], 2),
+        ("matrix_inversion_mining_comparison", ["--results", ".", "--preset", "demo", "--status"], 0),
+        ("solve", ["--help"], 0),
+    ],
+)
+def test_what_needs_no_model_imports_no_torch(script, words, status, tmp_path):
+    """Its import takes seconds. The study of the status is one that was just begun."""
+    study = tmp_path / "demo-mlp"
+    (study / "runs").mkdir(parents=True)
+    (study / "config.json").write_text('{"config": {"train_steps": 650}}')
+    (study / "study.toml").write_text("[strategies]\nbaseline = { mode = 'none' }\n")
+    program = (
+        f"import runpy, sys; sys.modules['torch'] = None; sys.argv = {[script, *words]!r}\n"
+        f"runpy.run_path({str(PATH / script)!r} + '.py', run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == status, done.stderr

@@ -13,6 +13,7 @@ from conftest import make_diffusion
 from diffusion_lib.config import ExperimentConfig, current, settings
 from diffusion_lib.negatives import MODES, MiningConfig
 from diffusion_lib.system.errors import ConfigError
+from diffusion_lib.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ("train.py", "experiments/matrix_inversion_mining_comparison.py")
@@ -87,3 +88,9 @@ def test_a_new_mode_is_one_function_and_one_line(monkeypatch):
     _, (_, contrastive, distance) = diffusion.p_losses(inp, target, None, t)
     assert distance.item() == pytest.approx(target.square().mean().item())
     assert contrastive > 0
+
+
+def test_the_default_task_needs_no_recipe_since_it_brings_the_defaults():
+    task, own = TASKS[ExperimentConfig.dataset], ExperimentConfig()
+    assert (task.default_rank, task.model, task.rules.contrast_weight) == (own.rank, own.model, own.mining.weight)
+    assert not task.recipe and not task.rules.corruption

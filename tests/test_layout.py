@@ -12,7 +12,13 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Layers from the ground up; a module may import those of its own layer and of lower ones.
 LAYERS = (
-    ("diffusion_lib.system", "diffusion_lib.seeds", "diffusion_lib.schedule", "diffusion_lib.masks"),
+    (
+        "diffusion_lib.system",
+        "diffusion_lib.seeds",
+        "diffusion_lib.schedule",
+        "diffusion_lib.masks",
+        "diffusion_lib.names",
+    ),
     ("diffusion_lib.tasks", "diffusion_lib.energies", "diffusion_lib.precision", "dataset", "models"),
     (
         "diffusion_lib.negatives",
@@ -28,6 +34,7 @@ LAYERS = (
     ("experiments.speed",),
     ("experiments.study",),
     ("experiments.analysis",),
+    ("experiments.parts",),
     ("experiments.driver",),
     ("experiments", "results"),
 )
@@ -69,10 +76,10 @@ def test_no_module_imports_a_higher_layer(path):
     }
     assert not above
     text = path.read_text()
-    assert text.count("sys.path") == text.count("startup.begin()")  # a command finds its own checkout, once
+    assert text.count("sys.path") == text.count("startup.run(")  # a command finds its own checkout, once
 
 
-COMMANDS = [path for path in SOURCES if "startup.begin()" in path.read_text()]
+COMMANDS = [path for path in SOURCES if "startup.run(" in path.read_text()]
 
 
 @pytest.mark.parametrize("path", COMMANDS, ids=lambda path: path.stem)

@@ -5,7 +5,8 @@ import csv
 import pytest
 
 from diffusion_lib.config import ExperimentConfig
-from diffusion_lib.evaluation import SAMPLERS, EvaluationSet
+from diffusion_lib.evaluation import EvaluationSet
+from diffusion_lib.names import SAMPLERS
 from diffusion_lib.tasks import Inverse
 from experiments import matrix_generalisation
 from experiments import matrix_inversion_mining_comparison as comparison

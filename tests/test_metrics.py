@@ -78,7 +78,7 @@ def test_energy_auc_of_a_known_energy(sign, auc):
     diffusion.num_timesteps = 1
     scaled = diffusion.q_sample(chosen.target.float(), 0, chosen.noise)
     diffusion.model.ebm = KnownEnergy(sign, 9, scaled)
-    assert energy_auc(diffusion, chosen, "random") == auc
+    assert energy_auc(diffusion, chosen, ["random"]) == {"random": auc}
 
 
 def test_newton_schulz_and_exact_inverse():

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from scipy.stats import gmean
 
-from diffusion_lib.evaluation import DIFFICULTIES
+from diffusion_lib.names import DIFFICULTIES
 from diffusion_lib.run_folder import ended_result, write_result
 from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.tasks import TASKS, Inverse, matrix_references

@@ -124,7 +124,7 @@ def test_training_in_a_thread_catches_no_signals(tmp_path):
 
 
 SCRIPTS = (ROOT / "train.py", *(ROOT / "experiments").glob("*.py"))
-COMMANDS = [path for path in SCRIPTS if "startup.begin" in path.read_text()]
+COMMANDS = [path for path in SCRIPTS if "startup.run(" in path.read_text()]
 
 
 @pytest.mark.parametrize("path", COMMANDS, ids=lambda path: path.stem)

@@ -86,3 +86,17 @@ def test_descents_are_without_dropout():
     found, again = (diffusion.descend(cond, batch.noise, batch.t, 3, 1.0, 1.0)[0] for _ in range(2))
     assert torch.equal(found, again)
     assert not torch.equal(*(diffusion.model.ebm.energy(cond, batch.noise) for _ in range(2)))  # and on after it
+
+
+@pytest.mark.parametrize("name", ["parents", "shortest-path-10-1d"])
+def test_rows_that_are_left_out_of_a_descent_end_where_they_would_have(name, monkeypatch):
+    diffusion, task = diffusion_of(name, TASKS[name].model, rank=8)
+    for parameter in diffusion.parameters():
+        parameter.data *= 3  # steep, so that rows come to rest
+    chosen, counts = EvaluationSet(task, 12, CPU), []
+    kind, counted = type(diffusion.model.ebm), type(diffusion.model.ebm).rows
+    monkeypatch.setattr(kind, "rows", lambda self, cond, rows: counts.append(len(rows)) or counted(self, cond, rows))
+    some = diffusion.sample_loop(chosen.inp, start=chosen.start, inner_steps=8)
+    assert counts and max(counts) < 12
+    monkeypatch.delattr(kind, "rows")
+    assert torch.equal(some, diffusion.sample_loop(chosen.inp, start=chosen.start, inner_steps=8))

@@ -1,57 +1,36 @@
 """The energy models, by the names that the command lines use."""
 
-from diffusion_lib.energies.base import DiffusionWrapper, EnergyModel, NoiseModel
-from diffusion_lib.energies.graph import GraphEBM, GraphReverse
-from diffusion_lib.energies.matrix import MatrixEBM
-from diffusion_lib.energies.matrix_free import MatrixEBMFree
-from diffusion_lib.energies.mlp import EBM, MLPReverse
-from diffusion_lib.energies.plan import GNNConv1DEBMV2, GNNConv1DReverse, ShiftedPlanEBM
-from diffusion_lib.energies.plan_conv import GNNConv1DEBM, GNNConvEBM
-from diffusion_lib.energies.sudoku import SmallSudokuEBM, SudokuDenoise, SudokuEBM
-from diffusion_lib.energies.sudoku_transformer import SudokuTransformerEBM
+from diffusion_lib.system.registry import Registry, on_use
 
-# The release has one wrapper for each kind of model; here one serves all.
-GNNDiffusionWrapper = GNNConvDiffusionWrapper = GNNConv1DV2DiffusionWrapper = DiffusionWrapper
+MODELS = Registry(
+    __name__,
+    {
+        "mlp": "mlp.EBM",
+        "matrix": "matrix.MatrixEBM",
+        "matrix-free": "matrix_free.MatrixEBMFree",
+        "mlp-reverse": "mlp.MLPReverse",
+        "gnn": "graph.GraphEBM",
+        "gnn-reverse": "graph.GraphReverse",
+        "gnn-conv-1d-v2": "plan.GNNConv1DEBMV2",
+        "gnn-conv-1d-v2-shift": "plan.ShiftedPlanEBM",
+        "gnn-conv-1d-v2-reverse": "plan.GNNConv1DReverse",
+        "gnn-conv-1d": "plan_conv.GNNConv1DEBM",
+        "gnn-conv": "plan_conv.GNNConvEBM",
+        "sudoku": "sudoku.SudokuEBM",
+        "sudoku-small": "sudoku.SmallSudokuEBM",
+        "sudoku-reverse": "sudoku.SudokuDenoise",
+        "sudoku-transformer": "sudoku_transformer.SudokuTransformerEBM",
+    },
+)
+_OFFERED = (
+    "base.DiffusionWrapper",
+    "base.EnergyModel",
+    "base.NoiseModel",
+    "base.GNNDiffusionWrapper",
+    "base.GNNConvDiffusionWrapper",
+    "base.GNNConv1DV2DiffusionWrapper",
+    *MODELS.data.values(),
+)
 
-MODELS = {
-    "mlp": EBM,
-    "matrix": MatrixEBM,
-    "matrix-free": MatrixEBMFree,
-    "mlp-reverse": MLPReverse,
-    "gnn": GraphEBM,
-    "gnn-reverse": GraphReverse,
-    "gnn-conv-1d-v2": GNNConv1DEBMV2,
-    "gnn-conv-1d-v2-shift": ShiftedPlanEBM,
-    "gnn-conv-1d-v2-reverse": GNNConv1DReverse,
-    "gnn-conv-1d": GNNConv1DEBM,
-    "gnn-conv": GNNConvEBM,
-    "sudoku": SudokuEBM,
-    "sudoku-small": SmallSudokuEBM,
-    "sudoku-reverse": SudokuDenoise,
-    "sudoku-transformer": SudokuTransformerEBM,
-}
-
-__all__ = [
-    "EBM",
-    "MODELS",
-    "DiffusionWrapper",
-    "EnergyModel",
-    "GNNConv1DEBM",
-    "GNNConv1DEBMV2",
-    "GNNConv1DReverse",
-    "GNNConv1DV2DiffusionWrapper",
-    "GNNConvDiffusionWrapper",
-    "GNNConvEBM",
-    "GNNDiffusionWrapper",
-    "GraphEBM",
-    "GraphReverse",
-    "MLPReverse",
-    "MatrixEBM",
-    "MatrixEBMFree",
-    "NoiseModel",
-    "ShiftedPlanEBM",
-    "SmallSudokuEBM",
-    "SudokuDenoise",
-    "SudokuEBM",
-    "SudokuTransformerEBM",
-]
+__getattr__ = on_use(__name__, _OFFERED)
+__all__ = ["MODELS", *(place.rpartition(".")[2] for place in _OFFERED)]

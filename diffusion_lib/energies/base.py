@@ -130,3 +130,7 @@ class DiffusionWrapper(nn.Module):
             return self.ebm.gradient(cond, opt_out)
         energy, gradient = self.ebm.energy_and_gradient(cond, opt_out)
         return energy[:, None], gradient
+
+
+# The release has one wrapper for each kind of model; here one serves all.
+GNNDiffusionWrapper = GNNConvDiffusionWrapper = GNNConv1DV2DiffusionWrapper = DiffusionWrapper

@@ -44,6 +44,10 @@ class GraphEBM(EnergyModel):
         level = self.nlm.share_of_level(self.time_mlp(t), self.inp_dim + self.out_dim)
         return Condition(cond.inputs, cond.inputs.plus(level))
 
+    def rows(self, cond, rows):
+        """`cond`, made at one level for all, of some of its rows: a row's numbers do not depend on the others."""
+        return Condition(*(Shares(*(part[rows] for part in shares)) for shares in cond))
+
     def energy(self, cond, x):
         return self.outputs(cond, x).square().sum((1, 2))
 

@@ -5,8 +5,6 @@ from collections.abc import Callable
 from dataclasses import field
 from functools import wraps
 
-import numpy as np
-
 from diffusion_lib.system.errors import ConfigError
 
 
@@ -27,7 +25,8 @@ def with_plain_numbers(kind):
 
 def plain(value):
     """Return the value, a NumPy scalar as Python's own."""
-    return value.item() if isinstance(value, np.generic) else value
+    numpy = sys.modules.get("numpy")  # where nobody has imported it, nobody has its scalars
+    return value.item() if numpy and isinstance(value, numpy.generic) else value
 
 
 def setting(default, help: str, choices=None, check: Callable | None = None):

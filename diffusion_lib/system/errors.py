@@ -49,6 +49,20 @@ def exit_status():
         sys.exit(EXIT_INTERRUPTED)
 
 
+@contextmanager
+def one_line_for_full_memory():
+    """Turn an allocation that fails inside into a ConfigError. torch reports it as a RuntimeError on the CPU."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        import torch  # here: a command that only shows its help needs this module, and not torch
+
+        full = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+        if not full:
+            raise
+        raise ConfigError("the memory is full; try a smaller batch_size, evaluation_size, rank or at_once") from None
+
+
 def say(line: str):
     """Print a line on stderr, or nothing where it cannot be written (a full disk, a terminal that is gone)."""
     with suppress(OSError, ValueError, AttributeError):

@@ -3,13 +3,12 @@
 import ctypes
 import os
 import resource
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 
 from diffusion_lib.system.environment import cgroups
-from diffusion_lib.system.errors import ConfigError
 
 CGROUP_LIMITS = ("memory.max", "memory.limit_in_bytes")  # version 2, 1
 
@@ -63,15 +62,3 @@ def memory_limit(device: torch.device) -> float:
         with suppress(OSError, ValueError):  # 'max', where there is none
             limits.append(float(path.read_text()))
     return min(limits)
-
-
-@contextmanager
-def one_line_for_full_memory():
-    """Turn an allocation that fails inside into a ConfigError; on the CPU torch reports it as a RuntimeError."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        full = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-        if not full:
-            raise
-        raise ConfigError("the memory is full; try a smaller batch_size, evaluation_size, rank or at_once") from None

@@ -3,10 +3,25 @@
 import os
 import signal
 import sys
+from contextlib import contextmanager, suppress
+from importlib import import_module
 
 # The cores that the process was started with. With OMP_PROC_BIND the import of torch leaves it one.
 CORES = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
-EXIT_NOTHING_BEGUN = 130  # as shells show a Ctrl-C
+
+
+def run(name: str):
+    """Be the command whose `main` is in the module of that name: import it, call it, exit with what it returns."""
+    begin()
+    main = import_module(name).main
+    from diffusion_lib.system.errors import exit_status  # after CORES are known
+
+    try:
+        with exit_status():
+            status = main()
+    except SystemExit as ended:
+        status = ended.code
+    leave(status)
 
 
 def begin():
@@ -27,6 +42,30 @@ def begin():
         signal.signal(signal.SIGINT, _quit)
 
 
-def _quit(_number, _frame):
-    os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, b"stopped: SIGINT before anything was begun\n")
-    os._exit(EXIT_NOTHING_BEGUN)  # an exception could be taken for an import's failure
+@contextmanager
+def importing():
+    """Inside `exit_status`, for imports of a command's work: signals end it as before, nothing having begun."""
+    from diffusion_lib.system.signals import handled_by
+
+    with handled_by(_quit):
+        yield
+
+
+def _quit(number, _frame):
+    line = f"stopped: {signal.Signals(number).name} before anything was begun\n"
+    os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, line.encode())
+    os._exit(128 + number)  # as shells show it; an exception could be taken for an import's failure
+
+
+def leave(status: int):
+    """End this process; where it is one of several, without the end of its Python.
+
+    A thread of gloo may still hold tensors of the last exchange, and where Python is ending, dropping them aborts the
+    process (pytorch/pytorch#179291). DistributedDataParallel keeps these threads beyond destroy_process_group.
+    """
+    if os.environ.get("WORLD_SIZE", "1") != "1":  # as both launchers set it
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError, AttributeError):
+                stream.flush()
+        os._exit(status)
+    sys.exit(status)

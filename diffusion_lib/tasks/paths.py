@@ -79,7 +79,8 @@ class PathTask(Task):
         """`closed_loop_success`: taking a plan's first step and planning anew leads to the goal in `plan_steps` steps.
 
         A step that is no edge ends it. Nearer to the goal than any problem of the task the last plan is carried on: no
-        training has its first step lead to the goal. Without `plan` the first one is carried on throughout.
+        training has its first step lead to the goal. Without `plan` the first one is carried on throughout. A place has
+        one plan, however often a walk comes by, and none is made where the steps left are too few.
         """
         adjacency, start, goal = inp[..., 0] > 0, start_node(inp), self.goal(target)
         rows = torch.arange(len(inp), device=inp.device)
@@ -87,16 +88,21 @@ class PathTask(Task):
         shortest, _ = path_lengths(self.size)
         steps, following = self.nodes(prediction), torch.zeros_like(start)  # each plan, and which of its steps is next
         place, walk, lost = start, [], torch.zeros_like(start, dtype=torch.bool)
+        plans, planned = steps[:, None].repeat(1, self.size, 1), rows_of(start, self.size)[..., 0]
         for left in reversed(range(self.plan_steps)):
             walk.append(steps[rows, following])
             lost = lost | ~adjacency[rows, place, walk[-1]]
             place, following = walk[-1], following + 1
-            anew = (~lost & (to_goal[rows, place] >= shortest)).nonzero()[:, 0]
-            if plan is None or not left or not len(anew):
+            distance = to_goal[rows, place]
+            anew = ~lost & (shortest <= distance) & (distance <= left)
+            if plan is None or not anew.any():
                 continue
-            moved = inp[anew].clone()
-            moved[..., 1] = signs(rows_of(place[anew], self.size), inp.dtype)
-            steps[anew], following[anew] = self.nodes(plan(moved, anew)), 0
+            unknown = (anew & ~planned[rows, place]).nonzero()[:, 0]
+            if len(unknown):
+                moved, at = inp[unknown].clone(), place[unknown]
+                moved[..., 1] = signs(rows_of(at, self.size), inp.dtype)
+                plans[unknown, at], planned[unknown, at] = self.nodes(plan(moved, unknown)), True
+            steps, following = torch.where(anew[:, None], plans[rows, place], steps), following.where(~anew, 0)
         return {"closed_loop_success": reaches_goal(adjacency, start, goal, torch.stack(walk, 1)).double()}
 
     def derived(self, means):

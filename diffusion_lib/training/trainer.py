@@ -58,9 +58,8 @@ class Trainer1D(ReleasedTrainerCalls):
     log_with: 'tensorboard' or None.
     label: shown with the progress.
 
-    num_samples is unused, as in the release. Raises ConfigError for values that are not allowed, and for a dataset that
-    does not fit the model; warns where its solutions go beyond the model's bound, or where the same items are not drawn
-    twice.
+    Raises ConfigError for values that are not allowed, and for a dataset that does not fit the model; warns where its
+    solutions go beyond the model's bound, or where the same items are not drawn twice.
     """
 
     @torchs_defaults()
@@ -96,7 +95,6 @@ class Trainer1D(ReleasedTrainerCalls):
         label="train",
         keep_milestones=True,
         cond_mask=None,
-        num_samples=None,
         **released,
     ):
         require_metric(released, dataset)

@@ -5,7 +5,7 @@ from math import isfinite
 
 import numpy as np
 
-from diffusion_lib.evaluation import DIFFICULTIES, column
+from diffusion_lib.names import DIFFICULTIES, column
 from experiments.analysis.statistics import (
     ROUNDING,
     Mean,

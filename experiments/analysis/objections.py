@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from diffusion_lib.config import ExperimentConfig
-from diffusion_lib.evaluation import SAMPLERS
+from diffusion_lib.names import SAMPLERS
 from experiments.analysis.metrics import Metric, number
 from experiments.analysis.references import PUBLISHED, REFERENCE
 from experiments.analysis.statistics import Paired

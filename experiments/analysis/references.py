@@ -5,7 +5,8 @@ import math
 import torch
 
 from diffusion_lib.config import ExperimentConfig
-from diffusion_lib.evaluation import DIFFICULTIES, EvaluationSet, column, summary
+from diffusion_lib.evaluation import EvaluationSet, summary
+from diffusion_lib.names import DIFFICULTIES, column
 from diffusion_lib.seeds import seeded_generator
 from experiments.analysis.metrics import Metric
 

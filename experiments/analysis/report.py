@@ -7,7 +7,7 @@ from tabulate import tabulate
 
 from diffusion_lib.build import describe_data
 from diffusion_lib.config import ExperimentConfig
-from diffusion_lib.evaluation import SAMPLERS
+from diffusion_lib.names import SAMPLERS
 from diffusion_lib.run_folder import read_environment, require_study_data, shown
 from diffusion_lib.system.errors import ConfigError, show
 from diffusion_lib.system.files import write_atomic

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import pandas as pd
 
 from diffusion_lib.config import ExperimentConfig
-from diffusion_lib.evaluation import SAMPLERS
 from diffusion_lib.flops import train_flops
+from diffusion_lib.names import SAMPLERS
 from diffusion_lib.run_folder import read_data, read_environment, recorded_config, run_folders, trusted_result
 from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.system.files import read_csv

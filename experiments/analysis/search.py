@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from tabulate import tabulate
 
-from diffusion_lib.evaluation import SAMPLERS
+from diffusion_lib.names import SAMPLERS
 from diffusion_lib.system.errors import ConfigError, show
 from diffusion_lib.system.files import write_atomic
 from diffusion_lib.tasks import TASKS

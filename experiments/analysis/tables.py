@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from tabulate import tabulate
 
-from diffusion_lib.evaluation import SAMPLERS
+from diffusion_lib.names import SAMPLERS
 from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.tasks import TASKS
 from experiments.analysis.metrics import Metric, number, task_metrics

@@ -3,7 +3,7 @@
 import math
 
 from diffusion_lib.config import ExperimentConfig
-from diffusion_lib.evaluation import SAMPLERS
+from diffusion_lib.names import SAMPLERS
 from experiments.analysis.metrics import Metric
 from experiments.analysis.statistics import Paired, with_holm
 from experiments.study.study import FLOPS, STEPS, TIME

@@ -27,6 +27,7 @@ from experiments.study.study import (
     known_strategies,
     presets,
     read_study,
+    require_settings,
     usual_strategies,
 )
 
@@ -127,11 +128,13 @@ def resolve_study(options: argparse.Namespace) -> Study:
     for key in settings.keys() & vary.keys():
         if key in given(options):
             raise ConfigError(f"--{key.replace('_', '-')} is what the study varies; allowed: --vary {key}=…")
+    require_settings(settings)
     first = {key: values[0] for key, values in vary.items() if key in ("dataset", "model")}
     study = Study("unnamed", {**settings, **first}, [0], {})
-    declared = said.get("strategies") or usual_strategies(study.config)
+    name = check_name(options.name if options.name is not None else usual_name(options, study.config, vary))
+    declared = said.get("strategies") or left_strategies(options, name) or usual_strategies(study.config)
     return Study(
-        name=check_name(options.name if options.name is not None else usual_name(options, study.config, vary)),
+        name=name,
         settings=settings,
         seeds=parse_seeds(options.seeds) if options.seeds else said.get("seeds", [0]),
         strategies=chosen_strategies(options.strategies, declared),
@@ -139,6 +142,15 @@ def resolve_study(options: argparse.Namespace) -> Study:
         vary=vary,
         **{key: said[key] for key in ("compare", "search", "question") if key in said},
     )
+
+
+def left_strategies(options, name: str) -> dict:
+    """Of a command that trains nothing, those that an earlier one left in the study's folder; {} where there are none.
+
+    They need no task and no model, whose imports take seconds.
+    """
+    path = options.results / name / DECLARATION
+    return read_study(path)["strategies"] if (options.status or options.report_only) and path.exists() else {}
 
 
 def study_file(options) -> Path | None:

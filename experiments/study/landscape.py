@@ -10,7 +10,8 @@ from itertools import pairwise
 
 import torch
 
-from diffusion_lib.evaluation import DIFFICULTIES, EvaluationSet, column, sampler_metrics
+from diffusion_lib.evaluation import EvaluationSet, sampler_metrics
+from diffusion_lib.names import DIFFICULTIES, column
 from diffusion_lib.negatives import MiningConfig, mined
 from diffusion_lib.seeds import seeded_generator
 

@@ -6,16 +6,9 @@ from pathlib import Path
 from diffusion_lib.build import build_diffusion, describe_data, evaluation_tasks, training_task
 from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.denoising_diffusion_pytorch_1d import Trainer1D
-from diffusion_lib.evaluation import (
-    DIFFICULTIES,
-    SAMPLERS,
-    EvaluationSet,
-    column,
-    energy_auc,
-    sampler_metrics,
-    samplers_of,
-)
+from diffusion_lib.evaluation import EvaluationSet, energy_auc, sampler_metrics, samplers_of
 from diffusion_lib.flops import train_flops
+from diffusion_lib.names import DIFFICULTIES, SAMPLERS, column
 from diffusion_lib.precision import choose_products, denormals_flushed, set_precision
 from diffusion_lib.run_folder import (
     REMEDY,
@@ -26,10 +19,10 @@ from diffusion_lib.run_folder import (
     write_result,
 )
 from diffusion_lib.system.device import chosen_device
-from diffusion_lib.system.errors import NonFiniteLossError, say
+from diffusion_lib.system.errors import NonFiniteLossError, one_line_for_full_memory, say
 from diffusion_lib.system.files import read_json, write_json
 from diffusion_lib.system.lock import RunLock
-from diffusion_lib.system.memory import one_line_for_full_memory, peak_memory_bytes, reset_peak_memory
+from diffusion_lib.system.memory import peak_memory_bytes, reset_peak_memory
 from experiments.study.landscape import diagnose
 
 CURVE_SIZE = 1024  # examples behind a point of the learning curve, and at most a quarter of the evaluation set
@@ -210,7 +203,8 @@ def evaluate_run(diffusion, config: ExperimentConfig, share) -> dict[str, dict]:
     device = diffusion.betas.device
     val, ood = evaluation_sets(config, config.evaluation_size, device)
     small, _ = evaluation_sets(config, min(AUC_SIZE, config.evaluation_size), device)
-    auc = {f"energy_auc_{mode}": energy_auc(diffusion, small, mode, share=share) for mode in ("random", "adversarial")}
+    found = energy_auc(diffusion, small, ("random", "adversarial"), share=share)
+    auc = {f"energy_auc_{mode}": value for mode, value in found.items()}
     samplers = {}
     for name in samplers_of(diffusion):
         samplers[name] = {

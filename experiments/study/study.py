@@ -10,8 +10,7 @@ from typing import NamedTuple
 
 from diffusion_lib.config import ExperimentConfig, check_name, configure, parse_seeds, recipe, setting_names
 from diffusion_lib.energies import MODELS
-from diffusion_lib.evaluation import SAMPLERS
-from diffusion_lib.flops import equal_compute_steps
+from diffusion_lib.names import SAMPLERS
 from diffusion_lib.negatives import MODES, MiningConfig
 from diffusion_lib.run_folder import run_folders
 from diffusion_lib.system.errors import ConfigError
@@ -250,6 +249,8 @@ class Study:
         if strategy.time_of and seconds:
             ratio = seconds[step_kind(reference)] / seconds[step_kind(config)]
             return config.change(train_steps=max(1, round(reference.train_steps * ratio)))
+        from diffusion_lib.flops import equal_compute_steps  # here, since it imports torch, which takes seconds
+
         return config.change(train_steps=equal_compute_steps(config, reference))
 
     def runs(self, results: Path, seconds: dict | None = None) -> list[Run]:
