@@ -15,6 +15,7 @@ def begin():
     What a terminal's encoding lacks, such as the × of a table, is printed as ? instead of ending the command. A stream
     that is closed, as daemons have them, is /dev/null: its number could become that of a pipe, which all would inherit.
     """
+    os.environ["MPLBACKEND"] = "Agg"  # figures are files; a name that matplotlib lacks would stop its import
     for number in range(3):
         try:
             os.fstat(number)

@@ -1,48 +1,45 @@
-"""A picture for people: one problem of the fixed set, as a run of each strategy solves it."""
+"""A picture for people: one problem of the fixed set, as a run of each of the two compared strategies solves it."""
 
 from pathlib import Path
 
 import torch
 
 from diffusion_lib.evaluation import EvaluationSet
-from experiments.analysis.figures import choose_scale, drawing, guarded, legend_below, plotted, strategy_colors
-from experiments.analysis.landscape_figures import first_seeds
+from diffusion_lib.tasks import Inverse
+from experiments.analysis.figures import drawing, guarded
 
-WIDTH = 2.9  # inches of a picture
+
+def solved(diagnoses: dict, names: list[str]) -> list[tuple[str, int]]:
+    """(strategy, seed) of each named strategy's first run whose diagnosis has an example; an earlier one's may not."""
+    first = {key[0]: key for key in sorted(diagnoses, reverse=True) if diagnoses[key].get("example")}
+    return [first[name] for name in names if name in first]
 
 
 @guarded
-def example_figure(diagnoses, strategies: list[str], chosen: EvaluationSet, path: Path):
-    """The first problem of `chosen`, the set that was diagnosed: a column for the first seed of each strategy.
+def example_figure(diagnoses: dict, shown: list[tuple[str, int]], chosen: EvaluationSet, path: Path):
+    """The first problem of `chosen`, the set that was diagnosed: a row a run, as the task draws its answer.
 
-    Above, what it predicts, as the task draws it. Below, at each level of the sampler, the energy of its sample and of
-    the true solution; of models with an energy alone.
+    Of matrix inversion: the matrix, its inverse, the answer, and the matrix times the answer, which should be one.
     """
-    shown = first_seeds(diagnoses, strategies, "example")
-    energetic = any("energy" in diagnoses[key]["example"] for key in shown)
-    size, ratios = (WIDTH * len(shown), 5.2 if energetic else 3.2), {"height_ratios": (3, 2) if energetic else (1,)}
-    with drawing(path, size, 1 + energetic, len(shown), gridspec_kw=ratios) as axes:
-        for place, key in enumerate(shown):
-            example = diagnoses[key]["example"]
-            draw_solved(axes[0, place], chosen, example["prediction"], f"{key[0]}, seed {key[1]}")
-            if energetic:
-                draw_energies(axes[1, place], example, strategy_colors(strategies)[key[0]])
-        if energetic:
-            axes[1, 0].set_ylabel("energy")
-        legend_below(axes)
+    matrices = isinstance(chosen.task, Inverse)
+    columns, target = 4 if matrices else 1, chosen.target[0].double().cpu()
+    with drawing(path, (2.2 * columns, 2.3 * len(shown)), len(shown), columns) as axes:
+        for row, key in zip(axes, shown, strict=True):
+            answer = torch.tensor(diagnoses[key]["example"]["prediction"], dtype=torch.double).view(target.shape)
+            if matrices:
+                draw_matrices(row, chosen.exact_inp[0].double().cpu(), target, answer)
+            else:
+                chosen.task.draw(row[0], chosen.inp[0], target, answer)
+            row[0].set_ylabel(f"{key[0]}, seed {key[1]}")
 
 
-def draw_solved(axis, chosen: EvaluationSet, prediction: list[float], name: str):
-    """The task's picture of the first problem, its title under the run's name."""
-    target = chosen.target[0]
-    chosen.task.draw(axis, chosen.inp[0], target, torch.tensor(prediction).view(target.shape))
-    axis.set_title(f"{name}\n{axis.get_title()}")
-
-
-def draw_energies(axis, example: dict, color: str):
-    """Energies in the order of sampling, from the noisiest level on."""
-    axis.plot(example["levels"], example["energy"], "o-", ms=3, color=color, label="the sample's")
-    axis.plot(example["levels"], example["energy_solution"], "--", color="black", lw=1, label="the true solution's")
-    axis.invert_xaxis()
-    axis.set(xlabel="noise level t")
-    choose_scale(axis, "y", plotted(axis))
+def draw_matrices(axes, problem, inverse, answer):
+    """In one row, every kind on a scale of its own; the answer on that of the inverse."""
+    side = round(problem.numel() ** 0.5)
+    problem, inverse, answer = (each.view(side, side) for each in (problem, inverse, answer))
+    parts = {"A": problem, "inverse of A": inverse, "answer Y": answer, "A Y, ideally the identity": problem @ answer}
+    limits = {"A": problem.abs().max(), "A Y, ideally the identity": 1}
+    for axis, (title, matrix) in zip(axes, parts.items(), strict=True):
+        limit = float(limits.get(title, inverse.abs().max()))
+        axis.imshow(matrix.numpy(), vmin=-limit, vmax=limit, cmap="coolwarm")
+        axis.set(xticks=[], yticks=[], title=title)

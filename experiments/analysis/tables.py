@@ -18,7 +18,6 @@ from experiments.study.study import STEPS, Pair, Study, known_strategy
 
 HEADLINE_SAMPLER = "plain"
 BOOTSTRAP_SEED = 161803
-SCREEN = 150  # columns of the printed table, at most
 
 
 class Results:
@@ -30,6 +29,7 @@ class Results:
 
     def __init__(self, runs, study: Study | list[str], metrics: tuple[Metric, ...], mean_error: float = math.nan):
         self.frame, self.metrics, self.mean_error = pd.DataFrame(runs), metrics, mean_error
+        self._values, self._comparisons = {}, {}  # each is asked for many times, and takes milliseconds
         present = set(self.frame["strategy"])
         if not isinstance(study, Study):
             study = Study("", {}, [], {name: known_strategy(name) for name in study if name in present})
@@ -46,12 +46,13 @@ class Results:
 
     def values(self, column: str, sampler: str) -> dict[str, np.ndarray]:
         """By strategy, a column under one sampler (seeds,)."""
-        part = self.frame[self.frame["sampler"] == sampler]
-        if column not in part:
-            return {name: np.full(len(self.seeds), np.nan) for name in self.strategies}
-        table = part.pivot(index="strategy", columns="seed", values=column)
-        table = table.reindex(index=self.strategies, columns=self.seeds).astype(float)
-        return dict(zip(self.strategies, table.to_numpy(), strict=True))
+        if (column, sampler) not in self._values:
+            part = self.frame[self.frame["sampler"] == sampler]
+            part = part if column in part else part.assign(**{column: np.nan})
+            table = part.pivot(index="strategy", columns="seed", values=column)
+            table = table.reindex(index=self.strategies, columns=self.seeds).astype(float)
+            self._values[column, sampler] = dict(zip(self.strategies, table.to_numpy(), strict=True))
+        return self._values[column, sampler]
 
     def of(self, strategy: str) -> pd.DataFrame:
         """A strategy's runs, once each."""
@@ -96,11 +97,13 @@ class Results:
 
     def comparison(self, strategy: str, baseline: str, metric: Metric, sampler: str) -> Paired | None:
         """One strategy against another, a family of its own."""
-        values = self.values(metric.column, sampler)
-        pair = {name: values[name] for name in (strategy, baseline) if name in values}
-        if len(pair) < 2 or any(map(metric.zeros, pair.values())):
-            return None
-        return compare_to_baseline(pair, baseline, metric.compare)[strategy]
+        key = strategy, baseline, metric, sampler
+        if key not in self._comparisons:
+            values = self.values(metric.column, sampler)
+            pair = {name: values[name] for name in (strategy, baseline) if name in values}
+            whole = len(pair) == 2 and not any(map(metric.zeros, pair.values()))
+            self._comparisons[key] = compare_to_baseline(pair, baseline, metric.compare)[strategy] if whole else None
+        return self._comparisons[key]
 
     def pair(self, account: str | None = None) -> dict[str, Pair]:
         """By sampler, the pair that decides: the first, or the first of an account; nothing where none is."""
@@ -209,16 +212,6 @@ def first_metrics(metrics: list[Metric]) -> list[Metric]:
     return [*usual[:1], *harder[:1], *usual[1:], *harder[1:]]
 
 
-def printed_table(results: Results, references: list[dict]) -> str:
-    """The table of the first metrics that a screen is wide enough for: see `first_metrics`."""
-    shown = first_metrics(defined(results, references))
-    while True:
-        table = format_table(results, references, shown)
-        if len(shown) == 1 or max(map(len, table.splitlines())) <= SCREEN:
-            return table
-        shown = shown[:-1]
-
-
 def format_table(results: Results, references: list[dict], metrics=None, style: str = "simple") -> str:
     """A row per strategy and sampler, then the references.
 
@@ -321,16 +314,3 @@ def cost_table(results: Results) -> str:
     to = f"x {results.base}"
     headers = ["strategy", "runs", "train seconds", to, "train FLOPs", to, "steps/s", "peak memory, MB", "parameters"]
     return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
-
-
-def original_pairing(results: Results) -> str:
-    """The comparison as first proposed, in one line: each strategy under a sampler of its own."""
-    samplers = {"baseline": "plain", "random": "plain", "adversarial": "innerloop"}
-    metric = results.metrics[0]
-    means = {
-        f"{strategy}/{sampler}": metric.mean(results.values(metric.column, sampler)[strategy]).mean
-        for strategy, sampler in samplers.items()
-        if strategy in results.strategies
-    }
-    parts = ", ".join(f"{name} {number(mean)}" for name, mean in means.items())
-    return f"Original pairing of strategy and sampler, {metric.column}: {parts}"
