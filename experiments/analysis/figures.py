@@ -41,7 +41,6 @@ STYLE = {key: value for key, value in matplotlib.rcParamsDefault.items() if key 
 COLORS = {"baseline": "#0072B2", "random": "#E69F00", "adversarial": "#009E73", "baseline-compute": "#56B4E9"}
 OTHER_COLORS = ("#CC79A7", "#D55E00", "#332288", "#999933", "#882255", "#44AA99")
 PAIR_COLOR = "0.75"
-ERROR_LABEL = "mean squared error of an entry"
 PANEL = (3.3, 2.9)  # inches of a panel, its width and height
 NEAR = 1.6  # times the greatest run, or under the least one: errors of references further off would flatten the runs
 
@@ -245,19 +244,24 @@ def join_pairs(axis, values: np.ndarray):
 @guarded
 def interval_plot(study: Results, references: list[dict], path: Path):
     """Every run as a point, those of a seed joined, beside the mean and its 95% interval: a panel a sampler."""
-    colors, metric = strategy_colors(study.strategies), study.metrics[0]
     with drawing(path, (5 * len(study.samplers), 3.3), 1, len(study.samplers), sharey=True) as axes:
         for axis, sampler in zip(axes.flat, study.samplers, strict=True):
-            values = study.values(metric.column, sampler)
-            join_pairs(axis, np.array(list(values.values())))
-            reference_lines(axis, references, metric)
-            for place, (strategy, row) in enumerate(values.items()):
-                points_and_interval(axis, place, row, colors[strategy], metric)
-                absent = {"not finite": study.diverged(strategy, [metric], [sampler]), "exactly 0": metric.zeros(row)}
-                words = "\n".join(f"{runs} {what}" for what, runs in absent.items() if runs)
-                style = {"ha": "center", "va": "top", "color": colors[strategy]}
-                axis.text(place, 1, words, **style, transform=axis.get_xaxis_transform())
-            metric_scale(axis, metric, np.concatenate(list(values.values())))
-            axis.set(title=f"{metric.column}, {sampler} sampler", ylabel=metric.column)
-            name_ticks(axis, study.strategies)
+            draw_runs(axis, study, sampler, references)
         legend_below(axes)
+
+
+def draw_runs(axis, study: Results, sampler: str, references: Sequence[dict] = ()):
+    """A panel of the first metric of every run."""
+    metric, colors = study.metrics[0], strategy_colors(study.strategies)
+    values = study.values(metric.column, sampler)
+    join_pairs(axis, np.array(list(values.values())))
+    reference_lines(axis, references, metric)
+    for place, (strategy, row) in enumerate(values.items()):
+        points_and_interval(axis, place, row, colors[strategy], metric)
+        absent = {"not finite": study.diverged(strategy, [metric], [sampler]), "exactly 0": metric.zeros(row)}
+        words = "\n".join(f"{runs} {what}" for what, runs in absent.items() if runs)
+        style = {"ha": "center", "va": "top", "color": colors[strategy]}
+        axis.text(place, 1, words, **style, transform=axis.get_xaxis_transform())
+    metric_scale(axis, metric, np.concatenate(list(values.values())))
+    axis.set(title=f"{metric.column}, {sampler} sampler", ylabel=metric.column)
+    name_ticks(axis, study.strategies)

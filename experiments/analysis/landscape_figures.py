@@ -3,13 +3,17 @@
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from diffusion_lib.config import ExperimentConfig
+from diffusion_lib.evaluation import EvaluationSet
 from diffusion_lib.inference import load_model
 from diffusion_lib.system.errors import say
 from diffusion_lib.system.files import read_json, write_json
+from diffusion_lib.tasks import Inverse
 from experiments.analysis.figures import (
     choose_scale,
+    drawing,
     guarded,
     legend_below,
     metric_scale,
@@ -131,3 +135,28 @@ def draw_clipped(axis, study_folder: Path, strategies: list[str]):
             axis.plot(points[0, :, 0] / points[0, -1, 0], points[:, :, 1].mean(0), color=color, label=strategy)
     axis.set(xlabel="share of the run", title="gradients clipped", ylabel="share of steps")
     share_scale(axis)
+
+
+@guarded
+def example_figure(diagnoses: dict, shown: list[tuple[str, int]], chosen: EvaluationSet, path: Path):
+    """The first problem of `chosen`, the set that was diagnosed: a row a run, as the task draws its answer.
+
+    Of matrix inversion: the matrix, its inverse, the answer on the same scale, and what the matrix times it is.
+    """
+    problem, target = chosen.exact_inp[0].cpu(), chosen.target[0].cpu()
+    matrices = isinstance(chosen.task, Inverse)
+    columns = 4 if matrices else 1
+    with drawing(path, (2.2 * columns, 2.3 * len(shown)), len(shown), columns) as axes:
+        for row, key in zip(axes, shown, strict=True):
+            answer = torch.tensor(diagnoses[key]["example"]["prediction"]).to(target).view_as(target)
+            row[0].set_ylabel(f"{key[0].partition(',')[0]}, seed {key[1]}")
+            if not matrices:
+                chosen.task.draw(row[0], chosen.inp[0], target, answer)
+                continue
+            a, inverse, y = (each.view(chosen.task.rank, -1) for each in (problem, target, answer))
+            pictures = {"A": (a, a), "inverse of A": (inverse, inverse), "answer Y": (y, inverse)}
+            pictures["A Y, ideally the identity"] = (a @ y, torch.ones(1))
+            for axis, (title, (matrix, scale)) in zip(row, pictures.items(), strict=True):
+                limit = float(scale.abs().max())
+                axis.imshow(matrix.numpy(), vmin=-limit, vmax=limit, cmap="coolwarm")
+                axis.set(xticks=[], yticks=[], title=title)

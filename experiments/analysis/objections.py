@@ -55,13 +55,9 @@ def seed_objections(study: Results) -> list[str]:
     fewest = min((found.n for _, found in known.values()), default=EXACT_PAIRS)
     if fewest < EXACT_PAIRS:
         lines.append(f"{fewest} pairs cannot give an exact two-sided p below {2 / 2**fewest:.3g}")
-    shown = [
-        f"{metric.effect_words(found.smallest_detectable, math.nan, math.nan)} under {sampler}"
-        for sampler, (_, found) in known.items()
-    ]
-    if shown:
-        lines.append(f"an effect smaller than {', '.join(shown)} stays unseen in 20% of such studies or more")
     for sampler, (pair, found) in known.items():
+        least = metric.effect_words(found.smallest_detectable, math.nan, math.nan)
+        lines.append(f"under {sampler} an effect smaller than {least} stays unseen in 20% of such studies or more")
         if found.correlation <= 0:
             welch = metric.effect_words(metric.value(found), found.welch_low, found.welch_high)
             lines.append(
@@ -168,12 +164,8 @@ def _best_mean(study: Results, metric: Metric) -> float:
 
 def budget_objections(study: Results, config: ExperimentConfig, references: list[dict]) -> list[str]:
     """How small the budget is beside a published one."""
-    steps = study.train_steps(study.label("plain"))
-    seen, published = max(steps, default=0) * config.batch_size, _published_examples(references)
-    if not seen or seen >= published:
+    seen = max(study.train_steps(study.label("plain")), default=0) * config.batch_size
+    published = max((row.get("examples", 0) for row in references if row["sampler"] == PUBLISHED), default=0)
+    if not 0 < seen < published:
         return []
     return [f"the budget, {seen:,} examples, is {100 * seen / published:.2g}% of the published {published:,}"]
-
-
-def _published_examples(references) -> int:
-    return max((row.get("examples", 0) for row in references if row["sampler"] == PUBLISHED), default=0)

@@ -12,9 +12,8 @@ from diffusion_lib.evaluation import SAMPLERS
 from diffusion_lib.run_folder import read_environment, require_study_data, shown
 from diffusion_lib.system.errors import ConfigError, show
 from diffusion_lib.system.files import write_atomic
-from experiments.analysis.example_figure import example_figure, solved
 from experiments.analysis.figures import interval_plot, learning_curves
-from experiments.analysis.landscape_figures import causes_figure, read_diagnoses
+from experiments.analysis.landscape_figures import causes_figure, example_figure, read_diagnoses
 from experiments.analysis.metrics import number, task_metrics
 from experiments.analysis.objections import objections
 from experiments.analysis.references import mean_error, published_rows, reference_rows
@@ -24,8 +23,6 @@ from experiments.analysis.setting_figure import BUDGET, budget_figure, has_budge
 from experiments.analysis.tables import (
     Results,
     cost_table,
-    defined,
-    first_metrics,
     format_table,
     middle_table,
     summarise,
@@ -101,7 +98,8 @@ def write_tables(folder: Path, study: Results, declared: Study, references: list
 def write_figures(folder: Path, config, study: Results, declared: Study, task, references: list[dict]) -> list[str]:
     """Draw what the study has something for, and return the figures' names, in the report's order."""
     diagnoses = read_diagnoses(folder, config, study)
-    solvers = solved(diagnoses, [study.base, study.label(study.samplers[-1])])
+    first = {key[0]: key for key in sorted(diagnoses, reverse=True) if diagnoses[key].get("example")}
+    solvers = [first[name] for name in (study.base, study.label(study.samplers[-1])) if name in first]
     draw = {}
     if has_budgets(study, declared):
         draw["budget"] = partial(budget_figure, study, declared, references)
@@ -143,15 +141,13 @@ def full_parts(folder: Path, config, study: Results, references, against: list[s
         "\n".join(criteria) or "They are for a study with one pair at equal steps.",
         "## Table",
         table_words(folder, config, study),
-        format_table(study, references, style="github"),
+        format_table(study, references),
         "## Pairs and tests",
         f"Of {first.column}, each strategy against {study.base}. The Holm family is the strategies of one metric under "
         "one sampler; these comparisons are secondary and exploratory. Five pairs cannot give an exact two-sided p "
-        "below 0.063. *Smallest*: the effect that these seeds would show in 80% of studies.",
+        "below 0.063. welch: taken as unpaired. smallest_detectable: what these seeds would show in 80% of studies.",
         pair_table(study),
         middle_table(study),
-        "## All runs",
-        run_table(study),
         "## Cost",
         cost_table(study),
     ]
@@ -163,54 +159,28 @@ def paragraphs(lines: list[str]) -> str:
 
 
 def table_words(folder: Path, config: ExperimentConfig, study: Results) -> str:
-    kinds = {metric.rate: metric for metric in study.metrics}
-    means = "geometric means" if False in kinds else "means"
+    means = "means" if all(metric.rate for metric in study.metrics) else "geometric means"
     return (
         f"Over seeds {means} with 95% t-intervals, on {config.evaluation_size:,} fixed problems of each difficulty; "
-        f"the {study.metrics[0].effect} to {study.base} is paired by seed, its p adjusted by Holm's method over the "
-        "strategies of one sampler. Rows marked *published, not rerun* are what others report, on sets of their own. "
-        f"All metrics are in [{folder.name}.csv](../{folder.name}.csv), all runs in "
+        "Holm's method is over the strategies of one sampler. Rows marked *published, not rerun* are what others "
+        f"report, on sets of their own. All metrics are in [{folder.name}.csv](../{folder.name}.csv), all runs in "
         f"[{folder.name}.runs.csv](../{folder.name}.runs.csv)."
     )
 
 
 def pair_table(study: Results) -> str:
-    """Each strategy against the baseline in the metric that decides: what pairing did, and the exact tests."""
+    """Each strategy against the baseline in the metric that decides: all that a comparison holds."""
     metric = study.metrics[0]
-    return tabulate(
-        [
-            [
-                strategy,
-                sampler,
-                found.n,
-                metric.words(found),
-                metric.effect_words(metric.value(found), found.welch_low, found.welch_high),
-                *(number(p) for p in (found.correlation, found.p, found.p_holm, found.p_signflip, found.p_wilcoxon)),
-                number(found.smallest_detectable),
-            ]
-            for sampler in SAMPLERS
-            for strategy, found in study.comparisons(metric, sampler).items()
-        ],
-        ["strategy", "sampler", "pairs", "paired", "unpaired (Welch)", "correlation"]
-        + ["p", "Holm", "sign flip", "Wilcoxon", "smallest"],
-        tablefmt="github",
-        disable_numparse=True,
-    )
-
-
-def run_table(study: Results) -> str:
-    """Every run that ended, under each sampler."""
-    metrics = first_metrics(defined(study, []))
-    return tabulate(
-        [
-            [row["strategy"], row["seed"], row["sampler"], row["status"], f"{row['train_steps']:,}"]
-            + [number(row.get(metric.column)) for metric in metrics]
-            for row in study.frame.to_dict("records")
-        ],
-        ["strategy", "seed", "sampler", "status", "steps", *(metric.column for metric in metrics)],
-        tablefmt="github",
-        disable_numparse=True,
-    )
+    rows = [
+        {
+            "strategy": strategy,
+            "sampler": sampler,
+            **{key: number(value) for key, value in metric.columns(found).items()},
+        }
+        for sampler in SAMPLERS
+        for strategy, found in study.comparisons(metric, sampler).items()
+    ]
+    return tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True)
 
 
 def configuration_parts(folder: Path, config: ExperimentConfig) -> list[str]:

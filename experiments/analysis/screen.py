@@ -3,19 +3,17 @@
 import math
 import textwrap
 
-import numpy as np
 from tabulate import tabulate
 
 from diffusion_lib.config import ExperimentConfig
 from experiments.analysis.metrics import Metric, number
 from experiments.analysis.references import main_references
-from experiments.analysis.tables import Results
-from experiments.analysis.verdict import ACCOUNTS, BY_LITTLE, NO_DIFFERENCE, compare_pairs, not_run, scenario, too_few
+from experiments.analysis.tables import Results, mean_cell
+from experiments.analysis.verdict import ACCOUNTS, compare_pairs, not_run, scenario, too_few
 
 WIDTH = 100
 ROWS, PAIRS = 10, 9  # strategies, and pairs of a table, at most: with all else they fill 40 lines
 SENTENCES = 6  # comparisons that are told; more are a table
-SHORT = {BY_LITTLE: " <5%", NO_DIFFERENCE: "no difference"}
 
 
 def screen(name: str, config: ExperimentConfig, study: Results, references: list[dict], against: list[str]) -> str:
@@ -75,13 +73,11 @@ def best(study: Results, metric: Metric, sampler: str) -> list[str]:
 
 def strategy_cells(study: Results, name: str, columns: list[tuple[Metric, str]]) -> list[str]:
     """A mean with what stands behind it for each column, and the seconds."""
-    finished, cells = study.count(name, "finished"), []
+    cells = []
     for metric, sampler in columns:
-        values, main = study.values(metric.column, sampler)[name], metric is study.metrics[0]
-        counts = {"failed": main and study.count(name, "failed"), "spoiled": main and study.spoiled(name, sampler)}
-        counts |= {"not finite": finished - int(np.isfinite(values).sum()), "exactly 0": metric.zeros(values)}
-        notes = [f"{count} {what}" for what, count in counts.items() if count]
-        cells.append(", ".join([number(metric.mean(values).mean), *notes]))
+        cell = mean_cell(study.values(metric.column, sampler)[name], metric, study.count(name))
+        spoiled = study.spoiled(name, sampler) if metric is study.metrics[0] else 0
+        cells.append(f"{cell}, {spoiled} spoiled" if spoiled else cell)
     seconds = study.of(name)["train_seconds"].mean() if "train_seconds" in study.frame else math.nan
     return [*cells, f"{seconds:.0f}" if math.isfinite(seconds) else ""]
 
@@ -115,28 +111,20 @@ def outcome(study: Results, pair, sampler: str, comparison) -> str:
 
 
 def pair_table(study: Results, found: dict) -> str:
-    """A line a pair; without the intervals where they would not fit."""
-    metric, first = study.metrics[0], f"{study.treated},"
+    """A line a pair, without the intervals, which the verdict reads."""
+    metric = study.metrics[0]
     compared = {(account, *key): each for account, family in found.items() for key, each in family.items()}
     pairs = list(dict.fromkeys((account, pair) for account, _, pair in compared))
 
-    def cell(account, sampler, pair, interval: bool) -> str:
+    def cell(account, pair, sampler) -> str:
         comparison = compared.get((account, sampler, pair))
         verdict = scenario(metric, comparison, study.diverged(pair.treated, [metric], [sampler])) or "-"
-        for long, short in SHORT.items():
-            verdict = verdict.replace(long, short)
-        words = metric.words(comparison)
-        return f"{words if interval else words.partition(' [')[0]} {verdict}"
+        return f"{metric.words(comparison).partition(' [')[0]} {verdict}"
 
-    def table(interval: bool) -> str:
-        rows = [
-            [account, pair.treated.removeprefix(first), *(cell(account, s, pair, interval) for s in study.samplers)]
-            for account, pair in pairs[:PAIRS]
-        ]
-        headers = ["equal", f"{study.treated}, at", *(f"{metric.column}, {s}" for s in study.samplers)]
-        return tabulate(rows, headers, disable_numparse=True)
-
-    text = table(True)
-    text = text if max(map(len, text.splitlines())) <= WIDTH else table(False)
-    more = f"\n… and {len(pairs) - PAIRS} pairs more in the report" if len(pairs) > PAIRS else ""
-    return "\n".join(line[:WIDTH] for line in text.splitlines()) + more
+    rows = [
+        [account, pair.treated.removeprefix(f"{study.treated},"), *(cell(account, pair, s) for s in study.samplers)]
+        for account, pair in pairs[:PAIRS]
+    ]
+    headers = ["equal", f"{study.treated}, at", *(f"{metric.column}, {s}" for s in study.samplers)]
+    lines = [line[:WIDTH] for line in tabulate(rows, headers, disable_numparse=True).splitlines()]
+    return "\n".join(lines + [f"… and {len(pairs) - PAIRS} pairs more in the report"] * (len(pairs) > PAIRS))

@@ -86,38 +86,30 @@ def budgets(flops: np.ndarray, values: np.ndarray, summary=np.median) -> list[tu
 
 @guarded
 def setting_figure(results: Results, study: Study, references: list[dict], path: Path):
-    """Every run as a point, a line through the means: a row a sampler, a column for each value of a second setting.
+    """Under IRED's sampler every run, a line through the means: a panel for each value of a second setting.
 
     A strategy that does not use the setting is a dashed line. Each combination of further settings is a line.
     """
     key, *others = sorted(study.vary, key=lambda name: name == BUDGET)  # the budget last, which has its own figure
     columns = list(study.vary[others[0]]) if others else [None]
     variants = [each for label, each in study.variants().items() if label in results.strategies]
-    metric, colors, samplers = results.metrics[0], strategy_colors(list(study.strategies)), results.samplers
-    size = (3.6 * len(columns) + 1, 3.2 * len(samplers))
-    with drawing(path, size, len(samplers), len(columns), sharey="row") as axes:
-        for row, sampler in zip(axes, samplers, strict=True):
-            values = results.values(metric.column, sampler)
-            for axis, column in zip(row, columns, strict=True):
-                shown = [v for v in variants if column is None or v.values.get(others[0], column) == column]
-                for name, color in colors.items():
-                    own = [each for each in shown if each.strategy.name == name]
-                    for part in by_further_settings(own, others[1:]):
-                        draw_line(axis, part, key, study, values, metric, color)
-                words = f", {others[0]} {column}" if others else ""
-                axis.set(title=f"{metric.column}, {sampler}{words}", xlabel=key, ylabel=metric.column)
-                reference_lines(axis, references, metric)
-                metric_scale(axis, metric, np.concatenate(list(values.values())))
-                name_ticks(axis, [str(value) for value in study.vary[key]])
+    metric, sampler = results.metrics[0], results.samplers[-1]
+    values = results.values(metric.column, sampler)
+    with drawing(path, (3.6 * len(columns) + 1, 3.4), 1, len(columns), sharey=True) as axes:
+        for axis, column in zip(axes.flat, columns, strict=True):
+            shown = [v for v in variants if column is None or v.values.get(others[0], column) == column]
+            for name, color in strategy_colors(list(study.strategies)).items():
+                lines = {}
+                for each in (each for each in shown if each.strategy.name == name):
+                    lines.setdefault(tuple(each.values.get(other) for other in others[1:]), []).append(each)
+                for part in lines.values():
+                    draw_line(axis, part, key, study, values, metric, color)
+            words = f", {others[0]} {column}" if others else ""
+            axis.set(title=f"{metric.column}, {sampler}{words}", xlabel=key, ylabel=metric.column)
+            reference_lines(axis, references, metric)
+            metric_scale(axis, metric, np.concatenate(list(values.values())))
+            name_ticks(axis, [str(value) for value in study.vary[key]])
         legend_below(axes)
-
-
-def by_further_settings(variants: list[Variant], others: list[str]) -> list[list[Variant]]:
-    """The variants of one strategy in lines: those of a line have the same values of the `others`."""
-    lines = {}
-    for each in variants:
-        lines.setdefault(tuple(each.values.get(other) for other in others), []).append(each)
-    return list(lines.values())
 
 
 def draw_line(axis, variants: list[Variant], key: str, study: Study, values: dict, metric: Metric, color: str):

@@ -203,28 +203,16 @@ def defined(results: Results, references: list[dict]) -> list[Metric]:
     ]
 
 
-def first_metrics(metrics: list[Metric]) -> list[Metric]:
-    """The first three of each difficulty at most, those that a table keeps longest first.
-
-    That is the one that decides, on both difficulties; then the others on the usual one, then on the harder one.
-    """
-    usual, harder = ([m for m in metrics if m.column.startswith("ood_") is ood][:3] for ood in (False, True))
-    return [*usual[:1], *harder[:1], *usual[1:], *harder[1:]]
-
-
-def format_table(results: Results, references: list[dict], metrics=None, style: str = "simple") -> str:
-    """A row per strategy and sampler, then the references.
-
-    metrics: by default all that any row has. style: one of tabulate's ('github', 'latex_booktabs', …).
-    """
-    first, *others = metrics or defined(results, references)
+def format_table(results: Results, references: list[dict]) -> str:
+    """A row per strategy and sampler, then the references, with all metrics that any row has."""
+    first, *others = defined(results, references)
     headers = [
         *("strategy", "sampler", "n", f"{first.column} [95% interval]", f"{first.effect} to {results.base}", "Holm p"),
         *(metric.column for metric in others),
         "train s",
     ]
     cells = run_cells(results, first, others) + [reference_cells(row, first, others) for row in references]
-    return tabulate(cells, headers, tablefmt=style, disable_numparse=True)
+    return tabulate(cells, headers, tablefmt="github", disable_numparse=True)
 
 
 def run_cells(results: Results, first: Metric, others: list[Metric]) -> list[list[str]]:
@@ -287,30 +275,13 @@ def middle_table(results: Results) -> str:
 
 
 def cost_table(results: Results) -> str:
-    """What each strategy costs in time, compute and memory, and that in units of the base."""
-    costs = [name for name in COSTS if name in results.frame]
+    """What each strategy costs in time, compute and memory; time and compute also in units of the base."""
     own = results.frame[results.frame["sampler"] == HEADLINE_SAMPLER]
-    means = own.groupby("strategy")[costs].mean().reindex(results.strategies, columns=COSTS)
-    base = means.loc[results.base] if results.base in means.index else means.iloc[0] * math.nan
-    relative = means / base
-
-    def times(name: str, cost: str) -> str:
-        return number(relative.loc[name, cost])
-
+    means = own.reindex(columns=["strategy", *COSTS]).groupby("strategy").mean().reindex(results.strategies)
+    for cost in ("train_seconds", "train_flops"):
+        means[f"{cost} / {results.base}"] = means[cost] / means[cost].get(results.base, math.nan)
     rows = [
-        [
-            name,
-            results.count(name, "finished"),
-            number(row["train_seconds"]),
-            times(name, "train_seconds"),
-            number(row["train_flops"]),
-            times(name, "train_flops"),
-            number(row["steps_per_second"]),
-            number(row["peak_memory_bytes"] / 1e6),
-            number(row["parameters"]),
-        ]
-        for name, row in means.iterrows()
+        [name, results.count(name, "finished"), *map(number, row)]
+        for name, row in zip(means.index, means.values, strict=True)
     ]
-    to = f"x {results.base}"
-    headers = ["strategy", "runs", "train seconds", to, "train FLOPs", to, "steps/s", "peak memory, MB", "parameters"]
-    return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
+    return tabulate(rows, ["strategy", "runs", *means], tablefmt="github", disable_numparse=True)
