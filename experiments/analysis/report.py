@@ -32,22 +32,21 @@ from experiments.study.run import diagnosed_size, evaluation_sets
 from experiments.study.study import STEPS, Study
 from experiments.study.timing import read_step_times
 
+OBJECTIONS = 5  # that the report names, at most
 # Of each figure its title in the report, and what has to be said of it.
 FIGURES = {
     "budget": (
         "Error against training compute",
-        "Every run under one sampler; lines join the medians of a strategy's budgets. Strategies that differ only in "
-        "how long they are trained share a line. Arrows count spoiled runs, whose error is above the mean "
-        "predictor's.",
+        "Every run; lines join the medians of a strategy's budgets, and of those that differ only in how long they are "
+        "trained. Arrows count spoiled runs, whose error is above the mean predictor's.",
     ),
     "settings": ("By setting", "Every run; lines join the means, a dashed one is of a strategy without the setting."),
     "intervals": ("Runs and means", "Grey lines join the runs of a seed."),
     "learning_curves": ("Learning curves", "Means over the seeds, and bands from the least to the greatest."),
     "causes": (
         "Causes",
-        "By noise level, whether an energy prefers the true solution to wrong answers that are the same for all "
-        "strategies, such as another problem's, and to its own mined negatives; the error against the effort of "
-        "sampling and the difficulty of a problem; how often a gradient was clipped.",
+        "Whether an energy prefers the true solution to wrong answers, the same for all strategies, and to its own "
+        "mined negatives; the error against the effort of sampling and a problem's difficulty; gradients clipped.",
     ),
     "example": (
         "One problem, solved",
@@ -76,7 +75,7 @@ def write_report(folder: Path, config: ExperimentConfig, declared: Study) -> dic
     write_tables(folder, study, declared, references)
     drawn = write_figures(folder, config, study, declared, task, references)
     left_out = [f"left out: {'; '.join(damaged.values())}"] if damaged else []
-    against = [*left_out, *objections(study, config, references)]
+    against = [*left_out, *objections(study, config, references)][:OBJECTIONS]
     text = screen(folder.name, config, study, references, against)
     in_full = full_parts(folder, config, study, references, against, criteria_lines(study, config, timing))
     parts = [f"# {folder.name}", declared.question, f"```\n{text}\n```", *in_full, *figure_parts(folder, drawn)]
@@ -131,7 +130,6 @@ def figure_parts(folder: Path, names: list[str]) -> list[str]:
 
 def full_parts(folder: Path, config, study: Results, references, against: list[str], criteria: list[str]) -> list[str]:
     """All statistics and tables."""
-    first = study.metrics[0]
     return [
         "## What speaks against it",
         "\n".join(f"- {line}" for line in against) or "Nothing that the report looks for.",
@@ -143,9 +141,9 @@ def full_parts(folder: Path, config, study: Results, references, against: list[s
         table_words(folder, config, study),
         format_table(study, references),
         "## Pairs and tests",
-        f"Of {first.column}, each strategy against {study.base}. The Holm family is the strategies of one metric under "
-        "one sampler; these comparisons are secondary and exploratory. Five pairs cannot give an exact two-sided p "
-        "below 0.063. welch: taken as unpaired. smallest_detectable: what these seeds would show in 80% of studies.",
+        f"Each strategy's {study.metrics[0].column} against {study.base}. The Holm family is the strategies under one "
+        "sampler; these comparisons are secondary and exploratory. Five pairs cannot give an exact two-sided p below "
+        "0.063. welch: taken as unpaired. smallest_detectable: what these seeds would show in 80% of studies.",
         pair_table(study),
         middle_table(study),
         "## Cost",

@@ -41,7 +41,8 @@ def budget_figure(results: Results, study: Study, references: list[dict], path: 
     metric, sampler, lines = results.metrics[0], results.samplers[-1], budget_lines(results, study)
     values, flops = (results.values(column, sampler) for column in (metric.column, "train_flops"))
     shown, main, edge = np.concatenate(list(values.values())), main_references(references, metric), []
-    limits = [row for row in main if metric.rate or row[metric.column] > np.nanmin(shown, initial=np.inf) / NEAR]
+    low = np.min(shown[shown > 0], initial=np.inf)
+    limits = [row for row in main if metric.rate or row[metric.column] > low / NEAR]
     with drawing(path, (6.8, 4.4)) as axes:
         axis = axes[0, 0]
         for (name, color), labels in zip(strategy_colors(list(lines)).items(), lines.values(), strict=True):
@@ -58,7 +59,7 @@ def budget_figure(results: Results, study: Study, references: list[dict], path: 
         metric_scale(axis, metric, shown)
         if np.isfinite(results.mean_error):
             ends = [results.mean_error, *(row[metric.column] for row in limits)]
-            axis.set_ylim(min(np.nanmin(shown, initial=np.inf), *ends) / HEADROOM, max(ends) * HEADROOM)
+            axis.set_ylim(min(low, *ends) / HEADROOM, max(ends) * HEADROOM)
             label_log(axis.yaxis, *axis.get_ylim())
         for row in limits:
             name_line(axis, row[metric.column], row["strategy"])
