@@ -19,10 +19,8 @@ SENTENCES = 6  # comparisons that are told; more are a table
 def screen(name: str, config: ExperimentConfig, study: Results, references: list[dict], against: list[str]) -> str:
     """What was trained, the errors, the verdicts and the gravest objections. against: the report's sentences."""
     about = "\n".join(textwrap.wrap(what_was_trained(name, config, study), WIDTH, break_on_hyphens=False))
-    lines = [
-        "What speaks against it:",
-        *(textwrap.shorten(f"- {line}", WIDTH, placeholder=" …") for line in against[:2]),
-    ]
+    gravest = (f"- {line}" for line in against[:2])
+    lines = ["What speaks against it:", *(line if len(line) <= WIDTH else f"{line[: WIDTH - 2]} …" for line in gravest)]
     return "\n\n".join([about, error_table(study, references), verdict_words(study), "\n".join(lines)])
 
 
