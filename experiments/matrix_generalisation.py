@@ -36,7 +36,7 @@ from diffusion_lib.system.errors import ConfigError, one_line_for_full_memory, s
 from diffusion_lib.system.files import require_writable, write_csv
 from diffusion_lib.tasks import Inverse
 from diffusion_lib.tasks.matrix_references import exact_inverse, fitted, newton_schulz
-from experiments.analysis.figures import ERROR_LABEL, choose_scale, drawing, guarded, legend_below
+from experiments.analysis.figures import choose_scale, drawing, guarded, legend_below
 from experiments.analysis.landscape_figures import draw
 from experiments.speed.timing import alternate
 
@@ -145,7 +145,7 @@ def ridge_figure(rows: list[dict], path: Path):
             choose_scale(axis, "y", [row["mse"] for row in rows])
             axis.set_xticks(RIDGES, [f"{ridge:g}" for ridge in RIDGES])
             axis.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
-        axes[0, 0].set_ylabel(ERROR_LABEL)
+        axes[0, 0].set_ylabel("mean squared error of an entry")
         legend_below(axes)
 
 

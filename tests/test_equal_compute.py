@@ -139,7 +139,7 @@ def test_a_report_needs_no_weights(study, capsys):
     (study / "runs/random/seed-0/diagnostics.json").unlink()
     assert again(study, "--report-only") == 0
     assert capsys.readouterr().err.count("1 runs have neither diagnostics.json nor last.pt") == 1
-    assert (study / "landscape.png").exists()  # of the others
+    assert (study / "causes.png").exists()  # of the others
 
 
 def test_wrong_answers_are_the_same_for_every_model_and_wrong():

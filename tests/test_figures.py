@@ -3,21 +3,21 @@
 import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 
 import matplotlib
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 
 from diffusion_lib.evaluation import EvaluationSet
 from diffusion_lib.tasks import Addition, Inverse, Parity
-from experiments.analysis import figures, landscape_figures, report
-from experiments.analysis.cause_figures import causes_figure
-from experiments.analysis.example_figure import example_figure
+from experiments.analysis import figures, landscape_figures, setting_figure
 from experiments.analysis.figures import COLORS, drawing, guarded, interval_plot, spans_decades, strategy_colors
-from experiments.analysis.landscape_figures import effort_panels, level_figure, write_landscape
+from experiments.analysis.landscape_figures import causes_figure, effort_panels, example_figure
 from experiments.analysis.metrics import Metric, task_metrics
+from experiments.analysis.setting_figure import budget_figure
 from experiments.analysis.tables import Results
+from experiments.study.study import Study, known_strategy
 
 METRICS = (Metric("val_mse"), Metric("ood_mse"))
 
@@ -40,40 +40,18 @@ def study():
     return Results(rows, ["baseline", "random"], METRICS)
 
 
-def python(code, **variables):
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **variables}, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    return done
-
-
-def test_the_import_changes_neither_backend_nor_settings():
-    code = (
-        "import sys, matplotlib; before = dict(matplotlib.rcParams.copy());"
-        "backend = matplotlib.rcParams._get('backend');"
-        "import experiments.analysis.figures, experiments.matrix_generalisation;"
-        "assert dict(matplotlib.rcParams.copy()) == before; assert matplotlib.rcParams._get('backend') == backend;"
-        "assert 'matplotlib.pyplot' not in sys.modules"
-    )
-    python(code)
-
-
-def test_a_valid_backend_of_the_user_is_kept():
-    code = (
-        "import os, experiments.analysis.figures, matplotlib;"
-        "assert matplotlib.rcParams['backend'].lower() == os.environ['MPLBACKEND'] == 'svg'"
-    )
-    python(code, MPLBACKEND="svg")
-
-
 def test_no_setting_of_the_user_breaks_a_figure(tmp_path):
-    (tmp_path / "matplotlibrc").write_text("text.usetex: True\nsavefig.bbox: tight\nbackend: nowhere\n")
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True\nsavefig.bbox: tight\n")
     code = (
-        "from pathlib import Path; from experiments.analysis.figures import drawing\n"
-        f"with drawing(Path({str(tmp_path / 'a.png')!r}), (3, 2)) as axes: axes[0, 0].set(title='x_1', yscale='log')"
+        "from diffusion_lib.system import startup; startup.begin()\n"
+        "from pathlib import Path; from experiments.analysis.figures import drawing; import matplotlib, sys\n"
+        "before = matplotlib.rcParams.copy()\n"
+        f"with drawing(Path({str(tmp_path / 'a.png')!r}), (3, 2)) as axes: axes[0, 0].set(title='x_1', yscale='log')\n"
+        "assert matplotlib.rcParams == before and 'matplotlib.pyplot' not in sys.modules"
     )
-    python(code, MPLBACKEND="module://matplotlib_inline.backend_inline", MATPLOTLIBRC=str(tmp_path))
+    user = {**os.environ, "MPLBACKEND": "nowhere", "MATPLOTLIBRC": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=user, timeout=120)
+    assert done.returncode == 0, done.stderr
     assert (tmp_path / "a.png").exists()
 
 
@@ -94,28 +72,19 @@ def test_a_pdf_has_truetype_fonts(tmp_path, study):
     assert b"/Type3" not in (tmp_path / "a.pdf").read_bytes()
 
 
-def test_threads_draw_without_disturbing_each_other(tmp_path, study):
-    before = dict(matplotlib.rcParams.copy())
-    paths = [tmp_path / f"{i}.png" for i in range(6)]
-    with ThreadPoolExecutor(3) as pool:
-        list(pool.map(lambda path: interval_plot(study, [], path=path), paths))
-    assert len({path.read_bytes() for path in paths}) == 1
-    assert dict(matplotlib.rcParams.copy()) == before
-
-
 def test_a_strategy_has_one_colour_everywhere():
     alone, among = strategy_colors(["adversarial"]), strategy_colors(["weight=0.5", "random", "adversarial", "x"])
     assert alone["adversarial"] == among["adversarial"] == COLORS["adversarial"]
     assert len(set(among.values())) == 4
     assert not set(COLORS.values()) & set(figures.OTHER_COLORS)
-    assert len(strategy_colors([f"strategy-{i}" for i in range(20)])) == 20
+    assert len(set(strategy_colors([f"strategy-{i}" for i in range(40)]).values())) == 40
 
 
 def test_the_points_of_a_strategy_have_its_colour(monkeypatch, tmp_path, study):
     seen = []
     monkeypatch.setattr(figures, "points_and_interval", lambda *given: seen.append(given[3]))
     interval_plot(Results(study.frame, ["random", "baseline"], METRICS), [], path=tmp_path / "a.png")
-    assert seen == [COLORS["random"], COLORS["baseline"]] * 4
+    assert seen == [COLORS["random"], COLORS["baseline"]] * 2
 
 
 @pytest.mark.parametrize(
@@ -138,17 +107,16 @@ def drawn_axes(monkeypatch, tmp_path, study, references=()):
 def test_runs_that_are_not_finite_are_counted_in_the_figure(tmp_path, monkeypatch, study):
     frame = study.frame
     one = frame["strategy"].eq("random") & frame["seed"].eq(0) & frame["sampler"].eq("plain")
-    frame.loc[one, "ood_mse"] = np.nan
-    axes = drawn_axes(monkeypatch, tmp_path, study)
-    words = {axis.get_title(): [text.get_text() for text in axis.texts] for axis in axes}
-    assert words["ood_mse, plain sampler"] == ["1 not finite"] and words["val_mse, plain sampler"] == []
+    frame.loc[one, "val_mse"] = np.nan
+    frame.loc[0, "val_mse"] = 0.0
+    plain, innerloop = drawn_axes(monkeypatch, tmp_path, study)
+    assert [text.get_text() for text in plain.texts] == ["1 exactly 0", "1 not finite"]
+    assert not any(text.get_text() for text in innerloop.texts)
 
 
 def test_errors_have_a_log_axis_and_rates_a_linear_one(tmp_path, monkeypatch, study):
     axes = drawn_axes(monkeypatch, tmp_path, study)
-    assert [axis.get_title() for axis in axes] == [
-        f"{metric}, {sampler} sampler" for metric in ("val_mse", "ood_mse") for sampler in ("plain", "innerloop")
-    ]
+    assert [axis.get_title() for axis in axes] == ["val_mse, plain sampler", "val_mse, innerloop sampler"]
     assert {axis.get_yscale() for axis in axes} == {"log"}
     rows = study.frame.assign(val_accuracy=0.5 + 0.1 * study.frame["seed"])
     rates = Results(rows, ["baseline", "random"], (Metric("val_accuracy", rate=True),))
@@ -168,23 +136,24 @@ def test_a_score_below_0_is_drawn_as_it_is(tmp_path, monkeypatch, study):
 def test_a_sampler_that_no_run_has_is_no_panel(tmp_path, monkeypatch, study):
     rows = study.frame[study.frame["sampler"] == "plain"]
     axes = drawn_axes(monkeypatch, tmp_path, Results(rows, study.strategies, METRICS))
-    assert [axis.get_title() for axis in axes] == ["val_mse, plain sampler", "ood_mse, plain sampler"]
+    assert [axis.get_title() for axis in axes] == ["val_mse, plain sampler"]
 
 
-def test_a_panel_stands_for_each_wrong_answer_that_was_measured(tmp_path, monkeypatch):
+def test_a_panel_stands_for_each_wrong_answer_that_was_measured(tmp_path, monkeypatch, study):
     drawn = []
     monkeypatch.setattr(landscape_figures, "draw", lambda *given: drawn.append(given[-1]))
     levels = [{"t": t, "auc_random": 1, "auc_adversarial": 1, "auc_other": 1, "auc_mine": 0.5} for t in range(3)]
-    level_figure({("baseline", 0): {"levels": levels}}, ["baseline"], path=tmp_path / "a.png")
-    assert drawn[:3] == ["auc_other", "auc_mine", "auc_adversarial"] and "auc_regression" not in drawn
-    assert len(drawn) == 7 and (tmp_path / "a.png").exists()
+    rest = {part: [] for part in ("inner_steps", "diffusion_steps", "conditioning")}
+    causes_figure(tmp_path, {("baseline", 0): {"levels": levels, **rest}}, study, Inverse, path=tmp_path / "a.png")
+    assert drawn == ["auc_other", "auc_mine", "auc_adversarial"]
+    assert (tmp_path / "a.png").exists()
 
 
 def test_effort_has_the_parts_that_were_measured(study):
     places = {"inner_steps": "inner_steps", "diffusion_steps": "diffusion_steps", "conditioning": "condition_from"}
     diagnosis = {part: [{x: 1, "mse": 1.0}, {x: 5, "mse": 1.0}] for part, x in places.items()}
     found = effort_panels({("baseline", 0): diagnosis}, study, Inverse)
-    assert [panel[0] for panel in found] == ["inner_steps", "inner_steps", "diffusion_steps", "conditioning"]
+    assert [panel[0] for panel in found] == ["inner_steps", "diffusion_steps", "conditioning"]
     assert found[-1][-1] == "condition number of A, from"
     plain = {**diagnosis, "conditioning": [], "inner_steps": [{"inner_steps": 0}]}  # no energy, no difficulty
     assert [panel[0] for panel in effort_panels({("baseline", 0): plain}, study, Addition)] == ["diffusion_steps"]
@@ -194,7 +163,7 @@ def test_effort_has_the_parts_that_were_measured(study):
 def test_a_zero_or_a_missing_run_leaves_the_figure(tmp_path, monkeypatch, study, capsys, value):
     study.frame.loc[0, "val_mse"] = value
     axes = drawn_axes(monkeypatch, tmp_path, study)
-    assert axes[0].get_yscale() == ("log" if np.isnan(value) else "linear")
+    assert axes[0].get_yscale() == "log"
     assert "warning" not in capsys.readouterr().err
 
 
@@ -207,9 +176,13 @@ def test_a_wide_interval_leaves_the_runs_readable(tmp_path, monkeypatch, study):
     assert low == pytest.approx(0.1 / 10) and high == pytest.approx(10 * 10)
 
 
-def test_references_are_drawn_where_they_lie_near_the_runs(tmp_path, monkeypatch, study):
+def named_lines(axis) -> set[str]:
+    return {text.get_text() for text in axis.texts}
+
+
+def test_references_are_named_where_they_lie_near_the_runs(tmp_path, monkeypatch, study):
     references = [
-        {"strategy": name, "sampler": sampler, "ood_mse": value}
+        {"strategy": name, "sampler": sampler, "val_mse": value}
         for name, sampler, value in (
             ("near", "reference", 1.5),
             ("far", "reference", 1e-9),
@@ -217,16 +190,42 @@ def test_references_are_drawn_where_they_lie_near_the_runs(tmp_path, monkeypatch
         )
     ]
     axes = drawn_axes(monkeypatch, tmp_path, study, references)
-    labels = [[line.get_label() for line in axis.lines] for axis in axes]
-    assert ["near" in row for row in labels] == [False, False, True, True]
-    assert not any({"far", "others'"} & set(row) for row in labels)
+    assert all(named_lines(axis) & {"near", "far", "others'"} == {"near"} for axis in axes)
+
+
+def test_error_against_flops_joins_what_differs_only_in_length_and_counts_spoiled_runs(tmp_path, monkeypatch):
+    errors = {"baseline": [0.3, 0.4, 0.1], "adversarial": [0.12, 0.11, 0.5], "baseline-compute": [0.1, 0.11, 0.12]}
+    rows = [
+        {"strategy": name, "seed": seed, "sampler": sampler, "status": "finished", "val_mse": error}
+        | {"train_flops": 1e9 if name == "baseline" else 3e9}
+        for name, row in errors.items()
+        for seed, error in enumerate(row)
+        for sampler in ("plain", "innerloop")
+    ]
+    declared = Study("it", {}, [], {name: known_strategy(name) for name in errors})
+    references = [
+        {"strategy": name, "sampler": "reference", "val_mse": value}
+        for name, value in (("zero matrix", 0.25), ("mean predictor", 0.2), ("solver 1", 0.19), ("solver 2", 1e-30))
+    ]
+    seen = []
+    monkeypatch.setattr(setting_figure, "legend_below", lambda axes: seen.append(axes[0, 0]))
+    results = Results(rows, declared, (Metric("val_mse"),), mean_error=0.2)
+    budget_figure(results, declared, references, path=tmp_path / "a.png")
+    (axis,) = seen
+    medians = {line.get_label(): line.get_xydata().tolist() for line in axis.lines if "median" in line.get_label()}
+    assert medians == {
+        "baseline, median": [[1e9, 0.3], [3e9, 0.11]],
+        "adversarial, median": [[3e9, 0.12]],
+    }
+    assert named_lines(axis) == {"↑2", "↑1", "zero matrix", "mean predictor"}
+    assert (axis.get_xscale(), axis.get_yscale()) == ("log", "log") and axis.get_ylim()[1] < 0.4
 
 
 def test_the_runs_of_a_seed_are_joined(tmp_path, monkeypatch, study):
     joined = []
     monkeypatch.setattr(figures, "join_pairs", lambda _, values: joined.append(values.shape))
     interval_plot(study, [], path=tmp_path / "a.png")
-    assert joined == [(2, 3)] * 4
+    assert joined == [(2, 3)] * 2
 
 
 def test_a_figure_that_fails_is_one_line_and_leaves_no_old_one(tmp_path, capsys):
@@ -248,13 +247,22 @@ def test_a_model_without_energy_has_the_figures_of_the_rest(tmp_path, capsys):
     task = Parity("val", 4)
     study = Results([{"strategy": "baseline", "seed": 0, "sampler": "plain"}], ["baseline"], task_metrics(Parity))
     steps = [{"diffusion_steps": count, "val_balanced_accuracy": 0.5} for count in (1, 2)]
-    nothing = {"levels": [], "conditioning": [], "slice": None}
+    nothing = {"levels": [], "conditioning": []}
     found = {**nothing, "inner_steps": [{"inner_steps": 0}], "diffusion_steps": steps, "example": {"prediction": [0.5]}}
     diagnoses = {("baseline", 0): found}
-    write_landscape(tmp_path, study, task, diagnoses)
-    causes_figure(tmp_path, diagnoses, study, path=tmp_path / "causes.png")
-    example_figure(diagnoses, ["baseline"], EvaluationSet(task, 2, "cpu"), path=tmp_path / "example.png")
-    assert {path.name for path in tmp_path.glob("*.png")} == {"causes.png", "effort.png", "example.png"}
-    parts = "\n".join(report.diagnosis_parts(tmp_path, diagnoses, task))
-    assert "landscape" not in parts and "not drawn" not in parts
+    causes_figure(tmp_path, diagnoses, study, task, path=tmp_path / "causes.png")
+    example_figure(diagnoses, list(diagnoses), EvaluationSet(task, 2, "cpu"), path=tmp_path / "example.png")
+    assert {path.name for path in tmp_path.glob("*.png")} == {"causes.png", "example.png"}
     assert not capsys.readouterr().err
+
+
+def test_a_matrix_is_shown_with_its_inverse_the_answer_and_their_product(tmp_path, monkeypatch):
+    chosen, shown = EvaluationSet(Inverse("val", 3), 2, "cpu"), []
+    monkeypatch.setattr(Axes, "imshow", lambda _, matrix, **__: shown.append(matrix))
+    exact = {"example": {"prediction": chosen.target[0].flatten().tolist()}}
+    diagnoses = {(name, 0): exact for name in ("baseline", "adversarial")}
+    example_figure(diagnoses, list(diagnoses), chosen, path=tmp_path / "example.png")
+    assert len(shown) == 8
+    problem, inverse, answer, product = shown[:4]
+    assert np.allclose(inverse, np.linalg.inv(problem)) and np.allclose(inverse, answer)
+    assert np.allclose(product, np.eye(3), atol=1e-4)

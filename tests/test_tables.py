@@ -13,15 +13,15 @@ from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.tasks import Addition, Inverse, ShortestPath, Sudoku, matrix_references
 from experiments.analysis import report
-from experiments.analysis.metrics import Metric, task_metrics
-from experiments.analysis.objections import outlier_objections
+from experiments.analysis.metrics import task_metrics
+from experiments.analysis.objections import run_objections
+from experiments.analysis.screen import screen
 from experiments.analysis.statistics import geometric_mean, ratio
 from experiments.analysis.tables import (
     Results,
     defined,
     format_table,
     middle_table,
-    printed_table,
     run_cells,
     summarise,
 )
@@ -143,9 +143,7 @@ def test_runs_above_the_mean_predictor_are_counted_as_spoiled():
     assert (row["failed"], row["spoiled"]) == (1, 2)
     shown = run_cells(chosen, METRICS[0], [])
     assert next(cells for cells in shown if cells[:2] == ["adversarial", "plain"])[2] == "3 (1 failed, 2 spoiled)"
-    assert any(
-        line.startswith("2 of 4 runs of adversarial are spoiled under plain") for line in outlier_objections(chosen)
-    )
+    assert any("spoiled" in line and "adversarial under plain 2 of 4" in line for line in run_objections(chosen))
     rates = study({"baseline": [0.5, 0.6]}, task_metrics(Accurate))
     assert plain_row(rates, "val_accuracy", "baseline")["spoiled"] == ""
 
@@ -192,7 +190,6 @@ def write_study(folder, values: dict, config: ExperimentConfig, steps=None):
 @pytest.fixture
 def reported(tmp_path, monkeypatch, capsys):
     """write(values, …) -> the report's text and what was printed."""
-    monkeypatch.setattr(report, "write_landscape", lambda *_: False)
     monkeypatch.setattr(matrix_references, "FIT_SAMPLES", 300)
 
     def write(values, steps=None, timing=None):
@@ -218,16 +215,15 @@ def test_a_report_begins_with_the_verdict_at_equal_compute(reported, tmp_path):
     timing = {"baseline": 0.1, "adversarial": 0.25, "batch_size": 8, "threads": 1}
     text, printed = reported(values, {"baseline-compute": 14}, timing)
     parts = [line for line in text.splitlines() if line]
-    assert parts[2:4] == [
-        "## Verdict",
-        "Verdict at equal FLOPs (mlp, 5 steps × 8, plain): no difference beyond 5%.",
-    ]
-    order = ["the four criteria", "what speaks against it", "## table", "correlation", "## all runs"]
+    first = text.partition("```\n")[2].partition("\n```")[0]
+    assert printed.out == f"{first}\n\nReport: {tmp_path / 'it' / 'report.md'}\n"  # the screen, word for word
+    assert "Verdict at equal FLOPs, adversarial against baseline-compute: no difference beyond 5% under plain" in first
+    assert "Verdict at equal FLOPs (mlp, 5 steps × 8, plain): no difference beyond 5%." in parts
+    order = ["## what speaks against it", "the four criteria", "## table", "correlation", "## cost"]
     places = [text.lower().index(words) for words in order]
     assert places == sorted(places)
     assert "less than 2× the time: not met, 2.50× a step" in text
-    assert "trained 5 steps of batch 8 (baseline-compute 14)" in printed.out
-    assert text.count("| baseline-compute | 2      |") == 2  # all runs, under both samplers
+    assert "trained 5 steps of batch 8 (baseline-compute 14)" in " ".join(printed.out.split())
     table = pd.read_csv(tmp_path / "it.csv")
     row = table.query("strategy == 'adversarial' and sampler == 'plain' and metric == 'val_mse'").iloc[0]
     assert row["ratio"] == pytest.approx(ratio(BASE[:3], values["baseline-compute"]).ratio)
@@ -236,7 +232,7 @@ def test_a_report_begins_with_the_verdict_at_equal_compute(reported, tmp_path):
 
 def test_a_report_counts_spoiled_runs_and_the_flops_of_an_earlier_version(reported, tmp_path):
     text, _ = reported({"baseline": [0.02, 500.0], "adversarial": [0.01, 0.01]})
-    assert "1 of 2 runs of baseline are spoiled under plain: their val_mse is above the mean predictor's" in text
+    assert "spoiled, above the mean predictor's" in text and "baseline under plain 1 of 2" in text
     with open(tmp_path / "it.runs.csv", newline="") as file:
         assert all(float(row["train_flops"]) > 0 for row in csv.DictReader(file))
 
@@ -291,27 +287,37 @@ def test_no_value_of_a_metric_stops_a_report(reported, adversarial, words):
     assert "nan" not in printed.out
 
 
-def test_the_printed_table_fits_a_wide_screen():
-    references = [
-        {"strategy": "exact inverse (float32)", "sampler": "reference", "val_mse": 1.059e-14, "ood_mse": 1.962e-12},
-        {"strategy": "public, adversarial", "sampler": "published, not rerun", "n": 10, "val_mse": 0.009777},
-    ]
-    values = {"baseline": BASE, "baseline-compute": [0.009838, 0.009731, 0.009946, 0.0098]}
-    table = printed_table(study(values), references)
-    assert max(map(len, table.splitlines())) <= 150
-    assert {"val_mse", "ood_mse", "recon_error"} <= set(table.split())
+REFERENCES = [
+    {"strategy": name, "sampler": "reference", "val_mse": value, "recon_error": value}
+    for name, value in (("zero matrix", 0.02), ("solver 1", 1e-9), ("exact inverse (float32)", 1.059e-14))
+]
 
 
-def test_of_many_metrics_a_screen_shows_those_that_fit_and_the_report_all():
+@pytest.mark.parametrize("count", [1, 4])
+def test_what_is_printed_fits_a_screen_and_says_what_it_leaves_out(count):
+    vary = {"opt_steps": (1, 2, 5, 10), "scale_factor": (0.5, 1.0, 2.0)}
+    names = ("baseline", "adversarial", "baseline-compute")
+    declared = Study("it", {}, [], {name: known_strategy(name) for name in names}, vary if count > 1 else {})
+    found = Results(study(dict.fromkeys(declared.variants(), BASE)).frame, declared, METRICS, 0.0115)
+    lines = screen("it", CONFIG, found, REFERENCES, ["grave " * 40, "less grave", "small"]).splitlines()
+    assert len(lines) <= 38 and max(map(len, lines)) <= 100
+    text = "\n".join(lines)
+    assert {"baseline", "val_mse", "recon_error"} <= set(text.split()) and "2 spoiled" in text
+    assert "zero matrix" in text and "exact inverse" in text and "solver 1" not in text
+    assert "- less grave" in text and "small" not in text
+    if count > 1:
+        assert (
+            "… and 7 strategies more in the report" in text and "opt_steps=2,scale_factor=1.0  1.000× no diff" in text
+        )
+        assert "… and 15 pairs more in the report" in text
+    else:
+        assert "Verdict at equal FLOPs, adversarial against baseline-compute: no difference beyond 5%" in text
+
+
+def test_the_report_has_all_metrics():
     metrics = task_metrics(ShortestPath)
-    found = study({"baseline": [0.5, 0.6], "adversarial": [0.55, 0.7]}, metrics)
-    printed, whole = printed_table(found, []), format_table(found, [], style="github")
-    assert max(map(len, printed.splitlines())) <= 150
-    assert "val_first_step_shortens" in printed and "ood_first_step_shortens" in printed
+    whole = format_table(study({"baseline": [0.5, 0.6], "adversarial": [0.55, 0.7]}, metrics), [])
     assert all(metric.column in whole for metric in metrics)
-    few = tuple(Metric(f"{difficulty}_{name}", rate=True) for name in "abcd" for difficulty in ("val", "ood"))
-    header = printed_table(study({"baseline": [0.5, 0.6]}, few), []).split("\n")[0]
-    assert header.split()[11:-2] == ["ood_a", "val_b", "val_c", "ood_b", "ood_c"]
 
 
 @pytest.mark.filterwarnings("error")

@@ -31,6 +31,7 @@ def begin():
     stream, as daemons have them, becomes /dev/null: otherwise its number could become that of a pipe, which all would
     inherit.
     """
+    os.environ["MPLBACKEND"] = "Agg"  # figures are files; a name that matplotlib lacks would stop its import
     for number in range(3):
         try:
             os.fstat(number)

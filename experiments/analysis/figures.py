@@ -1,19 +1,21 @@
 """Figures of a study, each as PNG and PDF; and what every figure shares: style, colours, scales, ticks.
 
-Nothing here is global: no pyplot, no backend, and matplotlib's settings are as they were outside a `drawing`.
+Nothing here is global: no pyplot, and matplotlib's settings are as they were outside a `drawing`.
 """
 
 import io
-import os
-import sys
 from collections.abc import Sequence
+from colorsys import hls_to_rgb
 from contextlib import contextmanager, suppress
 from functools import wraps
-from itertools import cycle
+from itertools import chain, count
 from pathlib import Path
-from threading import RLock
 
+import matplotlib
 import numpy as np
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from scipy.stats import gmean
 
 from diffusion_lib.system.errors import say
@@ -22,29 +24,6 @@ from experiments.analysis.metrics import Metric
 from experiments.analysis.references import REFERENCE
 from experiments.analysis.runs import read_curves
 from experiments.analysis.tables import Results
-
-
-def import_matplotlib():
-    """matplotlib, even where MPLBACKEND names a backend that this environment lacks, which would stop its import."""
-    if "matplotlib" in sys.modules:
-        return sys.modules["matplotlib"]
-    named = os.environ.pop("MPLBACKEND", None)
-    try:
-        import matplotlib
-    finally:
-        if named is not None:
-            os.environ["MPLBACKEND"] = named
-    if named:
-        with suppress(ValueError):
-            matplotlib.rcParams["backend"] = named  # as matplotlib's own import does
-    return matplotlib
-
-
-matplotlib = import_matplotlib()
-
-from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter  # noqa: E402
 
 # matplotlib's own defaults, whatever the user's matplotlibrc says, and over them ours.
 STYLE = {key: value for key, value in matplotlib.rcParamsDefault.items() if key != "backend"} | {
@@ -57,22 +36,24 @@ STYLE = {key: value for key, value in matplotlib.rcParamsDefault.items() if key 
     "savefig.dpi": 130,
     "pdf.fonttype": 42,  # TrueType: conferences reject matplotlib's usual Type 3
 }
-STYLE_LOCK = RLock()  # matplotlib's settings belong to the process: threads draw in turn
 
 # Of Okabe and Ito's colours, which the colour-blind can tell apart.
 COLORS = {"baseline": "#0072B2", "random": "#E69F00", "adversarial": "#009E73", "baseline-compute": "#56B4E9"}
 OTHER_COLORS = ("#CC79A7", "#D55E00", "#332288", "#999933", "#882255", "#44AA99")
 PAIR_COLOR = "0.75"
-ERROR_LABEL = "mean squared error of an entry"
 PANEL = (3.3, 2.9)  # inches of a panel, its width and height
-REFERENCE_STYLES = ("--", ":", "-.", (0, (7, 2)), (0, (1, 3)))
 NEAR = 1.6  # times the greatest run, or under the least one: errors of references further off would flatten the runs
 
 
 def strategy_colors(strategies: Sequence[str]) -> dict[str, str]:
     """Name -> colour: the known strategies' own, the others' by their order. Pass all strategies of a study."""
-    others = [name for name in strategies if name not in COLORS]
-    return {name: COLORS.get(name) or OTHER_COLORS[others.index(name) % len(OTHER_COLORS)] for name in strategies}
+    further = chain(OTHER_COLORS, map(further_color, count()))
+    return {name: COLORS.get(name) or next(further) for name in strategies}
+
+
+def further_color(place: int) -> str:
+    """One of any number of colours: hues a golden section of the circle apart, dark and light in turn."""
+    return to_hex(hls_to_rgb(0.618034 * place % 1, (0.3, 0.6)[place % 2], 0.65))
 
 
 def guarded(draw):
@@ -95,9 +76,8 @@ def guarded(draw):
 @contextmanager
 def drawing(path: Path, size: tuple[float, float], rows: int = 1, columns: int = 1, **options):
     """The axes (rows, columns) of a figure, which is written at the end to `path`, a PNG, and beside it as PDF."""
-    with STYLE_LOCK, matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=size, layout="constrained")
-        FigureCanvasAgg(figure)
         yield figure.subplots(rows, columns, squeeze=False, **options)
         for file, form in ((path, "png"), (path.with_suffix(".pdf"), "pdf")):
             buffer = io.BytesIO()
@@ -150,7 +130,10 @@ def legend_below(axes):
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             entries.setdefault(label, handle)
     if entries:
-        axes.flat[0].figure.legend(entries.values(), entries, loc="outside lower center", ncols=min(6, len(entries)))
+        figure = axes.flat[0].figure
+        fitting = int(14 * figure.get_figwidth() / (8 + max(map(len, entries))))  # 14 letters take an inch
+        columns = max(1, min(fitting, len(entries)))
+        figure.legend(entries.values(), entries, loc="outside lower center", ncols=columns)
 
 
 def plotted(axis) -> np.ndarray:
@@ -166,15 +149,20 @@ def name_ticks(axis, names: Sequence[str]):
 
 
 def reference_lines(axis, references: list[dict], metric: Metric):
-    """A black line for each predictor without training whose rate is known, or whose error lies near those shown."""
+    """A named line for each predictor without training whose rate is known, or whose error lies near those shown."""
     shown = plotted(axis)
     shown = shown[np.isfinite(shown)]
-    if not shown.size:
-        return
-    for row, style in zip((row for row in references if row["sampler"] == REFERENCE), cycle(REFERENCE_STYLES)):
+    for row in (row for row in references if row["sampler"] == REFERENCE and shown.size):
         value = row.get(metric.column, np.nan)
         if np.isfinite(value) if metric.rate else shown.min() / NEAR <= value <= NEAR * shown.max():
-            axis.axhline(value, color="black", ls=style, lw=0.8, label=row["strategy"])
+            name_line(axis, value, row["strategy"])
+
+
+def name_line(axis, value: float, name: str):
+    """A dashed line across the axis, its name on it."""
+    axis.axhline(value, color="black", ls="--", lw=0.8)
+    place = axis.get_yaxis_transform()
+    axis.text(1, value, name, ha="right", va="bottom", fontsize=7, transform=place, clip_on=True)
 
 
 LOSS = Metric("loss_denoise")
@@ -229,7 +217,7 @@ def share_scale(axis):
 
 
 def metric_scale(axis, metric: Metric, values):
-    """A log axis for positive errors, wide enough for the values, and for intervals up to ten times beyond them.
+    """A log axis for errors, wide enough for the values, and for intervals up to ten times beyond them.
 
     A linear one for rates, from 0 to 1 for those that are shares.
     """
@@ -237,8 +225,8 @@ def metric_scale(axis, metric: Metric, values):
         share_scale(axis)
         return
     finite = np.asarray(values, dtype=float)
-    finite = finite[np.isfinite(finite)]
-    if metric.rate or not finite.size or finite.min() <= 0:
+    finite = finite[np.isfinite(finite) & (finite > 0)]
+    if metric.rate or not finite.size:
         axis.yaxis.set_major_locator(MaxNLocator(5))
         return
     axis.set_yscale("log")
@@ -255,21 +243,25 @@ def join_pairs(axis, values: np.ndarray):
 
 @guarded
 def interval_plot(study: Results, references: list[dict], path: Path):
-    """Every run as a point, those of a seed joined, beside the mean and its 95% interval: difficulties by samplers."""
-    colors, metrics, samplers = strategy_colors(study.strategies), study.metrics[:2], study.samplers
-    with drawing(path, (5 * len(samplers), 3.3 * len(metrics)), len(metrics), len(samplers)) as axes:
-        for row, metric in zip(axes, metrics, strict=True):
-            for axis, sampler in zip(row, samplers, strict=True):
-                values = study.values(metric.column, sampler)
-                join_pairs(axis, np.array(list(values.values())))
-                reference_lines(axis, references, metric)
-                for place, strategy in enumerate(study.strategies):
-                    points_and_interval(axis, place, values[strategy], colors[strategy], metric)
-                    diverged = study.diverged(strategy, [metric], [sampler])
-                    if diverged:
-                        words = {"s": f"{diverged} not finite", "ha": "center", "va": "top", "color": colors[strategy]}
-                        axis.text(place, 1, **words, transform=axis.get_xaxis_transform())
-                metric_scale(axis, metric, np.concatenate(list(values.values())))
-                axis.set(title=f"{metric.column}, {sampler} sampler", ylabel=metric.column)
-                name_ticks(axis, study.strategies)
+    """Every run as a point, those of a seed joined, beside the mean and its 95% interval: a panel a sampler."""
+    with drawing(path, (5 * len(study.samplers), 3.3), 1, len(study.samplers), sharey=True) as axes:
+        for axis, sampler in zip(axes.flat, study.samplers, strict=True):
+            draw_runs(axis, study, sampler, references)
         legend_below(axes)
+
+
+def draw_runs(axis, study: Results, sampler: str, references: Sequence[dict] = ()):
+    """A panel of the first metric of every run."""
+    metric, colors = study.metrics[0], strategy_colors(study.strategies)
+    values = study.values(metric.column, sampler)
+    join_pairs(axis, np.array(list(values.values())))
+    reference_lines(axis, references, metric)
+    for place, (strategy, row) in enumerate(values.items()):
+        points_and_interval(axis, place, row, colors[strategy], metric)
+        absent = {"not finite": study.diverged(strategy, [metric], [sampler]), "exactly 0": metric.zeros(row)}
+        words = "\n".join(f"{runs} {what}" for what, runs in absent.items() if runs)
+        style = {"ha": "center", "va": "top", "color": colors[strategy]}
+        axis.text(place, 1, words, **style, transform=axis.get_xaxis_transform())
+    metric_scale(axis, metric, np.concatenate(list(values.values())))
+    axis.set(title=f"{metric.column}, {sampler} sampler", ylabel=metric.column)
+    name_ticks(axis, study.strategies)

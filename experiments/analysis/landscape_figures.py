@@ -1,13 +1,16 @@
-"""Figures and tables of what landscape.diagnose measured, over the runs of a study: a panel for all that is there."""
+"""Figures of what landscape.diagnose measured, over the runs of a study: a panel for all that is there."""
 
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from diffusion_lib.config import ExperimentConfig
+from diffusion_lib.evaluation import EvaluationSet
 from diffusion_lib.inference import load_model
 from diffusion_lib.system.errors import say
 from diffusion_lib.system.files import read_json, write_json
+from diffusion_lib.tasks import Inverse
 from experiments.analysis.figures import (
     choose_scale,
     drawing,
@@ -19,7 +22,7 @@ from experiments.analysis.figures import (
     share_scale,
     strategy_colors,
 )
-from experiments.analysis.metrics import Metric
+from experiments.analysis.runs import read_curves
 from experiments.analysis.tables import HEADLINE_SAMPLER, Results
 from experiments.study.landscape import MINED, diagnose
 from experiments.study.run import diagnosed_size, evaluation_sets
@@ -30,14 +33,7 @@ ANSWERS = {
     "regression": "a linear regression's answer",
     "other": "another problem's solution",
     "corrupted": "a spoiled solution",
-}
-# What is measured at each level, with titles and the labels of the axis.
-LEVEL_PANELS = {
-    "auc_adversarial": ("own mined negatives ranked behind", RANKED),
-    "gap_adversarial": ("gap to own mined negatives", "E(fake) - E(real), energy units"),
-    "distance_adversarial": ("distance of own mined negatives", "root mean square of an entry"),
-    "accepted": ("descents of the mining kept", "share of opt_steps"),
-    "alignment": ("gradient and way from the solution", "cos(dE/dx, x - x*)"),
+    "adversarial": "own mined negatives",
 }
 
 
@@ -64,15 +60,6 @@ def run_diagnosis(run: Path, config: ExperimentConfig) -> dict | None:
     return read_json(path)
 
 
-def write_landscape(folder: Path, study: Results, task, diagnoses: dict[tuple[str, int], dict]):
-    """The figures of all diagnoses, of the parts that the task and its model have."""
-    if rows_with_runs(diagnoses, "levels"):
-        level_figure(diagnoses, study.strategies, path=folder / "landscape.png")
-    effort_figure(diagnoses, study, task, path=folder / "effort.png")
-    if any(diagnosis["slice"] for diagnosis in diagnoses.values()):
-        slice_figure(diagnoses, study.strategies, path=folder / "slice.png")
-
-
 def rows_with_runs(diagnoses: dict[tuple[str, int], dict], part: str) -> list[dict]:
     """The rows of one part of all diagnoses, each with its strategy and seed."""
     return [
@@ -80,12 +67,6 @@ def rows_with_runs(diagnoses: dict[tuple[str, int], dict], part: str) -> list[di
         for (strategy, seed), diagnosis in diagnoses.items()
         for row in diagnosis[part]
     ]
-
-
-def first_seeds(diagnoses: dict, strategies: list[str], part: str) -> list[tuple[str, int]]:
-    """(strategy, seed) of each strategy's first run whose diagnosis has the part; an earlier version's may lack it."""
-    first = {key[0]: key for key in sorted(diagnoses, reverse=True) if diagnoses[key].get(part)}
-    return [first[strategy] for strategy in strategies if strategy in first]
 
 
 def draw(axis, rows, strategies, x, y):
@@ -100,64 +81,82 @@ def draw(axis, rows, strategies, x, y):
         axis.fill_between(places, [min(v) for v in values], [max(v) for v in values], color=color, alpha=0.2, lw=0)
 
 
-def ranked_panels(rows: list[dict]) -> dict[str, tuple[str, str]]:
-    """Of the task's wrong answers that were measured: column -> title and label."""
-    columns = dict.fromkeys(key for row in rows for key in row if key.startswith("auc_"))
-    names = [name for name in (column.removeprefix("auc_") for column in columns) if name not in MINED]
-    return {f"auc_{name}": (f"{ANSWERS.get(name, name)} ranked behind", RANKED) for name in names}
+def ranked_columns(diagnoses: dict) -> list[str]:
+    """What the energies rank behind the solution: the task's wrong answers, then their own mined negatives."""
+    columns = dict.fromkeys(key for row in rows_with_runs(diagnoses, "levels") for key in row if key.startswith("auc_"))
+    return [*(name for name in columns if name[4:] not in MINED), *(["auc_adversarial"] if columns else [])]
 
 
-@guarded
-def level_figure(diagnoses, strategies, path: Path):
-    """What the energy does at each noise level. strategies: all of the study, for their colours."""
-    rows = rows_with_runs(diagnoses, "levels")
-    shown = ranked_panels(rows) | LEVEL_PANELS
-    with panels(path, len(shown), most=4) as axes:
-        for axis, (column, (title, label)) in zip(axes.flat, shown.items(), strict=True):
-            draw(axis, rows, strategies, "t", column)
-            axis.set(xlabel="noise level t", title=title, ylabel=label)
-            if column.startswith("auc_") or column == "accepted":
-                share_scale(axis)
-            elif column.startswith(("gap_", "distance_")):
-                choose_scale(axis, "y", plotted(axis))
-        legend_below(axes)
-
-
-def effort_panels(diagnoses, study: Results, task) -> list[tuple[str, str, str, Metric, str, str]]:
-    """Part, x, y, the metric of y, title and label of x: of the parts that have more than one place."""
-    val, hardness = study.metrics[0], f"{task.difficulty_name}, from"
+def effort_panels(diagnoses, study: Results, task) -> list[tuple[str, str, str, str, str]]:
+    """Part, x, y, title and label of x: of the parts that have more than one place."""
+    column, hardness = study.metrics[0].column, f"{task.difficulty_name}, from"
     shown = [
-        *(("inner_steps", "inner_steps", m.column, m, m.column, "descents a level") for m in study.metrics[:2]),
-        ("diffusion_steps", "diffusion_steps", val.column, val, f"{val.column}, plain sampler", "levels visited"),
-        ("conditioning", "condition_from", task.metrics[0], val, "both difficulties, plain sampler", hardness),
+        ("inner_steps", "inner_steps", column, f"{column}, descents", "descents a level (0: plain)"),
+        ("diffusion_steps", "diffusion_steps", column, f"{column}, plain sampler", "levels visited"),
+        ("conditioning", "condition_from", task.metrics[0], "both difficulties, plain sampler", hardness),
     ]
     return [panel for panel in shown if len({row[panel[1]] for row in rows_with_runs(diagnoses, panel[0])}) > 1]
 
 
 @guarded
-def effort_figure(diagnoses, study: Results, task, path: Path):
-    """The first metric against inner steps, against diffusion steps, and against how hard a problem is."""
-    shown = effort_panels(diagnoses, study, task)
-    with panels(path, len(shown), most=4) as axes:
-        for axis, (part, x, y, metric, title, label) in zip(axes.flat, shown, strict=True):
+def causes_figure(study_folder: Path, diagnoses, study: Results, task, path: Path):
+    """What the energies rank, by level; the metric against the effort of sampling and how hard a problem is.
+
+    The last panel is how often the gradient was clipped.
+    """
+    ranked, effort = ranked_columns(diagnoses), effort_panels(diagnoses, study, task)
+    with panels(path, len(ranked) + len(effort) + 1, most=4) as axes:
+        for axis, column in zip(axes.flat, ranked, strict=False):
+            draw(axis, rows_with_runs(diagnoses, "levels"), study.strategies, "t", column)
+            axis.set(
+                xlabel="noise level t", title=f"{ANSWERS.get(column[4:], column[4:])} ranked behind", ylabel=RANKED
+            )
+            share_scale(axis)
+        for axis, (part, x, y, title, label) in zip(axes.flat[len(ranked) :], effort, strict=False):
             rows = rows_with_runs(diagnoses, part)
             draw(axis, rows, study.strategies, x, y)
             axis.set(xlabel=label, ylabel=task.metrics[0], title=title)
             choose_scale(axis, "x", [row[x] for row in rows])
-            metric_scale(axis, metric, plotted(axis))
+            metric_scale(axis, study.metrics[0], plotted(axis))
+        draw_clipped(axes.flat[-1], study_folder, study.strategies)
         legend_below(axes)
 
 
+def draw_clipped(axis, study_folder: Path, strategies: list[str]):
+    """Share of the steps whose gradient was clipped, over the course of a run: the mean over its seeds."""
+    for strategy, color in strategy_colors(strategies).items():
+        tables = [
+            [(row["step"], row.get("clipped", np.nan)) for row in rows]
+            for rows in read_curves(study_folder, strategy).values()
+        ]
+        if tables:
+            length = min(map(len, tables))
+            points = np.array([table[:length] for table in tables])
+            axis.plot(points[0, :, 0] / points[0, -1, 0], points[:, :, 1].mean(0), color=color, label=strategy)
+    axis.set(xlabel="share of the run", title="gradients clipped", ylabel="share of steps")
+    share_scale(axis)
+
+
 @guarded
-def slice_figure(diagnoses, strategies, path: Path):
-    """The energy around one solution, for each strategy's first seed."""
-    shown = first_seeds(diagnoses, strategies, "slice")
-    with drawing(path, (3.6 * len(shown), 3.2), 1, len(shown), sharey=True) as axes:
-        for axis, key in zip(axes.flat, shown, strict=True):
-            part = diagnoses[key]["slice"]
-            filled = axis.contourf(part["axis"], part["axis"], np.array(part["energy"]), levels=20)
-            axis.plot([0], [0], "w*", ms=9)
-            axis.plot([1], [0], "rx", ms=7)
-            axis.set(title=f"{key[0]}, seed {key[1]}, level t = {part['level']}", xlabel="to the mined negative (= 1)")
-            axis.figure.colorbar(filled, ax=axis, label="energy")
-        axes[0, 0].set_ylabel("random direction")
+def example_figure(diagnoses: dict, shown: list[tuple[str, int]], chosen: EvaluationSet, path: Path):
+    """The first problem of `chosen`, the set that was diagnosed: a row a run, as the task draws its answer.
+
+    Of matrix inversion: the matrix, its inverse, the answer on the same scale, and what the matrix times it is.
+    """
+    problem, target = chosen.exact_inp[0].cpu(), chosen.target[0].cpu()
+    matrices = isinstance(chosen.task, Inverse)
+    columns = 4 if matrices else 1
+    with drawing(path, (2.2 * columns, 2.3 * len(shown)), len(shown), columns) as axes:
+        for row, key in zip(axes, shown, strict=True):
+            answer = torch.tensor(diagnoses[key]["example"]["prediction"]).to(target).view_as(target)
+            row[0].set_ylabel(f"{key[0].partition(',')[0]}, seed {key[1]}")
+            if not matrices:
+                chosen.task.draw(row[0], chosen.inp[0], target, answer)
+                continue
+            a, inverse, y = (each.view(chosen.task.rank, -1) for each in (problem, target, answer))
+            pictures = {"A": (a, a), "inverse of A": (inverse, inverse), "answer Y": (y, inverse)}
+            pictures["A Y, ideally the identity"] = (a @ y, torch.ones(1))
+            for axis, (title, (matrix, scale)) in zip(row, pictures.items(), strict=True):
+                limit = float(scale.abs().max())
+                axis.imshow(matrix.numpy(), vmin=-limit, vmax=limit, cmap="coolwarm")
+                axis.set(xticks=[], yticks=[], title=title)

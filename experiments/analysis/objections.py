@@ -1,13 +1,12 @@
-"""What speaks against a study's verdict, sentence by sentence, from its own numbers."""
+"""What speaks against a study's verdict, a sentence a kind, from its own numbers."""
 
 import math
 
 import numpy as np
 
 from diffusion_lib.config import ExperimentConfig
-from diffusion_lib.names import SAMPLERS
 from experiments.analysis.metrics import Metric, number
-from experiments.analysis.references import PUBLISHED, REFERENCE
+from experiments.analysis.references import PUBLISHED, main_references
 from experiments.analysis.statistics import Paired
 from experiments.analysis.tables import Results
 from experiments.analysis.verdict import COMPUTE, as_loss
@@ -16,19 +15,19 @@ from experiments.study.study import FLOPS, Pair
 EXACT_PAIRS = 6  # pairs that an exact two-sided test at 5% needs: 2 of 2^5 sign flips are 0.063
 OUTLIER = 2.0  # times the median
 COMPUTE_TOLERANCE = 0.02
+LISTED = 4  # strategies that a sentence names
 
 
 def objections(study: Results, config: ExperimentConfig, references: list[dict]) -> list[str]:
-    """Sentences; references: the rows of predictors and of what others published."""
-    return [
-        *compute_objections(study),
-        *seed_objections(study),
-        *metric_objections(study),
-        *outlier_objections(study),
-        *finite_objections(study),
-        *reference_objections(study, references),
-        *budget_objections(study, config, references),
-    ]
+    """At most five sentences, the gravest first; references: the rows of predictors and of what others published."""
+    kinds = (
+        compute_objections(study),
+        run_objections(study),
+        metric_objections(study),
+        reference_objections(study, references),
+        [*seed_objections(study), *budget_objections(study, config, references)],
+    )
+    return [f"{'; '.join(parts)}." for parts in kinds if parts]
 
 
 def compute_objections(study: Results) -> list[str]:
@@ -37,15 +36,15 @@ def compute_objections(study: Results) -> list[str]:
         return []
     pairs = dict.fromkeys(study.pair(FLOPS).values())
     if not pairs:
-        return [f"{COMPUTE} was not run: at equal steps mining has more compute than {study.base}."]
+        return [f"{COMPUTE} was not run: at equal steps mining has more compute than {study.base}"]
     flops, lines = study.values("train_flops", "plain"), []
     for _, treated, other in pairs:
         share = flops[treated] / flops[other]
         if not np.isfinite(share).any():
-            lines.append(f"the training FLOPs of {treated} and {other} were not counted.")
+            lines.append(f"the training FLOPs of {treated} and {other} were not counted")
         elif abs(np.nanmean(share) - 1) > COMPUTE_TOLERANCE:
             spent = np.nanmean(share)
-            lines.append(f"the compute is not equal: {treated} was trained with {spent:.2f}× the FLOPs of {other}.")
+            lines.append(f"the compute is not equal: {treated} was trained with {spent:.2f}× the FLOPs of {other}")
     return lines
 
 
@@ -53,24 +52,18 @@ def seed_objections(study: Results) -> list[str]:
     """What so few pairs cannot show, and whether pairing them brought anything."""
     lines, metric = [], study.metrics[0]
     known = {sampler: each for sampler, each in main_comparisons(study).items() if each[1] and each[1].n > 1}
+    fewest = min((found.n for _, found in known.values()), default=EXACT_PAIRS)
+    if fewest < EXACT_PAIRS:
+        lines.append(f"{fewest} pairs cannot give an exact two-sided p below {2 / 2**fewest:.3g}")
     for sampler, (pair, found) in known.items():
-        lines.append(
-            f"{sampler}: in 80% of studies {found.n} seeds of this spread show an effect of "
-            f"{metric.effect_words(found.smallest_detectable, math.nan, math.nan)} or a larger one; a smaller one "
-            "stays unseen."
-        )
+        least = metric.effect_words(found.smallest_detectable, math.nan, math.nan)
+        lines.append(f"under {sampler} an effect smaller than {least} stays unseen in 20% of such studies or more")
         if found.correlation <= 0:
             welch = metric.effect_words(metric.value(found), found.welch_low, found.welch_high)
             lines.append(
-                f"{sampler}: pairing brought nothing, the correlation of {pair.treated} and {pair.other} is "
-                f"{found.correlation:.2f}; unpaired: {welch}, p {found.welch_p:.2g}."
+                f"pairing brought nothing under {sampler}, the correlation of {pair.treated} and {pair.other} is "
+                f"{found.correlation:.2f}; unpaired {welch}, p {found.welch_p:.2g}"
             )
-    fewest = min((found.n for _, found in known.values()), default=EXACT_PAIRS)
-    if fewest < EXACT_PAIRS:
-        lines.append(
-            f"{fewest} pairs cannot give an exact two-sided p below {2 / 2**fewest:.3g}; the intervals rest on normal "
-            "differences."
-        )
     return lines
 
 
@@ -81,10 +74,7 @@ def main_comparisons(study: Results) -> dict[str, tuple[Pair, Paired | None]]:
 
 
 def metric_objections(study: Results) -> list[str]:
-    """Where another metric or sampler says otherwise than the metric that decides, under the first sampler.
-
-    A sentence for each way in which they do.
-    """
+    """Where another metric or sampler says otherwise than the metric that decides, under the first sampler."""
     main = main_comparisons(study)
     known = [(study.metrics[0], sampler, found) for sampler, (_, found) in main.items() if found and found.n > 1]
     if not known:
@@ -101,12 +91,9 @@ def metric_objections(study: Results) -> list[str]:
     for metric, sampler, found in [*rest, *others]:
         if found and found.n > 1 and (side := _side(metric, found)) != here:
             otherwise[side].append(f"{metric.column} under {sampler} {metric.words(found)}, p {found.p:.2g}")
-    return [
-        f"by {first[0].column} under {first[1]} {pair.treated} is {here} than {pair.other}, but {side} (p not "
-        f"adjusted) by {'; '.join(numbers)}."
-        for side, numbers in otherwise.items()
-        if numbers
-    ]
+    ways = [f"{side} (p not adjusted) by {', '.join(numbers)}" for side, numbers in otherwise.items() if numbers]
+    start = f"by {first[0].column} under {first[1]} {pair.treated} is {here} than {pair.other}, but "
+    return [start + "; ".join(ways)] if ways else []
 
 
 def _side(metric: Metric, comparison: Paired) -> str:
@@ -115,63 +102,56 @@ def _side(metric: Metric, comparison: Paired) -> str:
     return "better" if high < 0 else "worse" if low > 0 else "neither better nor worse"
 
 
-def outlier_objections(study: Results) -> list[str]:
-    """Strategies that one run can decide, and the runs that diverged or are spoiled."""
-    lines, metric = [], study.metrics[0]
-    for strategy in study.strategies:
-        failed = study.count(strategy, "failed")
-        if failed:
-            lines.append(f"{failed} of {study.count(strategy)} runs of {strategy} diverged, and no pair has them.")
-        for sampler in SAMPLERS:
-            if spoiled := study.spoiled(strategy, sampler):
-                lines.append(
-                    f"{spoiled} of {study.count(strategy)} runs of {strategy} are spoiled under {sampler}: their "
-                    f"{metric.column} is above the mean predictor's, {number(study.mean_error)}."
-                )
-            values = study.values(metric.column, sampler)[strategy]
-            middle = np.nanmedian(values) if np.isfinite(values).any() else math.nan
-            if not metric.rate and np.nanmax(values, initial=0) > OUTLIER * middle > 0:
-                lines.append(
-                    f"{strategy} under {sampler} has a run of {metric.column} {number(np.nanmax(values))}, beside a "
-                    f"median of {number(middle)}."
-                )
-    return lines
+def run_objections(study: Results) -> list[str]:
+    """The runs that diverged or are spoiled, those without a finite metric, and those that alone decide a mean."""
+    metric, compared = study.metrics[0], {name for pair in study.pair().values() for name in pair[1:]}
+    spoiled, far, absent = [], [], []
+    names = sorted(study.strategies, key=lambda name: name not in compared)  # the compared ones are named first
+    counts = {name: study.count(name) for name in names}
+    failed = [f"{name} {n} of {counts[name]}" for name in names if (n := study.count(name, "failed"))]
+    for name, sampler in ((name, sampler) for name in names for sampler in study.samplers):
+        where, values = f"{name} under {sampler}", study.values(metric.column, sampler)[name]
+        if count := study.spoiled(name, sampler):
+            spoiled.append(f"{where} {count} of {counts[name]}")
+        middle = np.nanmedian(values) if np.isfinite(values).any() else math.nan
+        if not metric.rate and np.nanmax(values, initial=0) > OUTLIER * middle > 0:
+            far.append(f"{where} {number(np.nanmax(values))} beside {number(middle)}")
+        lacking = {}
+        for each in study.metrics:
+            count = study.diverged(name, [each], [sampler]) - study.count(name, "failed")
+            lacking.setdefault(count, []).append(each.column)
+        finished = study.count(name, "finished")
+        absent += [f"{where} {', '.join(each)} in {count} of {finished}" for count, each in lacking.items() if count]
+    found = {
+        "runs that diverged, and are in no pair": failed,
+        f"runs that are spoiled, above the mean predictor's {number(study.mean_error)}": spoiled,
+        "runs without finite values, which means leave out": absent,
+        f"{metric.column} of one run far above the median": far,
+    }
+    return [f"{what}: {listed(where)}" for what, where in found.items() if where]
 
 
-def finite_objections(study: Results) -> list[str]:
-    """Strategies whose samples of one set diverged in some runs, which means and pairs leave out."""
-    lines = []
-    for strategy in study.strategies:
-        for sampler in study.samplers:
-            absent, finished = {}, study.count(strategy, "finished")
-            for metric in study.metrics:
-                count = study.diverged(strategy, [metric], [sampler]) - study.count(strategy, "failed")
-                absent.setdefault(count, []).append(metric.column)
-            lines += [
-                f"{strategy} under {sampler} has no finite {', '.join(columns)} in {count} of {finished} runs, which "
-                "means and pairs leave out."
-                for count, columns in absent.items()
-                if count
-            ]
-    return lines
+def listed(parts: list[str]) -> str:
+    rest = len(parts) - LISTED
+    return ", ".join([*parts[:LISTED], *([f"and {rest} more"] if rest > 0 else [])])
 
 
 def reference_objections(study: Results, references: list[dict]) -> list[str]:
-    """The predictors without training that adversarial, under its better sampler, does not beat in the first metric.
+    """The main predictors without training that adversarial, under its better sampler, does not beat.
 
-    On the usual problems, the harder ones, or both; in one sentence.
+    By the first metric, on the usual problems, the harder ones, or both.
     """
-    best = {metric: mean for metric in study.metrics[:2] if math.isfinite(mean := _best_mean(study, metric))}
-    unbeaten = []
-    for row in (row for row in references if row["sampler"] == REFERENCE):
-        better = [
-            f"{metric.column} {number(mean)} against {number(row[metric.column])}"
-            for metric, mean in best.items()
-            if math.isfinite(row.get(metric.column, math.nan)) and not metric.better(mean, row[metric.column])
+    lines = []
+    for metric in study.metrics[:2]:
+        mean = _best_mean(study, metric)
+        unbeaten = [
+            f"{row['strategy']} ({number(row[metric.column])})"
+            for row in main_references(references, metric)
+            if math.isfinite(mean) and not metric.better(mean, row[metric.column])
         ]
-        if better:
-            unbeaten.append(f"{row['strategy']} ({', '.join(better)})")
-    return [f"{study.treated} does not beat {'; '.join(unbeaten)}."] if unbeaten else []
+        if unbeaten:
+            lines.append(f"by {metric.column}, {number(mean)}, {study.treated} does not beat {', '.join(unbeaten)}")
+    return lines
 
 
 def _best_mean(study: Results, metric: Metric) -> float:
@@ -184,12 +164,8 @@ def _best_mean(study: Results, metric: Metric) -> float:
 
 def budget_objections(study: Results, config: ExperimentConfig, references: list[dict]) -> list[str]:
     """How small the budget is beside a published one."""
-    steps = study.train_steps(study.label("plain"))
-    seen, published = max(steps, default=0) * config.batch_size, _published_examples(references)
-    if not seen or seen >= published:
+    seen = max(study.train_steps(study.label("plain")), default=0) * config.batch_size
+    published = max((row.get("examples", 0) for row in references if row["sampler"] == PUBLISHED), default=0)
+    if not 0 < seen < published:
         return []
-    return [f"the budget, {seen:,} examples, is {100 * seen / published:.2g}% of the published {published:,}."]
-
-
-def _published_examples(references) -> int:
-    return max((row.get("examples", 0) for row in references if row["sampler"] == PUBLISHED), default=0)
+    return [f"the budget, {seen:,} examples, is {100 * seen / published:.2g}% of the published {published:,}"]

@@ -2,21 +2,11 @@
 
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from diffusion_lib.system.files import write_atomic
 from diffusion_lib.tasks import TASKS
-from experiments.analysis.figures import (
-    drawing,
-    guarded,
-    join_pairs,
-    legend_below,
-    metric_scale,
-    name_ticks,
-    points_and_interval,
-    strategy_colors,
-)
+from experiments.analysis.figures import draw_runs, drawing, guarded, legend_below
 from experiments.analysis.metrics import task_metrics
 from experiments.analysis.runs import read_runs
 from experiments.analysis.tables import Results
@@ -35,7 +25,10 @@ def join_reports(folder: Path, parts: dict[Path, Study]):
     for ending in ("csv", "runs.csv"):
         tables = [problem_table(path, part, ending) for path, part in parts.items()]
         write_atomic(folder.with_name(f"{folder.name}.{ending}"), pd.concat(tables).to_csv(index=False))
-    found = {path: read_problem(path, part) for path, part in parts.items()}
+    found = {
+        path: Results(read_runs(path)[0], part.as_trained(path), task_metrics(TASKS[part.config.dataset]))
+        for path, part in parts.items()
+    }
     problems_figure(list(found.values()), [path.name for path in found], path=folder / "problems.png")
     sections = [
         f"## {path.name}\n\n[Its report]({path.name}/report.md)\n\n"
@@ -56,23 +49,13 @@ def problem_table(path: Path, part: Study, ending: str) -> pd.DataFrame:
     return table
 
 
-def read_problem(path: Path, part: Study) -> Results:
-    return Results(read_runs(path)[0], part.as_trained(path), task_metrics(TASKS[part.config.dataset]))
-
-
 @guarded
 def problems_figure(problems: list[Results], names: list[str], path: Path):
     """The first metric of every run, a column a problem, a row a sampler; means with their 95% intervals."""
     samplers = max((each.samplers for each in problems), key=len)
     with drawing(path, (4 * len(problems), 3.2 * len(samplers)), len(samplers), len(problems)) as axes:
         for column, (results, name) in enumerate(zip(problems, names, strict=True)):
-            metric, colors = results.metrics[0], strategy_colors(results.strategies)
             for axis, sampler in zip(axes[:, column], results.samplers, strict=False):
-                values = results.values(metric.column, sampler)
-                join_pairs(axis, np.array(list(values.values())))
-                for place, strategy in enumerate(results.strategies):
-                    points_and_interval(axis, place, values[strategy], colors[strategy], metric)
-                metric_scale(axis, metric, np.concatenate(list(values.values())))
-                axis.set(title=f"{name}: {metric.column}, {sampler}", ylabel=metric.column)
-                name_ticks(axis, results.strategies)
+                draw_runs(axis, results, sampler)
+                axis.set_title(f"{name}: {axis.get_title()}")
         legend_below(axes)

@@ -13,6 +13,7 @@ from experiments.analysis.metrics import Metric
 BATCH = 2048
 REGRESSION = "linear regression"  # a predictor of matrix inversion
 MEANS = ("mean predictor", "zero")  # predictors that answer with the mean solution
+UNTAUGHT = (*MEANS, "zero matrix", REGRESSION)  # what a model has to beat; the others are solvers
 REFERENCE, PUBLISHED = "reference", "published, not rerun"  # in the column `sampler`
 
 # What others report of the setting (task, model, rank): their rows, all under IRED's own sampler, the inner loop.
@@ -59,6 +60,16 @@ def predictor_metrics(chosen: EvaluationSet) -> dict[str, dict[str, float]]:
 def mean_error(references: list[dict], metric: Metric) -> float:
     """The mean predictor's value of a metric that is an error; nan where there is none."""
     return math.nan if metric.rate else next((r[metric.column] for r in references if r["strategy"] in MEANS), math.nan)
+
+
+def main_references(references: list[dict], metric: Metric) -> list[dict]:
+    """The predictors that a model has to beat: a task's first, those UNTAUGHT, and the best one of all."""
+    rows = [
+        row for row in references if row["sampler"] == REFERENCE and math.isfinite(row.get(metric.column, math.nan))
+    ]
+    best = (max if metric.rate else min)((row[metric.column] for row in rows), default=None)
+    solver = next((row["strategy"] for row in rows if row[metric.column] == best), None)
+    return [row for row in rows if row is rows[0] or row["strategy"] in (*UNTAUGHT, solver)]
 
 
 def published_rows(task, config: ExperimentConfig) -> list[dict]:

@@ -10,7 +10,7 @@ from diffusion_lib.names import SAMPLERS
 from diffusion_lib.system.errors import ConfigError, show
 from diffusion_lib.system.files import write_atomic
 from diffusion_lib.tasks import TASKS
-from experiments.analysis.figures import drawing, guarded, label_log, legend_below, metric_scale, strategy_colors
+from experiments.analysis.figures import choose_scale, drawing, guarded, legend_below, metric_scale, strategy_colors
 from experiments.analysis.metrics import Metric, task_metrics
 from experiments.analysis.runs import read_runs
 from experiments.study.study import Study
@@ -106,10 +106,8 @@ def search_figure(study: Study, rows: list[dict], metric: Metric, path: Path):
                     axis.plot(xs, ys, "o", ls=style, color=color, mfc="none", label=f"{strategy} {named}".strip())
                 best = [row for row in mine if sampler in row["chosen"].split()]
                 axis.plot([row[key] for row in best], [row[sampler] for row in best], "o", color=color)
-            numbers = [value for value in study.vary[key] if not isinstance(value, str | bool)]
-            if len(numbers) == len(study.vary[key]) and min(numbers) > 0:
-                axis.set_xscale("log")
-                label_log(axis.xaxis, min(numbers), max(numbers))
+            if not any(isinstance(value, str | bool) for value in study.vary[key]):
+                choose_scale(axis, "x", study.vary[key])
             metric_scale(axis, metric, [row[sampler] for row in rows])
             axis.set(xlabel=key, title=f"{metric.column} in the search, {sampler} sampler")
         legend_below(axes)

@@ -18,7 +18,6 @@ from experiments.study.study import STEPS, Pair, Study, known_strategy
 
 HEADLINE_SAMPLER = "plain"
 BOOTSTRAP_SEED = 161803
-SCREEN = 150  # columns of the printed table, at most
 
 
 class Results:
@@ -30,6 +29,7 @@ class Results:
 
     def __init__(self, runs, study: Study | list[str], metrics: tuple[Metric, ...], mean_error: float = math.nan):
         self.frame, self.metrics, self.mean_error = pd.DataFrame(runs), metrics, mean_error
+        self._values, self._comparisons = {}, {}  # each is asked for many times, and takes milliseconds
         present = set(self.frame["strategy"])
         if not isinstance(study, Study):
             study = Study("", {}, [], {name: known_strategy(name) for name in study if name in present})
@@ -46,12 +46,13 @@ class Results:
 
     def values(self, column: str, sampler: str) -> dict[str, np.ndarray]:
         """By strategy, a column under one sampler (seeds,)."""
-        part = self.frame[self.frame["sampler"] == sampler]
-        if column not in part:
-            return {name: np.full(len(self.seeds), np.nan) for name in self.strategies}
-        table = part.pivot(index="strategy", columns="seed", values=column)
-        table = table.reindex(index=self.strategies, columns=self.seeds).astype(float)
-        return dict(zip(self.strategies, table.to_numpy(), strict=True))
+        if (column, sampler) not in self._values:
+            part = self.frame[self.frame["sampler"] == sampler]
+            part = part if column in part else part.assign(**{column: np.nan})
+            table = part.pivot(index="strategy", columns="seed", values=column)
+            table = table.reindex(index=self.strategies, columns=self.seeds).astype(float)
+            self._values[column, sampler] = dict(zip(self.strategies, table.to_numpy(), strict=True))
+        return self._values[column, sampler]
 
     def of(self, strategy: str) -> pd.DataFrame:
         """A strategy's runs, once each."""
@@ -96,11 +97,13 @@ class Results:
 
     def comparison(self, strategy: str, baseline: str, metric: Metric, sampler: str) -> Paired | None:
         """One strategy against another, a family of its own."""
-        values = self.values(metric.column, sampler)
-        pair = {name: values[name] for name in (strategy, baseline) if name in values}
-        if len(pair) < 2 or any(map(metric.zeros, pair.values())):
-            return None
-        return compare_to_baseline(pair, baseline, metric.compare)[strategy]
+        key = strategy, baseline, metric, sampler
+        if key not in self._comparisons:
+            values = self.values(metric.column, sampler)
+            pair = {name: values[name] for name in (strategy, baseline) if name in values}
+            whole = len(pair) == 2 and not any(map(metric.zeros, pair.values()))
+            self._comparisons[key] = compare_to_baseline(pair, baseline, metric.compare)[strategy] if whole else None
+        return self._comparisons[key]
 
     def pair(self, account: str | None = None) -> dict[str, Pair]:
         """By sampler, the pair that decides: the first, or the first of an account; nothing where none is."""
@@ -200,38 +203,16 @@ def defined(results: Results, references: list[dict]) -> list[Metric]:
     ]
 
 
-def first_metrics(metrics: list[Metric]) -> list[Metric]:
-    """The first three of each difficulty at most, those that a table keeps longest first.
-
-    That is the one that decides, on both difficulties; then the others on the usual one, then on the harder one.
-    """
-    usual, harder = ([m for m in metrics if m.column.startswith("ood_") is ood][:3] for ood in (False, True))
-    return [*usual[:1], *harder[:1], *usual[1:], *harder[1:]]
-
-
-def printed_table(results: Results, references: list[dict]) -> str:
-    """The table of the first metrics that a screen is wide enough for: see `first_metrics`."""
-    shown = first_metrics(defined(results, references))
-    while True:
-        table = format_table(results, references, shown)
-        if len(shown) == 1 or max(map(len, table.splitlines())) <= SCREEN:
-            return table
-        shown = shown[:-1]
-
-
-def format_table(results: Results, references: list[dict], metrics=None, style: str = "simple") -> str:
-    """A row per strategy and sampler, then the references.
-
-    metrics: by default all that any row has. style: one of tabulate's ('github', 'latex_booktabs', …).
-    """
-    first, *others = metrics or defined(results, references)
+def format_table(results: Results, references: list[dict]) -> str:
+    """A row per strategy and sampler, then the references, with all metrics that any row has."""
+    first, *others = defined(results, references)
     headers = [
         *("strategy", "sampler", "n", f"{first.column} [95% interval]", f"{first.effect} to {results.base}", "Holm p"),
         *(metric.column for metric in others),
         "train s",
     ]
     cells = run_cells(results, first, others) + [reference_cells(row, first, others) for row in references]
-    return tabulate(cells, headers, tablefmt=style, disable_numparse=True)
+    return tabulate(cells, headers, tablefmt="github", disable_numparse=True)
 
 
 def run_cells(results: Results, first: Metric, others: list[Metric]) -> list[list[str]]:
@@ -294,43 +275,13 @@ def middle_table(results: Results) -> str:
 
 
 def cost_table(results: Results) -> str:
-    """What each strategy costs in time, compute and memory, and that in units of the base."""
-    costs = [name for name in COSTS if name in results.frame]
+    """What each strategy costs in time, compute and memory; time and compute also in units of the base."""
     own = results.frame[results.frame["sampler"] == HEADLINE_SAMPLER]
-    means = own.groupby("strategy")[costs].mean().reindex(results.strategies, columns=COSTS)
-    base = means.loc[results.base] if results.base in means.index else means.iloc[0] * math.nan
-    relative = means / base
-
-    def times(name: str, cost: str) -> str:
-        return number(relative.loc[name, cost])
-
+    means = own.reindex(columns=["strategy", *COSTS]).groupby("strategy").mean().reindex(results.strategies)
+    for cost in ("train_seconds", "train_flops"):
+        means[f"{cost} / {results.base}"] = means[cost] / means[cost].get(results.base, math.nan)
     rows = [
-        [
-            name,
-            results.count(name, "finished"),
-            number(row["train_seconds"]),
-            times(name, "train_seconds"),
-            number(row["train_flops"]),
-            times(name, "train_flops"),
-            number(row["steps_per_second"]),
-            number(row["peak_memory_bytes"] / 1e6),
-            number(row["parameters"]),
-        ]
-        for name, row in means.iterrows()
+        [name, results.count(name, "finished"), *map(number, row)]
+        for name, row in zip(means.index, means.values, strict=True)
     ]
-    to = f"x {results.base}"
-    headers = ["strategy", "runs", "train seconds", to, "train FLOPs", to, "steps/s", "peak memory, MB", "parameters"]
-    return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
-
-
-def original_pairing(results: Results) -> str:
-    """The comparison as first proposed, in one line: each strategy under a sampler of its own."""
-    samplers = {"baseline": "plain", "random": "plain", "adversarial": "innerloop"}
-    metric = results.metrics[0]
-    means = {
-        f"{strategy}/{sampler}": metric.mean(results.values(metric.column, sampler)[strategy]).mean
-        for strategy, sampler in samplers.items()
-        if strategy in results.strategies
-    }
-    parts = ", ".join(f"{name} {number(mean)}" for name, mean in means.items())
-    return f"Original pairing of strategy and sampler, {metric.column}: {parts}"
+    return tabulate(rows, ["strategy", "runs", *means], tablefmt="github", disable_numparse=True)

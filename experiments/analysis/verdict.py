@@ -13,6 +13,7 @@ BASELINE, ADVERSARIAL, COMPUTE = "baseline", "adversarial", "baseline-compute"
 MIN_PAIRED_SEEDS = 3
 SMALL = 5.0  # percent of an error, or percentage points of a rate
 MAX_TIME_RATIO = 2.0
+ACCOUNTS = FLOPS, TIME, STEPS
 
 UNSTABLE, UNDECIDED = "unstable", "undecided"
 HELPS, HURTS = "helps", "hurts"
@@ -80,12 +81,15 @@ def compare_pairs(study, metric: Metric, account: str) -> dict[tuple, Paired | N
 
 def verdict_lines(study, config: ExperimentConfig) -> list[str]:
     """For each account, pair and sampler a line, and one for its numbers; or one line that there is no verdict."""
-    if not any(pair.account == FLOPS for pairs in study.pairs.values() for pair in pairs):
-        absent = [name for name in (study.treated, COMPUTE) if name not in study.strategies]
-        lines = [f"No verdict at equal FLOPs, since these were not run: {', '.join(absent)}."]
-    else:
-        lines = []
-    return [*lines, *(line for account in (FLOPS, TIME, STEPS) for line in _account_lines(study, config, account))]
+    return [*not_run(study), *(line for account in ACCOUNTS for line in _account_lines(study, config, account))]
+
+
+def not_run(study) -> list[str]:
+    """Why there is no verdict at equal FLOPs, where there is none."""
+    if any(pair.account == FLOPS for pairs in study.pairs.values() for pair in pairs):
+        return []
+    absent = [name for name in (study.treated, COMPUTE) if name not in study.strategies]
+    return [f"No verdict at equal FLOPs, since these were not run: {', '.join(absent)}."]
 
 
 def _account_lines(study, config: ExperimentConfig, account: str) -> list[str]:

@@ -1,0 +1,128 @@
+"""What a command prints at its end, and its report begins with: the answer of a study on one screen."""
+
+import math
+import textwrap
+
+from tabulate import tabulate
+
+from diffusion_lib.config import ExperimentConfig
+from experiments.analysis.metrics import Metric, number
+from experiments.analysis.references import main_references
+from experiments.analysis.tables import Results, mean_cell
+from experiments.analysis.verdict import ACCOUNTS, compare_pairs, not_run, scenario, too_few
+
+WIDTH = 100
+ROWS, PAIRS = 10, 9  # strategies, and pairs of a table, at most: with all else they fill 40 lines
+SENTENCES = 6  # comparisons that are told; more are a table
+
+
+def screen(name: str, config: ExperimentConfig, study: Results, references: list[dict], against: list[str]) -> str:
+    """What was trained, the errors, the verdicts and the gravest objections. against: the report's sentences."""
+    about = "\n".join(textwrap.wrap(what_was_trained(name, config, study), WIDTH, break_on_hyphens=False))
+    gravest = (f"- {line}" for line in against[:2])
+    lines = ["What speaks against it:", *(line if len(line) <= WIDTH else f"{line[: WIDTH - 2]} …" for line in gravest)]
+    return "\n\n".join([about, error_table(study, references), verdict_words(study), "\n".join(lines)])
+
+
+def what_was_trained(name: str, config: ExperimentConfig, study: Results) -> str:
+    """What the table does not say; it has the strategies, their runs and their seconds of training."""
+    others = {label: study.train_steps(label) for label in study.strategies}
+    others = {label: steps for label, steps in others.items() if steps != [config.train_steps]}
+    every = [each for steps in others.values() for each in steps]
+    words = ", ".join(f"{label} {' or '.join(f'{each:,}' for each in steps)}" for label, steps in others.items())
+    words = words if len(words) < WIDTH // 2 else f"others {min(every):,} to {max(every):,}"
+    return (
+        f"{name}: energy {config.model}, task {config.dataset} of rank {config.rank}, {len(study.seeds)} seeds, "
+        f"trained {config.train_steps:,} steps of batch {config.batch_size:,}{f' ({words})' if words else ''}, judged "
+        f"by {config.evaluation_size:,} fixed problems of each difficulty"
+    )
+
+
+def error_table(study: Results, references: list[dict]) -> str:
+    """Each strategy's first metric under each sampler, the second one under the last, and the seconds of training.
+
+    Of many strategies the best ones; of the predictors without training the main ones.
+    """
+    first, last = study.metrics[0], study.samplers[-1]
+    columns = [(first, sampler) for sampler in study.samplers]
+    columns += [(metric, last) for metric in study.metrics[2::2] if study.measured(metric, last)][:1]
+    rows = {name: strategy_cells(study, name, columns) for name in best(study, first, last)}
+    missing = len(study.strategies) - len(rows)
+    rows |= {r["strategy"]: [*reference_cells(r, columns), ""] for r in main_references(references, first)}
+    headers = ["strategy", *(f"{metric.column}\n{sampler}" for metric, sampler in columns), "train\ns"]
+
+    def table(most: int) -> str:
+        cells = [[name if len(name) <= most else f"{name[:9]}…{name[10 - most :]}", *row] for name, row in rows.items()]
+        return tabulate(cells, headers, disable_numparse=True)
+
+    longest = max(map(len, rows))
+    text = table(longest)
+    text = table(max(12, longest - max(0, max(map(len, text.splitlines())) - WIDTH)))
+    return f"{text}\n… and {missing} strategies more in the report" if missing else text
+
+
+def best(study: Results, metric: Metric, sampler: str) -> list[str]:
+    """The base and the strategies with the best means, at most ROWS, in their own order."""
+    means = {name: metric.mean(values).mean for name, values in study.values(metric.column, sampler).items()}
+    loss = {name: math.inf if math.isnan(mean) else -mean if metric.rate else mean for name, mean in means.items()}
+    first = sorted(loss, key=lambda name: (name != study.base, loss[name]))[:ROWS]
+    return [name for name in study.strategies if name in first]
+
+
+def strategy_cells(study: Results, name: str, columns: list[tuple[Metric, str]]) -> list[str]:
+    """A mean with what stands behind it for each column, and the seconds."""
+    cells = []
+    for metric, sampler in columns:
+        cell = mean_cell(study.values(metric.column, sampler)[name], metric, study.count(name))
+        spoiled = study.spoiled(name, sampler) if metric is study.metrics[0] else 0
+        cells.append(f"{cell}, {spoiled} spoiled" if spoiled else cell)
+    seconds = study.of(name)["train_seconds"].mean() if "train_seconds" in study.frame else math.nan
+    return [*cells, f"{seconds:.0f}" if math.isfinite(seconds) else ""]
+
+
+def reference_cells(row: dict, columns: list[tuple[Metric, str]]) -> list[str]:
+    """No sampler made it: each metric once."""
+    shown = [metric.column for metric, _ in columns]
+    return [number(row.get(name)) if name not in shown[:place] else "" for place, name in enumerate(shown)]
+
+
+def verdict_words(study: Results) -> str:
+    """A sentence an account and pair, or a table of many pairs."""
+    found = {account: compare_pairs(study, study.metrics[0], account) for account in ACCOUNTS}
+    if sum(map(len, found.values())) > SENTENCES:
+        return "\n".join([*not_run(study), pair_table(study, found)])
+    lines = list(not_run(study))
+    for account, compared in found.items():
+        for pair in dict.fromkeys(pair for _, pair in compared):
+            parts = [outcome(study, pair, s, each) for (s, other), each in compared.items() if other == pair]
+            lines.append(f"Verdict at equal {account}, {pair.treated} against {pair.other}: {'; '.join(parts)}.")
+    return "\n".join(textwrap.fill(line, WIDTH, subsequent_indent="  ") for line in lines)
+
+
+def outcome(study: Results, pair, sampler: str, comparison) -> str:
+    metric = study.metrics[0]
+    found = scenario(metric, comparison, study.diverged(pair.treated, [metric], [sampler]))
+    words = f"{found or f'none, {too_few(metric, comparison)},'} under {sampler}"
+    if comparison is None or comparison.n < 2:
+        return words
+    return f"{words} ({metric.column} {metric.words(comparison)}, Holm's p {comparison.p_holm:.2g})"
+
+
+def pair_table(study: Results, found: dict) -> str:
+    """A line a pair, without the intervals, which the verdict reads."""
+    metric = study.metrics[0]
+    compared = {(account, *key): each for account, family in found.items() for key, each in family.items()}
+    pairs = list(dict.fromkeys((account, pair) for account, _, pair in compared))
+
+    def cell(account, pair, sampler) -> str:
+        comparison = compared.get((account, sampler, pair))
+        verdict = scenario(metric, comparison, study.diverged(pair.treated, [metric], [sampler])) or "-"
+        return f"{metric.words(comparison).partition(' [')[0]} {verdict}"
+
+    rows = [
+        [account, pair.treated.removeprefix(f"{study.treated},"), *(cell(account, pair, s) for s in study.samplers)]
+        for account, pair in pairs[:PAIRS]
+    ]
+    headers = ["equal", f"{study.treated}, at", *(f"{metric.column}, {s}" for s in study.samplers)]
+    lines = [line[:WIDTH] for line in tabulate(rows, headers, disable_numparse=True).splitlines()]
+    return "\n".join(lines + [f"… and {len(pairs) - PAIRS} pairs more in the report"] * (len(pairs) > PAIRS))
