@@ -18,7 +18,6 @@ from diffusion_lib.seeds import seeded_generator
 INNER_STEPS = (0, 1, 5, 20, 40)  # opt_steps at each level of the sampler
 INNER_STEP_PROBLEMS = 256  # of each difficulty, at most, behind a point over INNER_STEPS, which takes the longest
 MINED = ("random", "adversarial")  # modes of the negatives that are ranked
-SLICE_LEVEL, SLICE_POINTS = 2, 31
 DIFFICULTY_BINS = 10  # of equally many problems
 
 
@@ -31,7 +30,6 @@ def diagnose(diffusion, val: EvaluationSet, ood: EvaluationSet) -> dict:
             "inner_steps": inner_step_rows(diffusion, *(first_rows(each, INNER_STEP_PROBLEMS) for each in (val, ood))),
             "diffusion_steps": diffusion_step_rows(diffusion, val, ood),
             "conditioning": difficulty_rows(diffusion, val, ood),
-            "slice": energy_slice(diffusion, val) if energetic else None,
             "example": solved_example(diffusion, val),
         }
 
@@ -70,13 +68,10 @@ def level_rows(diffusion, chosen: EvaluationSet, answers: dict[str, torch.Tensor
             row[f"auc_{name}"] = ((gap > 0).double() + 0.5 * (gap == 0).double()).mean().item()
             row[f"gap_{name}"] = gap.mean().item()
             row[f"distance_{name}"] = distance.square().flatten(1).mean(1).sqrt().mean().item()
-        rows.append({**row, "accepted": _mined(diffusion, cond, target, t, noise, mask)[1].item()})
+        given = diffusion.given(target, t, mask)
+        kept = mined(diffusion, cond, target, t, noise, MiningConfig("adversarial"), given)[1]
+        rows.append({**row, "accepted": kept.item()})
     return rows
-
-
-def _mined(diffusion, cond, target, t, noise, mask):
-    """The point of IRED's own mining (B, *out_shape), at level t, and the share of its descents kept."""
-    return mined(diffusion, cond, target, t, noise, MiningConfig("adversarial"), diffusion.given(target, t, mask))
 
 
 def inner_step_rows(diffusion, val, ood) -> list[dict]:
@@ -131,49 +126,13 @@ def _scores(diffusion, chosen):
     return {name: values.cpu() for name, values in chosen.task.score(chosen.inp, chosen.target, prediction).items()}
 
 
-def energy_slice(diffusion, chosen: EvaluationSet) -> dict:
-    """Energies of one problem on the plane through the solution (0, 0), the mined negative (1, 0) and a random
-    direction of the same length (0, 1), at level SLICE_LEVEL, none of which moves a given entry: `axis` (k,),
-    `energy` (k, k) with the random direction as the row."""
-    ebm, t = diffusion.model.ebm, min(SLICE_LEVEL, diffusion.num_timesteps - 1)
-    inp, target, noise = chosen.inp[:1], chosen.target[:1].float(), chosen.noise[:1]
-    mask = chosen.mask_of(slice(1))
-    home = diffusion.sqrt_alphas_cumprod[t] * target
-    first = _mined(diffusion, ebm.condition(inp, t), target, t, noise, mask)[0] - home
-    free = chosen.start[:1] if mask is None else torch.where(mask.bool(), 0.0, chosen.start[:1])
-    second = free - (free * first).sum() / first.square().sum() * first
-    second = second * first.norm() / second.norm()
-    axis = torch.linspace(-1.5, 1.5, SLICE_POINTS, device=home.device)
-    energies = []
-    for y in axis.tolist():  # a row of points at a time, for memory
-        points = torch.cat([home + x * first + y * second for x in axis.tolist()])
-        energies.append(ebm.energy(ebm.condition(inp.expand(len(points), *inp.shape[1:]), t), points).tolist())
-    return {"level": t, "axis": axis.tolist(), "energy": energies}
-
-
 def solved_example(diffusion, chosen: EvaluationSet) -> dict:
-    """The first problem of the set, solved with the task's own number of descents: `prediction`, its entries in order.
-
-    Of a model with an energy also, in the order of sampling: `levels`, and at each `energy`, that of the sample, and
-    `energy_solution`, that of the true solution without noise.
-    """
-    ebm, inp, target = diffusion.model.ebm, chosen.inp[:1], chosen.target[:1].float()
-    trajectory = diffusion.sample_loop(
-        inp,
+    """Solve the first problem of the set with the task's own descents: `prediction`, its entries in order."""
+    prediction = diffusion.sample_loop(
+        chosen.inp[:1],
         mask=chosen.mask_of(slice(1)),
         start=chosen.start[:1],
-        inner_steps=diffusion.rules.inner_steps if ebm.has_energy else 0,
+        inner_steps=diffusion.rules.inner_steps if diffusion.model.ebm.has_energy else 0,
         bound=chosen.task.bound,
-        return_traj=True,
     )
-    solved = {"prediction": trajectory[-1].double().flatten().round(decimals=5).tolist()}
-    if not ebm.has_energy:
-        return solved
-    levels = list(reversed(range(diffusion.num_timesteps)))
-    energies = {"energy": trajectory, "energy_solution": [target] * len(levels)}
-    for name, answers in energies.items():
-        solved[name] = [
-            ebm.energy(ebm.condition(inp, t), diffusion.sqrt_alphas_cumprod[t] * answer).item()
-            for t, answer in zip(levels, answers, strict=True)
-        ]
-    return solved | {"levels": levels}
+    return {"prediction": prediction.double().flatten().round(decimals=5).tolist()}
