@@ -117,9 +117,9 @@ def choose_scale(axis, which: str, values):
 
 def label_log(side, low: float, high: float):
     """Tick labels of a log axis (axis.xaxis or axis.yaxis) that shows low to high."""
-    if high < 100 * low:  # too few powers of ten for an axis to read
-        side.set_major_locator(MaxNLocator(5) if high < 4 * low else LogLocator(subs=(1, 2, 5)))
-        side.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    few = high < 100 * low  # powers of ten, for an axis to read
+    side.set_major_locator(MaxNLocator(5) if high < 4 * low else LogLocator(subs=(1, 2, 5) if few else (1,)))
+    side.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     side.set_minor_formatter(NullFormatter())
 
 

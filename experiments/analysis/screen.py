@@ -12,15 +12,16 @@ from experiments.analysis.tables import Results, mean_cell
 from experiments.analysis.verdict import ACCOUNTS, compare_pairs, not_run, scenario, too_few
 
 WIDTH = 100
-ROWS, PAIRS = 10, 9  # strategies, and pairs of a table, at most: with all else they fill 40 lines
+ROWS, PAIRS = 10, 7  # strategies, and pairs of a table, at most: with all else they fill 40 lines
 SENTENCES = 6  # comparisons that are told; more are a table
 
 
 def screen(name: str, config: ExperimentConfig, study: Results, references: list[dict], against: list[str]) -> str:
     """What was trained, the errors, the verdicts and the gravest objections. against: the report's sentences."""
     about = "\n".join(textwrap.wrap(what_was_trained(name, config, study), WIDTH, break_on_hyphens=False))
-    gravest = (f"- {line}" for line in against[:2])
-    lines = ["What speaks against it:", *(line if len(line) <= WIDTH else f"{line[: WIDTH - 2]} …" for line in gravest)]
+    options = {"subsequent_indent": "  ", "max_lines": 2, "placeholder": " …"}
+    gravest = [part for line in against[:2] for part in textwrap.wrap(f"- {line}", WIDTH, **options)]
+    lines = ["What speaks against it:", *gravest]
     return "\n\n".join([about, error_table(study, references), verdict_words(study), "\n".join(lines)])
 
 

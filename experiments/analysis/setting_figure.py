@@ -38,9 +38,11 @@ def budget_figure(results: Results, study: Study, references: list[dict], path: 
 
     Strategies that differ only in how long they are trained share a line; spoiled runs are counted at the upper edge.
     """
-    metric, sampler, lines = results.metrics[0], results.samplers[-1], budget_lines(results, study)
+    metric, sampler = results.metrics[0], results.samplers[-1]
+    lines = budget_lines(results, study, sampler)
     values, flops = (results.values(column, sampler) for column in (metric.column, "train_flops"))
-    shown, main, edge = np.concatenate(list(values.values())), main_references(references, metric), []
+    shown = np.concatenate([values[label] for labels in lines.values() for label in labels])
+    main, edge = main_references(references, metric), []
     low = np.min(shown[shown > 0], initial=np.inf)
     limits = [row for row in main if metric.rate or row[metric.column] > low / NEAR]
     with drawing(path, (6.8, 4.4)) as axes:
@@ -68,11 +70,20 @@ def budget_figure(results: Results, study: Study, references: list[dict], path: 
         legend_below(axes)
 
 
-def budget_lines(results: Results, study: Study) -> dict[str, list[str]]:
-    """By the name of the first of them, the labels whose runs differ only in how long they were trained."""
+def budget_lines(results: Results, study: Study, sampler: str) -> dict[str, list[str]]:
+    """By the name of the first of them, the labels whose runs differ only in how long they were trained.
+
+    Of the choices of a search those under this sampler; in their settings too they may differ.
+    """
     variants, names, lines = study.variants(), {}, {}
     for label in results.strategies:
         each = variants.get(label)
+        if each and sampler not in each.strategy.samplers:
+            continue
+        if each and each.strategy.origin != each.strategy.name:
+            alike = study.alike[0] if each.strategy.origin in study.alike else each.strategy.origin
+            lines.setdefault(alike, []).append(label)
+            continue
         alike = str(each.config.change(train_steps=1).to_dict()) if each else label
         lines.setdefault(names.setdefault(alike, each.strategy.name if each else label), []).append(label)
     return lines
