@@ -5,7 +5,7 @@ To add a way of making them: docs/adding-a-negative.md.
 
 from collections.abc import Callable, Mapping
 from dataclasses import FrozenInstanceError
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -210,9 +210,9 @@ class MiningConfig:
     ConfigError (a ValueError) naming what is allowed.
     """
 
-    mode = "adversarial"
+    mode: str = "adversarial"
 
-    def __init__(self, *values, **named):
+    def __init__(self, *values: Any, **named: Any):
         known = mining_settings()
         named |= dict(zip(known, values, strict=False))
         if len(values) > len(known) or not named.keys() <= known.keys():
@@ -238,7 +238,7 @@ class MiningConfig:
         return f"MiningConfig({', '.join(f'{name}={value!r}' for name, value in self.to_dict().items())})"
 
     @classmethod
-    def from_dict(cls, config: "Mapping | MiningConfig | None", **usual) -> "MiningConfig":
+    def from_dict(cls, config: "Mapping[str, Any] | MiningConfig | None", **usual: Any) -> "MiningConfig":
         """Check a `mining_config` dict once, at the edge. None is IRED's behaviour: adversarial, 2 steps.
 
         usual: what holds where a dict does not say otherwise.
@@ -271,7 +271,7 @@ class MiningConfig:
         """Return the step, counted from 0, from which on a run of `train_steps` has its contrastive loss."""
         return round(self.start * train_steps) if self.uses("start") else 0
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         return recorded_settings(vars(self))
 
 

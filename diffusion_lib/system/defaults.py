@@ -1,12 +1,13 @@
 """What a caller can have set for the whole of torch, where this code counts on what torch begins with."""
 
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
 
 
 @contextmanager
-def torchs_defaults():
+def torchs_defaults() -> Iterator[None]:
     """Inside, gradients can be had, also within torch.inference_mode(); float32 and the CPU are what is not named.
 
     Nothing is computed in another type, as torch.autocast has it.
