@@ -21,11 +21,14 @@ import sys
 from diffusion_lib.system.errors import exit_status
 from experiments.driver import execute
 from experiments.study.flags import parse_command
+from experiments.study.run import tracked
 
 
 def main(arguments=None) -> int:
     """Do what the command line says, and return the exit status. Raises ConfigError."""
-    return execute(parse_command(__doc__, arguments))
+    command = parse_command(__doc__, arguments)
+    with tracked(command.log_with):
+        return execute(command)
 
 
 if __name__ == "__main__":

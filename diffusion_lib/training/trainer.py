@@ -20,7 +20,7 @@ from diffusion_lib.released_api import TRAINER_DEFAULTS, ReleasedTrainerCalls, r
 from diffusion_lib.seeds import DROPOUT, derive_seed, seeded_generator
 from diffusion_lib.system.checks import plain, require_fraction, require_positive, require_whole, with_plain_numbers
 from diffusion_lib.system.defaults import torchs_defaults
-from diffusion_lib.system.device import make_accelerator, prepare
+from diffusion_lib.system.device import make_accelerator, prepare, start_tracker
 from diffusion_lib.system.errors import ConfigError, Interrupted, NonFiniteLossError
 from diffusion_lib.system.files import write_csv
 from diffusion_lib.system.memory import keep_freed_memory
@@ -61,7 +61,8 @@ class Trainer1D(ReleasedTrainerCalls):
     log_every: steps between rows of metrics.csv.
     on_log: called with each row.
     before_save: called before each write to results_folder, which it may prevent by an exception.
-    log_with: 'tensorboard' or None.
+    log_with: the name of a tracker of accelerate that is installed, such as 'tensorboard', or None.
+    tracked_as: what it calls the run, as project/run. None: the label.
     label: shown with the progress.
 
     num_samples is unused, as in the release. Raises ConfigError for values that are not allowed, and for a dataset that
@@ -97,6 +98,7 @@ class Trainer1D(ReleasedTrainerCalls):
         curve_samplers: Mapping[str, int] | None = None,
         log_every: int = 100,
         log_with: str | None = None,
+        tracked_as: str | None = None,
         on_log: Callable[[dict[str, Any]], object] | None = None,
         before_save: Callable[[], object] | None = None,
         label: str = "train",
@@ -135,9 +137,9 @@ class Trainer1D(ReleasedTrainerCalls):
             require_fitting(diffusion_model, task)
         check_examples(diffusion_model, as_task(dataset))
         self.results_folder = Path(results_folder)
-        self.results_folder.mkdir(parents=True, exist_ok=True)
         self.keep_milestones = keep_milestones
         self.accelerator = accelerator = make_accelerator(device, log_with, self.results_folder)
+        self.results_folder.mkdir(parents=True, exist_ok=True)
         if train_batch_size % accelerator.num_processes:
             raise ConfigError(
                 f"train_batch_size {train_batch_size} does not divide among {accelerator.num_processes} processes"
@@ -148,6 +150,7 @@ class Trainer1D(ReleasedTrainerCalls):
         self.save_and_sample_every, self.log_every = save_and_sample_every, log_every
         self.evaluate_first, self.extra_every = evaluate_first, extra_validation_every_mul
         self.on_log, self.before_save, self.label = on_log, before_save, label
+        self.tracked_as = tracked_as or label.replace(" ", "-")
         self.step, self.history, self.train_seconds = 0, [], 0.0
 
         keep_freed_memory()
@@ -295,7 +298,7 @@ class Trainer1D(ReleasedTrainerCalls):
         before its update, with the last checkpoint as it was.
         """
         if self.accelerator.log_with:
-            self.accelerator.init_trackers(self.label.replace(" ", "-"))
+            start_tracker(self.accelerator, self.tracked_as)
         if self.evaluate_first:
             self.evaluate()
         progress = Progress(self.label, self.step, self.train_num_steps, self.accelerator.is_main_process)

@@ -1,6 +1,9 @@
 """One run: one strategy, one seed, trained, evaluated and diagnosed in its own folder."""
 
 import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from diffusion_lib.build import build_diffusion, describe_data, evaluation_tasks, training_task
@@ -23,9 +26,10 @@ from diffusion_lib.run_folder import (
     prepare_folder,
     require_of_study,
     require_same,
+    study_of,
     write_result,
 )
-from diffusion_lib.system.device import chosen_device
+from diffusion_lib.system.device import chosen_device, require_tracker
 from diffusion_lib.system.errors import NonFiniteLossError, say
 from diffusion_lib.system.files import read_json, write_json
 from diffusion_lib.system.lock import RunLock
@@ -37,6 +41,7 @@ CURVE_DESCENTS = 5 * CURVE_SIZE  # at most, at each level, behind a point of the
 AUC_SIZE = 4096  # examples behind energy_auc, at every level
 DIAGNOSED = 512  # matrices of each difficulty behind the diagnosis, and at most a sixteenth of the evaluation set
 LONG_DESCENTS = (20, 40)  # inner_steps of samplers that only the diagnosis affords
+TRACKER = "IRED_LOG_WITH"  # in the environment, which the processes of several runs at once inherit
 
 
 def build_trainer(config, diffusion, seed, folder, device=None, **options) -> Trainer1D:
@@ -63,6 +68,18 @@ def build_trainer(config, diffusion, seed, folder, device=None, **options) -> Tr
         keep_milestones=False,
         **options,
     )
+
+
+@contextmanager
+def tracked(tracker: str | None) -> Iterator[None]:
+    """Inside, each run is logged with that tracker too. Raises ConfigError."""
+    require_tracker(tracker)
+    if tracker:
+        os.environ[TRACKER] = tracker
+    try:
+        yield
+    finally:
+        os.environ.pop(TRACKER, None)
 
 
 def run_experiment(
@@ -113,6 +130,8 @@ def run_experiment(
             on_log=lock.note,
             before_save=lock.check,
             label=f"{strategy} seed {seed}",
+            log_with=os.environ.get(TRACKER),
+            tracked_as="/".join((study.name if (study := study_of(folder)) else folder.name, strategy, f"seed-{seed}")),
             **options,
         )
         try:
