@@ -5,7 +5,7 @@ To add a way of making them: docs/adding-a-negative.md.
 
 from collections.abc import Callable, Mapping
 from dataclasses import FrozenInstanceError
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -211,6 +211,10 @@ class MiningConfig:
     """
 
     mode: str = "adversarial"
+
+    if TYPE_CHECKING:  # the other settings, which modes declare
+
+        def __getattr__(self, name: str) -> Any: ...
 
     def __init__(self, *values: Any, **named: Any):
         known = mining_settings()
