@@ -122,7 +122,11 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     add("--no-cuda-graph", action="store_true", help="on a GPU, launch each operation of a step by itself")
     add("--results-folder", type=directory, help="default: results/ds_<dataset>/model_<model>_diffsteps_<T>")
     add("--no-lock", action="store_true", help="where the file system has no locks, and nobody else trains this run")
-    add("--log-with", choices=["tensorboard"], help="write its events into the results folder")
+    add(
+        "--log-with",
+        metavar="TRACKER",
+        help="tensorboard, or another of accelerate that is installed: wandb, mlflow, …",
+    )
     return parser.parse_args(arguments)
 
 

@@ -1,8 +1,10 @@
 """IRED's diffusion over energy models: noising, the training losses, the inner optimisation, the sampler."""
 
 import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import wraps
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -26,8 +28,10 @@ DEFAULT_TIMESTEPS = 10
 MARGIN = 1.0  # of the hinge loss
 MOVING = 0.75  # of the rows of a descent: where no more move, the others are left out
 
+Method = TypeVar("Method", bound=Callable)
 
-def without_dropout(method):
+
+def without_dropout(method: Method) -> Method:
     """The method of a module, computed in evaluation mode: the energies that it compares are of one function."""
 
     @wraps(method)
@@ -80,19 +84,19 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
 
     def __init__(
         self,
-        model,
+        model: nn.Module,
         *,
         timesteps: int | None = None,
         rules: Rules | None = None,
         sampling_timesteps: int | None = None,
-        mining_config: dict | MiningConfig | None = None,
+        mining_config: Mapping[str, Any] | MiningConfig | None = None,
         bound: float | None = None,
         supervise_energy_landscape: bool = True,
         use_innerloop_opt: bool = True,
         show_inference_tqdm: bool = False,
         baseline: bool = False,
         match_release: bool = False,
-        **released,
+        **released: Any,
     ):
         super().__init__()
         rules, mining = by_flags(released, rules, mining_config, bound, match_release)
@@ -161,13 +165,33 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
         """What a mask keeps at level t: the entries of `values` (B, *out_shape), without noise."""
         return None if mask is None else Given(mask.bool(), self._at(self.sqrt_alphas_cumprod, t, values) * values)
 
-    def forward(self, inp, target, mask=None, t=None, noise=None, nce_noise=None, candidates=None, drawn=None):
+    def forward(
+        self,
+        inp: torch.Tensor,
+        target: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        t: torch.Tensor | None = None,
+        noise: torch.Tensor | None = None,
+        nce_noise: torch.Tensor | None = None,
+        candidates: torch.Tensor | None = None,
+        drawn: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor | int, ...]]:
         """The training loss of a batch: see `p_losses`, which names the arguments. Draws t where it is None."""
         if t is None:
             t = torch.randint(0, self.num_timesteps, (target.shape[0],), device=target.device)
         return self.p_losses(inp, target, mask, t, noise, nce_noise, candidates, drawn)
 
-    def p_losses(self, inp, x_start, mask, t, noise=None, nce_noise=None, candidates=None, drawn=None):
+    def p_losses(
+        self,
+        inp: torch.Tensor,
+        x_start: torch.Tensor,
+        mask: torch.Tensor | None,
+        t: torch.Tensor,
+        noise: torch.Tensor | None = None,
+        nce_noise: torch.Tensor | None = None,
+        candidates: torch.Tensor | None = None,
+        drawn: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor | int, ...]]:
         """Denoising loss plus `mining.weight` times the contrastive loss (IRED, equations 4 and 6).
 
         inp (B, *inp_shape), x_start (B, *out_shape), mask (B, *out_shape) or None, t (B,); noise and nce_noise
@@ -324,16 +348,16 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
     @torch.no_grad()
     def sample_loop(
         self,
-        inp,
+        inp: torch.Tensor,
         *,
-        mask=None,
-        start=None,
-        generator=None,
-        inner_steps=None,
-        bound=None,
-        levels=None,
-        return_traj=False,
-    ):
+        mask: torch.Tensor | None = None,
+        start: torch.Tensor | None = None,
+        generator: torch.Generator | None = None,
+        inner_steps: int | None = None,
+        bound: float | None = None,
+        levels: Sequence[int] | None = None,
+        return_traj: bool = False,
+    ) -> torch.Tensor:
         """Solutions (B, *out_shape) for inputs (B, *inp_shape); with return_traj those of every level, (T, B, …).
 
         mask: 1 where the input gives the solution. start: the noise x_T (B, *out_shape), drawn from `generator` where

@@ -9,6 +9,7 @@
 import warnings
 from functools import cache
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -31,6 +32,9 @@ DRAWN = 1024  # training matrices behind the range of their spectra
 # Added to that range on both sides, in units of it: of 40,000 further matrices at most five lie outside then.
 RANGE_MARGIN = 0.5
 ROUNDING = 1e-3  # relative: that of A in float32 moves its smallest eigenvalue below the ridge
+MEASURED = 2  # times the training's n: as far were other n measured (experiments/matrix_generalisation.py)
+
+Array = TypeVar("Array", np.ndarray, torch.Tensor)
 
 
 @torchs_defaults()
@@ -74,23 +78,27 @@ def _untrained(path: Path) -> GaussianDiffusion1D:
 
 
 @torchs_defaults()
-def solve(model: GaussianDiffusion1D, A, *, innerloop: bool = True, seed: int = 0, batch_size: int = 2048):
+def solve(
+    model: GaussianDiffusion1D, A: Array, *, innerloop: bool = True, seed: int = 0, batch_size: int = 2048
+) -> Array:
     """Predicted inverses of symmetric matrices A, (n, n) or (B, n, n), in A's shape and type.
 
-    model: of `load_model`. A: a NumPy array or a tensor of floating-point numbers; the model computes in float32.
+    model: of `load_model`; the energies `matrix` and `matrix-free` take other n than that of their training.
+    A: a NumPy array or a tensor of floating-point numbers; the model computes in float32.
     innerloop: descend the energy at each level. seed: decides the noise that the sampler starts from.
     batch_size: matrices at a time. Entries of an inverse are clamped at +-`model.bound`, 1 / ridge of the training.
-    Warns where matrices lie outside the trained distribution. Raises ConfigError for a model of another task, and for
-    an A of another shape or type, with entries that are not finite in float32, or that is not symmetric.
+    Warns where matrices lie outside the trained distribution, or where n is another outside the task's at that n, and
+    where n is above twice the training's. Raises ConfigError for a model of another task, and for an A of another shape
+    or type, with entries that are not finite in float32, or that is not symmetric.
     """
     task = getattr(model, "task", None)
     if not isinstance(task, Inverse):
         what = f"was trained on {type(task).__name__}" if task else "does not say its task: it is not of load_model"
         raise ConfigError(f"the model {what}; allowed: one trained on Inverse (others have model.sample(inp))")
     require_whole("batch_size", batch_size)
-    matrices = _checked(A, task.rank)
+    matrices = _checked(A, None if model.model.ebm.any_size else task.rank)
     _warn_if_untrained(matrices, task)
-    start = torch.randn(len(matrices), model.out_dim, generator=seeded_generator("solve", seed))
+    start = torch.randn(len(matrices), matrices[0].numel(), generator=seeded_generator("solve", seed))
     device, steps = model.betas.device, SAMPLERS["innerloop" if innerloop else "plain"](model.rules)
     more_noise = seeded_generator("solve, levels", seed, device=device)  # for models with train.py's --baseline
     parts = [
@@ -103,8 +111,8 @@ def solve(model: GaussianDiffusion1D, A, *, innerloop: bool = True, seed: int = 
     return inverses.to(A.device, A.dtype)
 
 
-def _checked(A, n: int) -> torch.Tensor:
-    """A as (B, n, n) float64 on the CPU. Raises ConfigError."""
+def _checked(A, n: int | None) -> torch.Tensor:
+    """A as (B, n, n) float64 on the CPU, for any n where it is None. Raises ConfigError."""
     if isinstance(A, torch.Tensor):
         if A.layout != torch.strided or A.is_meta or A.is_nested:
             kind = "a nested tensor" if A.is_nested else "on meta, without data" if A.is_meta else str(A.layout)
@@ -117,10 +125,12 @@ def _checked(A, n: int) -> torch.Tensor:
         raise ConfigError(f"A is {kind}; allowed: a NumPy array or a tensor of floating-point numbers")
     if np.ma.is_masked(A):
         raise ConfigError("A has masked entries; allowed: arrays all of whose entries are there")
-    if A.ndim not in (2, 3) or tuple(A.shape[-2:]) != (n, n) or 0 in A.shape:
-        raise ConfigError(f"A has shape {tuple(A.shape)}; this model takes ({n}, {n}) or (B, {n}, {n})")
+    sides = tuple(A.shape[-2:])
+    if A.ndim not in (2, 3) or sides != (n or sides[0],) * 2 or 0 in A.shape:
+        side = n or "n"
+        raise ConfigError(f"A has shape {tuple(A.shape)}; this model takes ({side}, {side}) or (B, {side}, {side})")
     on_cpu = A.detach().cpu().double() if isinstance(A, torch.Tensor) else torch.from_numpy(A.astype(np.float64))
-    matrices = on_cpu.reshape(-1, n, n)
+    matrices = on_cpu.reshape(-1, *sides)
     broken = (~matrices.float().isfinite()).flatten(1).any(1).nonzero().flatten()
     if len(broken):
         raise ConfigError(f"A has entries that are not finite in float32, first in matrix {broken[0]}")
@@ -133,13 +143,18 @@ def _checked(A, n: int) -> torch.Tensor:
 
 def _warn_if_untrained(matrices: torch.Tensor, task: Inverse):
     """Warn, in one line, of matrices whose spectra training did not have: nothing speaks for the answers there."""
+    n = matrices.shape[1]
+    if n > MEASURED * task.rank:
+        warnings.warn(f"n is {n}, and training's was {task.rank}: the errors may be large", stacklevel=4)
+        return
     spectra, outside, reasons = _spectra(matrices), torch.zeros(len(matrices), dtype=torch.bool), []
-    for name, (low, high) in _trained_spectra(task.rank, task.ridge).items():
+    where = "in training" if n == task.rank else f"in training's task at n = {n}"
+    for name, (low, high) in _trained_spectra(n, task.ridge).items():
         beyond = (spectra[name] < low * (1 - ROUNDING)) | (spectra[name] > high)
         outside |= beyond
         if beyond.any():
             least, most = spectra[name][beyond].min(), spectra[name][beyond].max()
-            reasons.append(f"{name} {least:.3g} to {most:.3g} (in training {low:.3g} to {high:.3g})")
+            reasons.append(f"{name} {least:.3g} to {most:.3g} ({where} {low:.3g} to {high:.3g})")
     if reasons:
         count = f"{int(outside.sum())} of {len(matrices)} matrices lie outside the trained distribution"
         warnings.warn(f"{count}: {'; '.join(reasons)}", stacklevel=4)

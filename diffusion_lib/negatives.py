@@ -5,7 +5,7 @@ To add a way of making them: docs/adding-a-negative.md.
 
 from collections.abc import Callable, Mapping
 from dataclasses import FrozenInstanceError
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from diffusion_lib.masks import restored
 from diffusion_lib.system.checks import require_allowed, require_fraction, setting, with_plain_numbers
@@ -214,9 +214,13 @@ class MiningConfig:
     ConfigError (a ValueError), which names what is allowed.
     """
 
-    mode = "adversarial"
+    mode: str = "adversarial"
 
-    def __init__(self, *values, **named):
+    if TYPE_CHECKING:  # the other settings, which modes declare
+
+        def __getattr__(self, name: str) -> Any: ...
+
+    def __init__(self, *values: Any, **named: Any):
         known = mining_settings()
         named |= dict(zip(known, values, strict=False))
         if len(values) > len(known) or not named.keys() <= known.keys():
@@ -242,7 +246,7 @@ class MiningConfig:
         return f"MiningConfig({', '.join(f'{name}={value!r}' for name, value in self.to_dict().items())})"
 
     @classmethod
-    def from_dict(cls, config: "Mapping | MiningConfig | None", **usual) -> "MiningConfig":
+    def from_dict(cls, config: "Mapping[str, Any] | MiningConfig | None", **usual: Any) -> "MiningConfig":
         """Make a MiningConfig from a `mining_config` dict; None is IRED's own: adversarial, 2 steps.
 
         usual: values of settings that the dict leaves out.
@@ -276,7 +280,7 @@ class MiningConfig:
         """Return the first step, counted from 0, at which a run of `train_steps` has its contrastive loss."""
         return round(self.start * train_steps) if self.uses("start") else 0
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         return recorded_settings(vars(self))
 
 

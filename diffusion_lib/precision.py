@@ -1,6 +1,7 @@
 """How matrix products are computed: as accurate as float32 unless the user asks for less, and never less in silence."""
 
 import ctypes
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 
@@ -27,7 +28,7 @@ def require_product(precision: str, model):
 
 
 @contextmanager
-def denormals_flushed():
+def denormals_flushed() -> Iterator[None]:
     """Inside, torch takes numbers below 1.2e-38 for 0, in this thread and in those that share its operations.
 
     The gradient of a negative that is already far above the real sample is that small, and a processor takes a hundred

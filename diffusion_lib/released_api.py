@@ -207,7 +207,14 @@ class ReleasedCalls:
             )
         return self.sample_loop(inp, mask=mask, return_traj=return_traj)
 
-    def sample(self, x, label=None, mask=None, batch_size=None, return_traj=False):
+    def sample(
+        self,
+        x: torch.Tensor,
+        label: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None,
+        batch_size: int | None = None,
+        return_traj: bool = False,
+    ) -> torch.Tensor:
         """Solve inputs x (B, inp_dim) with this model's own weights: of one that was trained the last, not the average.
 
         `label` is unused, as in the release, and batch_size must be B. Warns where a trainer has the averaged weights.

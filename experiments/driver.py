@@ -26,7 +26,7 @@ from diffusion_lib.run_folder import (
 )
 from diffusion_lib.system.arguments import header
 from diffusion_lib.system.checks import require_whole
-from diffusion_lib.system.device import check_device_name, chosen_device, processes
+from diffusion_lib.system.device import check_device_name, chosen_device, processes, require_tracker
 from diffusion_lib.system.environment import granted_cores
 from diffusion_lib.system.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, ConfigError, say
 from diffusion_lib.system.files import require_writable, write_atomic
@@ -150,6 +150,7 @@ class Part:
                 command.device,
                 command.use_lock,
                 cuda_graph=command.cuda_graph,
+                log_with=command.log_with,
                 at_once=at_once,
             )
             for run in self.runs()
@@ -253,6 +254,7 @@ def check_command(command: Command, study: Study):
     """Raises ConfigError for what is wrong on every machine, whatever its device and memory; writes nothing."""
     if processes() > 1:
         raise ConfigError("a run is trained by one process; start this script once for each GPU, they share the runs")
+    require_tracker(command.log_with)
     if command.at_once is not None:
         require_whole("at_once", command.at_once)
     check_device_name(command.device)

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 
-from diffusion_lib.build import build_diffusion, check_fits
+from diffusion_lib.build import check_fits
 from diffusion_lib.config import ExperimentConfig, add_flags, check_name, configure, given
 from diffusion_lib.evaluation import EvaluationSet, prediction_metrics, sampler_metrics
 from diffusion_lib.inference import load_model
@@ -69,16 +69,6 @@ def finished_runs(study: Path) -> dict[tuple[str, int], Path]:
     return dict(sorted(runs.items()))
 
 
-def at_size(diffusion, config: ExperimentConfig, n: int):
-    """The same weights for n x n matrices, or None where they depend on n."""
-    other = build_diffusion(replace(config, rank=n), seed=0).eval()
-    weights = diffusion.state_dict()
-    if {k: v.shape for k, v in other.state_dict().items()} != {k: v.shape for k, v in weights.items()}:
-        return None
-    other.load_state_dict(weights)
-    return other
-
-
 def inverse_task(config: ExperimentConfig, n: int, ridge: float | None = None) -> Inverse:
     """The validation task; the sampler keeps the bound that the study's `clamp` says."""
     task = Inverse("val", n, ridge=ridge)
@@ -104,13 +94,10 @@ def sampler_rows(models: dict, chosen: EvaluationSet, **columns) -> list[dict]:
 
 def size_rows(models: dict, config: ExperimentConfig, count: int) -> list[dict]:
     """A row per n, run and sampler at the training ridge; none where the weights depend on n."""
-    rows = []
-    for n in SIZES:
-        resized = {key: at_size(diffusion, config, n) for key, diffusion in models.items()}
-        if any(diffusion is None for diffusion in resized.values()):
-            return []
-        rows += sampler_rows(resized, EvaluationSet(inverse_task(config, n), count, "cpu"), n=n)
-    return rows
+    if not all(diffusion.model.ebm.any_size for diffusion in models.values()):
+        return []
+    sets = {n: EvaluationSet(inverse_task(config, n), count, "cpu") for n in SIZES}
+    return [row for n, chosen in sets.items() for row in sampler_rows(models, chosen, n=n)]
 
 
 def ridge_rows(models: dict, config: ExperimentConfig, count: int) -> list[dict]:

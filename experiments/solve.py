@@ -3,7 +3,8 @@
     python experiments/solve.py results/published/matrix-energy matrix.npy
 
 RUN is the folder of a run or a checkpoint in it; matrix.npy holds symmetric floating-point matrices, (n, n) or
-(B, n, n), and can be a pipe. Prints the residual ||A Y - I||_F and writes the inverses in the input's shape and type.
+(B, n, n), and can be a pipe. n is that of the training; the models `matrix` and `matrix-free` take others too. Prints
+the residual ||A Y - I||_F and writes the inverses in the input's shape and type.
 Exit status: 0 done, 2 bad input, with nothing written.
 """
 

@@ -143,9 +143,10 @@ def test_the_same_few_weights_serve_every_size(name):
         model = MODELS[name](n * n, n * n).double()
         model.load_state_dict(trained.state_dict())
         inp, x, t = make_inputs(model, n)
-        energy, gradient = model.energy_and_gradient(model.condition(inp, t), x)
-        assert energy.shape == (len(x),) and gradient.shape == x.shape
-        assert torch.isfinite(energy).all() and (gradient.norm(dim=1) > 0).all()
+        own, other = (each.energy_and_gradient(each.condition(inp, t), x) for each in (model, trained))
+        assert all(map(torch.equal, own, other))
+        assert other[0].isfinite().all() and (other[1].norm(dim=1) > 0).all()
+        assert trained.solution_shape(inp) == x.shape
 
 
 @pytest.mark.parametrize("levels", [10, 4])

@@ -138,6 +138,22 @@ def test_the_published_model_inverts_without_a_warning(published):
             assert residuals(a, solve(published, a, innerloop=innerloop)).max() < 1e-2
 
 
+@pytest.mark.parametrize("n", [1, 10, 30])
+def test_weights_that_know_nothing_of_n_invert_other_sizes(published, n):
+    a = drawn(40, n)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert residuals(a, solve(published, a)).max() < 1e-2
+    with pytest.warns(UserWarning, match=rf"^1 of 1 matrices .*largest eigenvalue .*in training's task at n = {n} "):
+        solve(published, 9 * a[0])
+
+
+def test_a_size_far_from_the_trained_one_is_warned_of(published):
+    with pytest.warns(UserWarning, match=r"^n is 41, and training's was 20: the errors may be large$") as warned:
+        solve(published, drawn(1, 41))
+    assert len(warned) == 1 and warned[0].filename == __file__
+
+
 def test_the_answer_has_the_shape_and_type_of_the_question(published):
     a = drawn(3)
     reference = solve(published, a)
@@ -249,13 +265,13 @@ def test_the_command_writes_the_inverses(tmp_path):
 
 
 def test_the_command_reads_a_pipe(tmp_path):
-    np.save(tmp_path / "a.npy", drawn(2))
+    np.save(tmp_path / "a.npy", drawn(2, 10))
     arguments = [PUBLISHED, "/dev/stdin", "--output", tmp_path / "y.npy"]
     line = [sys.executable, str(ROOT / "experiments" / "solve.py"), *arguments]
     with subprocess.Popen(["cat", tmp_path / "a.npy"], stdout=subprocess.PIPE) as cat:
         done = subprocess.run(line, stdin=cat.stdout, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0
-    np.testing.assert_array_equal(np.load(tmp_path / "y.npy"), solve(load_model(PUBLISHED), drawn(2)))
+    np.testing.assert_array_equal(np.load(tmp_path / "y.npy"), solve(load_model(PUBLISHED), drawn(2, 10)))
 
 
 def test_the_command_warns_overwrites_when_told_and_takes_the_plain_sampler(tmp_path):
@@ -275,7 +291,7 @@ def test_the_command_warns_overwrites_when_told_and_takes_the_plain_sampler(tmp_
 
 def test_the_command_names_bad_input_in_one_line_and_writes_nothing(tmp_path, capsys):
     np.save(tmp_path / "good.npy", drawn(1))
-    np.save(tmp_path / "shape.npy", drawn(1, 4))
+    np.save(tmp_path / "shape.npy", np.ones((1, 4, 5)))
     np.save(tmp_path / "nan.npy", np.full((20, 20), np.nan))
     np.save(tmp_path / "asymmetric.npy", np.triu(np.ones((20, 20))))
     np.save(tmp_path / "objects.npy", np.array([{}]), allow_pickle=True)
@@ -301,7 +317,7 @@ def test_the_command_names_bad_input_in_one_line_and_writes_nothing(tmp_path, ca
         (PUBLISHED, "two.npy", "goes on after its first array"),
         (PUBLISHED, ".", "is a pipe or a folder"),
         (PUBLISHED, "pipe.npy", "give --output"),
-        (PUBLISHED, "shape.npy", "A has shape (1, 4, 4)"),
+        (PUBLISHED, "shape.npy", "A has shape (1, 4, 5); this model takes (n, n) or (B, n, n)"),
         (PUBLISHED, "nan.npy", "not finite"),
         (PUBLISHED, "asymmetric.npy", "not symmetric"),
     ):

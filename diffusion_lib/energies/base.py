@@ -20,6 +20,7 @@ class EnergyModel(nn.Module):
     """
 
     has_energy = True
+    any_size = False  # whether vectors may have other lengths than inp_dim and out_dim
 
     def __init__(self, inp_dim: int, out_dim: int, num_timesteps: int = 10):
         super().__init__()

@@ -14,12 +14,16 @@ CHANNELS, PRODUCTS, LAYERS = 8, 4, 10
 START = 10.0  # the size of the first P, and of I in matrix_free.py, in units of 1 / scale(A)
 
 
-def side(inp_dim: int, out_dim: int) -> int:
-    """Return n of flattened n x n inputs and outputs. Raises ConfigError for other sizes."""
-    n = math.isqrt(inp_dim)
-    if n * n != inp_dim or inp_dim != out_dim:
+def require_square(inp_dim: int, out_dim: int):
+    """Raise ConfigError for sizes that are not those of flattened n x n inputs and outputs."""
+    if math.isqrt(inp_dim) ** 2 != inp_dim or inp_dim != out_dim:
         raise ConfigError(f"a matrix energy needs n x n inputs and outputs, not {inp_dim} and {out_dim} numbers")
-    return n
+
+
+def square(flat: torch.Tensor) -> torch.Tensor:
+    """Flattened matrices (B, n^2) as (B, n, n)."""
+    n = math.isqrt(flat.shape[1])
+    return flat.view(-1, n, n)
 
 
 def eigenvalue_scale(a: torch.Tensor) -> torch.Tensor:
@@ -96,9 +100,11 @@ class MatrixEBM(EnergyModel):
     one more: g_t (P A)^T (P r), r the residual, a closed form that plain autograd differentiates.
     """
 
+    any_size = True
+
     def __init__(self, inp_dim: int, out_dim: int):
         super().__init__(inp_dim, out_dim)
-        self.n = side(inp_dim, out_dim)
+        require_square(inp_dim, out_dim)
         self.w_in = nn.Parameter(0.5 * torch.randn(CHANNELS, 2))
         self.w_mix = nn.Parameter(0.3 * torch.randn(LAYERS, PRODUCTS, CHANNELS))
         self.w_out = nn.Parameter(0.15 * torch.randn(LAYERS, CHANNELS, PRODUCTS))
@@ -116,8 +122,11 @@ class MatrixEBM(EnergyModel):
         self.g = nn.Parameter(g)
         self.c = nn.Parameter(buffers["sqrt_alphas_cumprod"] * g)
 
+    def solution_shape(self, inp):
+        return (len(inp), inp.shape[1])
+
     def condition(self, inp, t):
-        a = inp.view(-1, self.n, self.n)
+        a = square(inp)
         scale = eigenvalue_scale(a)
         p = START / scale * Polynomial.apply(a / scale, self.w_in, self.w_mix, self.w_out, self.w_last)
         return Condition(p, p @ a, *self._scalars(t))
@@ -141,4 +150,4 @@ class MatrixEBM(EnergyModel):
         return 0.5 * residual.square().sum((1, 2)), gradient.flatten(1)
 
     def _preconditioned_residual(self, cond, x):
-        return cond.g * (cond.pa @ x.view(-1, self.n, self.n)) - cond.c * cond.p
+        return cond.g * (cond.pa @ square(x)) - cond.c * cond.p

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from diffusion_lib.energies.base import EnergyModel
-from diffusion_lib.energies.matrix import CHANNELS, PRODUCTS, START, eigenvalue_scale, side
+from diffusion_lib.energies.matrix import CHANNELS, PRODUCTS, START, eigenvalue_scale, require_square, square
 from diffusion_lib.schedule import cosine_beta_schedule, schedule_buffers
 
 LAYERS = 8
@@ -36,9 +36,11 @@ class MatrixEBMFree(EnergyModel):
     1.1e-4. The gradient comes from autograd.
     """
 
+    any_size = True
+
     def __init__(self, inp_dim: int, out_dim: int):
         super().__init__(inp_dim, out_dim)
-        self.n = side(inp_dim, out_dim)
+        require_square(inp_dim, out_dim)
         self.w_in = nn.Parameter(0.5 * torch.randn(CHANNELS, 3))
         self.w_pq = nn.Parameter(0.3 * torch.randn(LAYERS, 2 * PRODUCTS, CHANNELS))
         self.w_out = nn.Parameter(0.02 * torch.randn(LAYERS, CHANNELS, PRODUCTS))  # larger starts diverge
@@ -52,10 +54,13 @@ class MatrixEBMFree(EnergyModel):
         buffers = schedule_buffers(cosine_beta_schedule(num_timesteps))
         self.log_weight = nn.Parameter(-buffers["sqrt_one_minus_alphas_cumprod"].log())  # log of MatrixEBM's g_t^2
 
+    def solution_shape(self, inp):
+        return (len(inp), inp.shape[1])
+
     def condition(self, inp, t):
-        a = inp.view(-1, self.n, self.n)
+        a = square(inp)
         scale = eigenvalue_scale(a)
-        unit = START / scale * torch.eye(self.n, device=a.device, dtype=a.dtype)
+        unit = START / scale * torch.eye(a.shape[-1], device=a.device, dtype=a.dtype)
         return self.retime(Condition(unit, a / scale, self.gain, self.log_weight), t)
 
     def retime(self, cond, t):
@@ -65,7 +70,7 @@ class MatrixEBMFree(EnergyModel):
         return Condition(cond.unit, cond.a, self.gain @ columns, (self.log_weight @ columns).exp())
 
     def energy(self, cond, x):
-        a, n = cond.a, self.n
+        a, n = cond.a, cond.a.shape[-1]
         spread = 2 * math.sqrt(n)  # the largest singular value of an n x n matrix of unit noise
         z = self.w_in @ torch.stack((cond.unit, a, x.view_as(a) / spread)).view(3, -1)
         for w_pq, w_out, gain in zip(self.w_pq, self.w_out, cond.gain, strict=True):

@@ -1,12 +1,13 @@
 """Global settings of torch that a caller may have changed, and whose defaults this code counts on."""
 
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
 
 
 @contextmanager
-def torchs_defaults():
+def torchs_defaults() -> Iterator[None]:
     """Set torch's defaults in a `with` block: gradients, also within torch.inference_mode(), float32 and the CPU.
 
     torch.autocast is off, so that nothing is computed in another type.

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
 from diffusion_lib.system.errors import ConfigError
 
@@ -16,6 +17,8 @@ ONE_OF_SEVERAL = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_POR
 NOT_READ = ("PMI_", "OMPI_COMM_WORLD_", "MV2_COMM_WORLD_", "MPI_LOCAL", "ACCELERATE_")
 GRANTED = ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS", "CUDA_VISIBLE_DEVICES")  # which GPUs a job may use
 NO_GPU = ("", "-1", "NoDevFiles")
+# By tracker, the keyword that names a run of a project; to the others a run is a project of its own.
+RUN_NAMES = {"wandb": "name", "trackio": "name", "swanlab": "experiment_name", "mlflow": "run_name"}
 
 
 def chosen_device(device: str | None) -> torch.device:
@@ -57,8 +60,7 @@ def processes() -> int:
 def make_accelerator(device: str | None = None, log_with: str | None = None, folder="results") -> Accelerator:
     """Make an Accelerator on `device`: see chosen_device. Raises ConfigError."""
     on_cpu = chosen_device(device).type == "cpu"
-    if log_with not in (None, "tensorboard"):
-        raise ConfigError(f"log_with is {log_with!r}; allowed: tensorboard")
+    require_tracker(log_with)
     with _environment_for_accelerate(), _state_of_its_own():
         accelerator = Accelerator(
             cpu=on_cpu, mixed_precision="no", dynamo_backend="no", log_with=log_with, project_dir=str(folder)
@@ -68,6 +70,25 @@ def make_accelerator(device: str | None = None, log_with: str | None = None, fol
             f"another Accelerator of this process is on {accelerator.device.type}, and so are all; allowed: that device"
         )
     return accelerator
+
+
+def require_tracker(name: str | None):
+    """Raises ConfigError for a tracker that accelerate does not know, or that is not installed."""
+    installed = [str(each) for each in get_available_trackers()]
+    if name in LOGGER_TYPE_TO_CLASS and name not in installed:
+        raise ConfigError(f"log_with is {name!r}, which is not installed; installed: {', '.join(installed) or 'none'}")
+    if name is not None and name not in LOGGER_TYPE_TO_CLASS:
+        raise ConfigError(f"log_with is {name!r}; allowed, where installed: {', '.join(LOGGER_TYPE_TO_CLASS)}")
+
+
+def start_tracker(accelerator: Accelerator, name: str):
+    """Begin a run of the tracker that the Accelerator logs with. name: the project's, or project/run."""
+    tracker = str(accelerator.log_with[0])
+    project, _, run = name.partition("/")
+    if run and tracker in RUN_NAMES:
+        accelerator.init_trackers(project, init_kwargs={tracker: {RUN_NAMES[tracker]: run}})
+    else:
+        accelerator.init_trackers(name)
 
 
 def prepare(accelerator: Accelerator, model):

@@ -3,11 +3,14 @@
 import math
 import time
 import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from ema_pytorch import EMA
 from torch.optim import Adam
+from torch.utils.data import Dataset
 
 from diffusion_lib.checkpoint import checkpoint_path, load_checkpoint, other_model_error, require_own, save_checkpoint
 from diffusion_lib.energies import EnergyModel
@@ -17,7 +20,7 @@ from diffusion_lib.released_api import TRAINER_DEFAULTS, ReleasedTrainerCalls, r
 from diffusion_lib.seeds import DROPOUT, derive_seed, seeded_generator
 from diffusion_lib.system.checks import plain, require_fraction, require_positive, require_whole, with_plain_numbers
 from diffusion_lib.system.defaults import torchs_defaults
-from diffusion_lib.system.device import make_accelerator, prepare
+from diffusion_lib.system.device import make_accelerator, prepare, start_tracker
 from diffusion_lib.system.errors import ConfigError, Interrupted, NonFiniteLossError
 from diffusion_lib.system.files import write_csv
 from diffusion_lib.system.memory import keep_freed_memory
@@ -26,6 +29,9 @@ from diffusion_lib.system.signals import stop_requests
 from diffusion_lib.tasks.base import as_task, has_mask
 from diffusion_lib.training.batches import stream_of
 from diffusion_lib.training.step import TrainStep
+
+if TYPE_CHECKING:
+    from diffusion_lib.denoising_diffusion_pytorch_1d import GaussianDiffusion1D
 
 MAX_GRADIENT_NORM = 1.0
 EXAMPLES = 64  # of a data set, looked at before it is trained on
@@ -55,7 +61,8 @@ class Trainer1D(ReleasedTrainerCalls):
     log_every: steps between rows of metrics.csv.
     on_log: called with each row.
     before_save: called before each write to results_folder, which it may prevent by an exception.
-    log_with: 'tensorboard' or None.
+    log_with: the name of a tracker of accelerate that is installed, such as 'tensorboard', or None.
+    tracked_as: what it calls the run, as project/run. None: the label.
     label: shown with the progress.
 
     Raises ConfigError for values that are not allowed, and for a dataset that does not fit the model; warns where its
@@ -65,37 +72,38 @@ class Trainer1D(ReleasedTrainerCalls):
     @torchs_defaults()
     def __init__(
         self,
-        diffusion_model,
-        dataset,
+        diffusion_model: "GaussianDiffusion1D",
+        dataset: Dataset,
         *,
-        train_batch_size=16,
-        validation_batch_size=None,
-        train_lr=1e-4,
-        train_num_steps=100000,
-        ema_update_every=10,
-        ema_decay=0.995,
-        adam_betas=(0.9, 0.99),
-        save_and_sample_every=1000,
-        data_workers=None,
-        results_folder="./results",
-        validation_dataset=None,
-        extra_validation_datasets=None,
-        extra_validation_every_mul=10,
-        evaluate_first=False,
-        seed=0,
-        lr_schedule=None,
-        device=None,
-        cuda_graph=True,
-        evaluation_size=2048,
-        curve_samplers=None,
-        log_every=100,
-        log_with=None,
-        on_log=None,
-        before_save=None,
-        label="train",
-        keep_milestones=True,
-        cond_mask=None,
-        **released,
+        train_batch_size: int = 16,
+        validation_batch_size: int | None = None,
+        train_lr: float = 1e-4,
+        train_num_steps: int = 100000,
+        ema_update_every: int = 10,
+        ema_decay: float = 0.995,
+        adam_betas: tuple[float, float] = (0.9, 0.99),
+        save_and_sample_every: int = 1000,
+        data_workers: int | None = None,
+        results_folder: Path | str = "./results",
+        validation_dataset: Dataset | None = None,
+        extra_validation_datasets: Mapping[str, Dataset] | None = None,
+        extra_validation_every_mul: int = 10,
+        evaluate_first: bool = False,
+        seed: int = 0,
+        lr_schedule: Callable[[int], float] | None = None,
+        device: str | None = None,
+        cuda_graph: bool = True,
+        evaluation_size: int = 2048,
+        curve_samplers: Mapping[str, int] | None = None,
+        log_every: int = 100,
+        log_with: str | None = None,
+        tracked_as: str | None = None,
+        on_log: Callable[[dict[str, Any]], object] | None = None,
+        before_save: Callable[[], object] | None = None,
+        label: str = "train",
+        keep_milestones: bool = True,
+        cond_mask: bool | None = None,
+        **released: Any,
     ):
         require_metric(released, dataset)
         require_defaults("Trainer1D", released, TRAINER_DEFAULTS)
@@ -127,9 +135,9 @@ class Trainer1D(ReleasedTrainerCalls):
             require_fitting(diffusion_model, task)
         check_examples(diffusion_model, as_task(dataset))
         self.results_folder = Path(results_folder)
-        self.results_folder.mkdir(parents=True, exist_ok=True)
         self.keep_milestones = keep_milestones
         self.accelerator = accelerator = make_accelerator(device, log_with, self.results_folder)
+        self.results_folder.mkdir(parents=True, exist_ok=True)
         if train_batch_size % accelerator.num_processes:
             raise ConfigError(
                 f"train_batch_size {train_batch_size} does not divide among {accelerator.num_processes} processes"
@@ -140,6 +148,7 @@ class Trainer1D(ReleasedTrainerCalls):
         self.save_and_sample_every, self.log_every = save_and_sample_every, log_every
         self.evaluate_first, self.extra_every = evaluate_first, extra_validation_every_mul
         self.on_log, self.before_save, self.label = on_log, before_save, label
+        self.tracked_as = tracked_as or label.replace(" ", "-")
         self.step, self.history, self.train_seconds = 0, [], 0.0
 
         keep_freed_memory()
@@ -174,18 +183,18 @@ class Trainer1D(ReleasedTrainerCalls):
         }
 
     @property
-    def device(self):
+    def device(self) -> torch.device:
         return self.accelerator.device
 
     @property
-    def diffusion(self):
+    def diffusion(self) -> "GaussianDiffusion1D":
         """The model that is trained, without what accelerate puts around it."""
         return self.accelerator.unwrap_model(self.model)
 
-    def checkpoint_path(self, milestone) -> Path:
+    def checkpoint_path(self, milestone: Path | str | int) -> Path:
         return checkpoint_path(self.results_folder, milestone)
 
-    def save(self, milestone="last"):
+    def save(self, milestone: Path | str | int = "last") -> None:
         """Write the whole state, atomically, from the main process, and metrics.csv with it."""
         if not self.accelerator.is_main_process:
             return
@@ -224,7 +233,7 @@ class Trainer1D(ReleasedTrainerCalls):
         }
 
     @torchs_defaults()
-    def load(self, milestone="last", to_train: bool = True):
+    def load(self, milestone: Path | str | int = "last", to_train: bool = True) -> None:
         """Continue from a checkpoint, the released code's included. Raises CheckpointError; the file stays.
 
         to_train: whether it is to be trained on, so that its step matters, its mining, and where it is in
@@ -280,14 +289,14 @@ class Trainer1D(ReleasedTrainerCalls):
 
     @torchs_defaults()
     @denormals_flushed()
-    def train(self) -> list[dict]:
+    def train(self) -> list[dict[str, Any]]:
         """Train to `train_num_steps` and return the rows of metrics.csv.
 
         A signal (SIGNALS) saves and raises Interrupted; a loss that is not finite raises NonFiniteLossError
         before its update, with the last checkpoint as it was.
         """
         if self.accelerator.log_with:
-            self.accelerator.init_trackers(self.label.replace(" ", "-"))
+            start_tracker(self.accelerator, self.tracked_as)
         if self.evaluate_first:
             self.evaluate()
         progress = Progress(self.label, self.step, self.train_num_steps, self.accelerator.is_main_process)

@@ -176,10 +176,10 @@ def load_results(path: Path | str) -> tuple[pd.DataFrame, pd.DataFrame]:
     path = Path(path)
     tables = [path.with_name(f"{path.name}{ending}") for ending in (".csv", ".runs.csv")]
     if all(table.exists() for table in tables):
-        return pd.read_csv(tables[0]), pd.read_csv(tables[1])
+        return tuple(pd.read_csv(path, float_precision="round_trip") for path in tables)
     if not (path / "study.toml").exists():
         raise ConfigError(f"there is no {tables[1]}; allowed: results/<study> of a study that has a report")
-    runs = pd.read_csv(path / "runs.csv")
+    runs = pd.read_csv(path / "runs.csv", float_precision="round_trip")
     study = parse_command("", ["--study", str(path / "study.toml")]).study
     results = Results(wide_form(runs), study, task_metrics(TASKS[study.config.dataset]))
     return summarise(results, study, []), runs

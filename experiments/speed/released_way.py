@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from diffusion_lib.energies import EBM
-from diffusion_lib.energies.matrix import START, MatrixEBM, eigenvalue_scale
+from diffusion_lib.energies.matrix import START, MatrixEBM, eigenvalue_scale, square
 
 
 class ItemwiseInverse(Dataset):
@@ -44,8 +44,8 @@ def plain_energy(ebm: EBM | MatrixEBM, inp, x, t):
 
 def plain_matrix_energy(ebm, inp, x, t):
     """E (B,) of the matrix energy, in the order of its equation."""
-    a, x = (part.view(-1, ebm.n, ebm.n) for part in (inp, x))
-    scale, identity = eigenvalue_scale(a), torch.eye(ebm.n, dtype=a.dtype, device=a.device)
+    a, x = map(square, (inp, x))
+    scale, identity = eigenvalue_scale(a), torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
     z = torch.einsum("ci,ibjk->bcjk", ebm.w_in, torch.stack((identity.expand_as(a), a / scale)))
     for mix, out in zip(ebm.w_mix, ebm.w_out, strict=True):
         h = torch.einsum("kc,bcij->bkij", mix, z)

@@ -38,6 +38,7 @@ class Command:
 
     action: train, report, status or check. run: the number of the only run to train, for job arrays. fresh: whether an
     earlier study of this name is deleted first. at_once: runs trained at the same time, None: as many as fit.
+    log_with: as of Trainer1D.
     """
 
     study: Study
@@ -49,6 +50,7 @@ class Command:
     cuda_graph: bool = True
     at_once: int | None = None
     use_lock: bool = True
+    log_with: str | None = None
 
 
 def parse_command(description: str, arguments=None) -> Command:
@@ -87,6 +89,11 @@ def parse_command(description: str, arguments=None) -> Command:
     add("--results", type=directory, default=ROOT / "results", help="default: results/ of this project")
     add("--fresh", action="store_true", help="delete an earlier study of this name, its tables too")
     add("--no-lock", action="store_true", help="where the file system has no locks, and nobody else trains")
+    add(
+        "--log-with",
+        metavar="TRACKER",
+        help="tensorboard, or another of accelerate that is installed: wandb, mlflow, …",
+    )
     add("--report-only", action="store_true", help="train nothing; report the finished runs")
     add("--status", action="store_true", help="train nothing; show where each run stands")
     add("--check", action="store_true", help="train and write nothing; check the command, print its plan")
@@ -114,6 +121,7 @@ def parse_command(description: str, arguments=None) -> Command:
         cuda_graph=not options.no_cuda_graph,
         at_once=options.at_once,
         use_lock=not options.no_lock,
+        log_with=options.log_with,
     )
 
 

@@ -16,6 +16,7 @@ from diffusion_lib.run_folder import (
     prepare_folder,
     require_of_study,
     require_same,
+    study_of,
     write_result,
 )
 from diffusion_lib.system.device import chosen_device
@@ -106,6 +107,7 @@ def run_experiment(
             on_log=lock.note,
             before_save=lock.check,
             label=f"{strategy} seed {seed}",
+            tracked_as="/".join((study.name if (study := study_of(folder)) else folder.name, strategy, f"seed-{seed}")),
             **options,
         )
         try:
