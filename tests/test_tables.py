@@ -309,7 +309,7 @@ def test_what_is_printed_fits_a_screen_and_says_what_it_leaves_out(count):
         assert (
             "… and 7 strategies more in the report" in text and "opt_steps=2,scale_factor=1.0  1.000× no diff" in text
         )
-        assert "… and 15 pairs more in the report" in text
+        assert "… and 17 pairs more in the report" in text
     else:
         assert "Verdict at equal FLOPs, adversarial against baseline-compute: no difference beyond 5%" in text
 
