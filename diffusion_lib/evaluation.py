@@ -123,7 +123,7 @@ def _bound(diffusion, chosen):
 
 @torch.no_grad()
 def energy_auc(diffusion, chosen: EvaluationSet, modes, batch_size=2048, share=Share()) -> dict[str, float]:
-    """Return by mode how often the real sample has the lower energy than negatives made as in training.
+    """Return by mode how often the real sample has a lower energy than the negative, which is made as in training.
 
     It is the share over all levels and examples; nan for a model without an energy.
     modes: of 'random' and 'adversarial', the latter with IRED's two opt_steps whatever the model was trained with.

@@ -204,7 +204,7 @@ def measure_sampling(options, released) -> list[dict]:
 
 
 def measure_runs_at_once(options) -> list[dict]:
-    """Time a step of one run that has the machine to itself, and of several that share it, over their number."""
+    """Time a step of one run that has the machine to itself, and of several that share it, divided by their number."""
     rows, products = [], torch.get_float32_matmul_precision()
     threads = max(1, torch.get_num_threads() // options.at_once)
     with ExitStack() as stack:
@@ -230,7 +230,7 @@ def measure_runs_at_once(options) -> list[dict]:
 
 
 def shared_seconds(timers, repeats) -> float:
-    """Return the median seconds of a step, over the number of processes that work at the same time."""
+    """Return the median seconds of a step, divided by the number of processes that work at the same time."""
     times, started = [], time.perf_counter()
     while len(times) < repeats:
         counts = time.perf_counter() - started >= timing.WARM_UP

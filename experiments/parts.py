@@ -47,7 +47,7 @@ def searched(command: Command) -> bool:
 
 
 def chosen_parts(command: Command) -> list[Study]:
-    """Return each problem's study at the search's choices. Raises ConfigError for a strategy that always diverged."""
+    """Return each problem's study at the search's choices. Raises ConfigError where a strategy has none."""
     from experiments.analysis.search import choose  # here, as the report
 
     searches, found = command.study.search_study().problems(), []

@@ -127,7 +127,7 @@ class FastGradients:
 
 
 class Evaluation:
-    """An evaluation at x (B, out_dim) that nobody differentiates: it saves nothing and reuses its memory.
+    """An evaluation at x (B, out_dim) without further derivatives: it saves nothing and reuses its memory.
 
     product: multiplies all large matrices.
     projected: the first layer's shift (B, H).

@@ -28,7 +28,7 @@ def mps_is_on() -> bool:
 
 @contextmanager
 def mps(on: bool):
-    """Let processes started inside share the GPU by an MPS daemon of their own, or, where `on` is False, by none."""
+    """Let processes started inside share the GPU by an MPS daemon of their own; where `on` is False, without one."""
     before = {name: os.environ.get(name) for name in (PIPES, LOGS)}
     with tempfile.TemporaryDirectory() as folder:
         os.environ |= {PIPES: folder, LOGS: folder}  # without a daemon in it, nobody finds one

@@ -90,7 +90,7 @@ def many_steps(mode, precision, sizes: Sizes, device, cuda_graph: bool = True):
 
 
 def measure_at_once(sizes: Sizes, device: torch.device, with_mps: bool) -> list[dict]:
-    """Time, by the number of runs at once, a round in which each strategy makes one step, over that number."""
+    """Time, for each number of runs at once, one step of every strategy, and divide by that number."""
     most = max(sizes.at_once)
     threads = max(1, granted_cores() // most)
     rows = []

@@ -77,7 +77,7 @@ def measure(model, plain, inp_shape, x_shape, batch_size, repeats, device) -> di
 
 
 def measure_all(batch_size=32, repeats=7, device="cpu") -> list[dict]:
-    """Return a row for each energy, at the sizes of IRED's connectivity and shortest paths."""
+    """Time each energy, a row each, at the sizes of IRED's connectivity and shortest paths."""
     setting = (batch_size, repeats, device)
     return [
         measure(GraphEBM(1, 1), plain_graph_energy, (12, 12, 1), (12, 12), *setting),
