@@ -1,10 +1,11 @@
-"""The metrics, each defined once; every table and CSV uses these names.
+"""Evaluate a model on fixed sets. Each metric is defined here once; every table and CSV uses these names.
 
 mse          mean over matrices and entries of (prediction - target)^2
 recon_error  mean over matrices of the Frobenius norm of A prediction - I (matrix inversion only)
 energy_auc   share of pairs with E(real) < E(fake), over all levels, a tie counting half
-All are computed with the EMA weights on evaluation sets that their own seed fixes: the same for every run,
-strategy, device and number of processes. Predictions are compared with float64 targets.
+
+All are computed with the EMA weights on evaluation sets that their own seed fixes: the same for every run, strategy,
+device and number of processes. Predictions are compared with float64 targets.
 """
 
 import math
@@ -20,12 +21,12 @@ from diffusion_lib.tasks.base import Task, as_task, mask_of
 
 
 def samplers_of(diffusion) -> list[str]:
-    """The names of the samplers that the model can have: without an energy there is no inner loop."""
+    """Return the names of the samplers that the model can have; without an energy there is no inner loop."""
     return [name for name, steps in SAMPLERS.items() if diffusion.model.ebm.has_energy or not steps(diffusion.rules)]
 
 
 class Share(NamedTuple):
-    """Which part of a set this process evaluates."""
+    """The part of a set that this process evaluates."""
 
     rank: int = 0
     world: int = 1
@@ -34,7 +35,7 @@ class Share(NamedTuple):
         return range(self.rank * count // self.world, (self.rank + 1) * count // self.world)
 
     def gather(self, values: torch.Tensor) -> torch.Tensor:
-        """All processes' rows, in order; every process gets them."""
+        """Return all processes' rows, in order, on every process."""
         if self.world == 1:
             return values
         parts = [None] * self.world
@@ -45,8 +46,9 @@ class Share(NamedTuple):
 class EvaluationSet:
     """`size` examples of a task with float64 targets, their mask, and the noise that the sampler starts from.
 
-    Made on the CPU, so that every device gets the same numbers. Both difficulties of matrix inversion share their R.
-    masked: whether the entries that the input gives are kept.
+    They are made on the CPU, so that every device gets the same numbers. Both difficulties of matrix inversion share
+    their R.
+    masked: whether the given entries are kept.
     """
 
     def __init__(self, task: Task, size: int, device, masked: bool = True):
@@ -63,7 +65,7 @@ class EvaluationSet:
         return None if self.mask is None else self.mask[rows]
 
     def batches(self, batch_size: int, share: Share = Share()):
-        """Slices of this process's rows."""
+        """Yield slices of this process's rows."""
         rows = share.of(self.size)
         for first in range(rows.start, rows.stop, batch_size):
             yield slice(first, min(first + batch_size, rows.stop))
@@ -78,10 +80,11 @@ def sampler_metrics(
     levels=None,
     execute=False,
 ) -> dict:
-    """The task's metrics, by name, of one of SAMPLERS on an evaluation set; all nan where a sample is not finite.
+    """Return the task's metrics, by name, of a sampler on an evaluation set; all nan where a sample is not finite.
 
-    sampler: its name, or a number of opt_steps at each level, or None for the model's own. levels: as of sample_loop.
-    execute: the metrics of Task.execute too, which take further samples.
+    sampler: one of SAMPLERS by name, a number of opt_steps at each level, or None for the model's own.
+    levels: as in sample_loop.
+    execute: whether to compute the metrics of Task.execute too, which take further samples.
     """
     parts, inner_steps = [], SAMPLERS[sampler](diffusion.rules) if isinstance(sampler, str) else sampler
     options = {"inner_steps": inner_steps, "bound": _bound(diffusion, chosen), "levels": levels}
@@ -103,13 +106,13 @@ def sampler_metrics(
 
 
 def prediction_metrics(chosen: EvaluationSet, prediction) -> dict:
-    """The task's metrics, by name, of a prediction for the whole set."""
+    """Return the task's metrics, by name, of a prediction for the whole set."""
     example = chosen.inp, chosen.target, prediction
     return summary(chosen.task, chosen.task.score(*example) | chosen.task.execute(*example))
 
 
 def summary(task, scores: dict[str, torch.Tensor]) -> dict[str, float]:
-    """The task's metrics, by name, of its scores of some examples, (B,) each."""
+    """Return the task's metrics, by name, from its scores of some examples, (B,) each."""
     return task.summary({name: values.mean().item() for name, values in scores.items()})
 
 
@@ -120,10 +123,10 @@ def _bound(diffusion, chosen):
 
 @torch.no_grad()
 def energy_auc(diffusion, chosen: EvaluationSet, modes, batch_size=2048, share=Share()) -> dict[str, float]:
-    """By mode, how often the real sample has the lower energy, over all levels and examples; negatives as in training.
+    """Return by mode how often the real sample has a lower energy than the negative, which is made as in training.
 
-    modes: of 'random' and 'adversarial', the latter with IRED's two opt_steps whatever the model was trained with. nan
-    for a model without an energy.
+    It is the share over all levels and examples; nan for a model without an energy.
+    modes: of 'random' and 'adversarial', the latter with IRED's two opt_steps whatever the model was trained with.
     """
     if not diffusion.model.ebm.has_energy:
         return dict.fromkeys(modes, math.nan)

@@ -1,4 +1,4 @@
-"""The released code's calls: scripts written for it run as they are, or are told in one line what to write instead."""
+"""Accept the released code's calls: its scripts run as they are, or are told in one line what to write instead."""
 
 import itertools
 import warnings
@@ -52,9 +52,9 @@ METRICS = {
 
 
 def require_defaults(owner: str, given: dict, allowed: dict):
-    """Accept released keywords at the only value that the continuous tasks use.
+    """Raise ConfigError for a released keyword with another value than the continuous tasks use.
 
-    Raises ConfigError for another value and TypeError, as Python does, for a keyword the release had not.
+    Raises TypeError, as Python does, for a keyword that the release does not have.
     """
     for name, value in given.items():
         if name not in allowed:
@@ -74,14 +74,14 @@ def require_metric(released: dict, dataset):
 
 
 def released_mode(dataset: str) -> str:
-    """The mining mode of the release where it supervises the energy landscape."""
+    """Return the release's mining mode for a task, where it supervises the energy landscape."""
     return "corrupt" if any(dataset in tasks for tasks in FLAGS.values()) else "adversarial"
 
 
 def by_flags(released: dict, rules: Rules | None, mining_config, bound, match_release: bool):
-    """Rules and MiningConfig, with the released constructor's flags taken out of `released`.
+    """Take the released constructor's flags out of `released`, and return the Rules and MiningConfig that they mean.
 
-    A flag brings its task's rules, and the release's negatives for it where the mining config does not say otherwise.
+    A flag brings its task's rules and, where the mining config does not say otherwise, the release's negatives for it.
     Raises ConfigError for two flags at a time, or flags beside rules.
     """
     chosen = [flag for flag in FLAGS if released.pop(flag, False)]
@@ -149,13 +149,13 @@ class ReleasedCalls:
         return self._at(kept, t, x_t) * x_t - self._at(added, t, x_t) * v
 
     def q_posterior(self, x_start, x_t, t):
-        """Mean (B, *out_shape), variance and its clipped logarithm (B, 1, …) of q(x_{t-1} | x_t, x_0)."""
+        """Return the mean (B, *out_shape), variance and its clipped logarithm (B, 1, …) of q(x_{t-1} | x_t, x_0)."""
         of_start, of_x_t = self._at(self.posterior_mean_coef1, t, x_t), self._at(self.posterior_mean_coef2, t, x_t)
         spread = (self._at(table, t, x_t) for table in (self.posterior_variance, self.posterior_log_variance_clipped))
         return of_start * x_start + of_x_t * x_t, *spread
 
     def model_predictions(self, inp, x, t, x_self_cond=None, clip_x_start=False, rederive_pred_noise=False):
-        """The prediction at x (B, *out_shape) and levels t (B,). clip_x_start: to [-1, 1], as in the release."""
+        """Predict at x (B, *out_shape) and levels t (B,). clip_x_start: to [-1, 1], as in the release."""
         if x_self_cond is not None:
             raise ConfigError("leave out x_self_cond: the release's models take no former prediction")
         noise = self.model(inp, x, t)
@@ -166,7 +166,7 @@ class ReleasedCalls:
         return ModelPrediction(noise, x_start)
 
     def p_mean_variance(self, cond, x, t, x_self_cond=None, clip_denoised=False):
-        """`q_posterior` at the model's x_0 for inputs `cond`, and that x_0, within the bound if clip_denoised."""
+        """Return `q_posterior` at the model's x_0 for inputs `cond`, and that x_0, in the bound if clip_denoised."""
         x_start = self.model_predictions(cond, x, t, x_self_cond).pred_x_start
         if clip_denoised:
             x_start = x_start.clamp(-self.bound, self.bound)
@@ -174,9 +174,11 @@ class ReleasedCalls:
 
     @torch.no_grad()
     def p_sample(self, cond, x, t, x_self_cond=None, clip_denoised=True, with_noise=False, scale=False):
-        """One denoising step for inputs `cond` at level t, (B,) or an int: the new x, at that level's scale, and x_0.
+        """Make one denoising step for inputs `cond`; return the new x, at its level's scale, and x_0.
 
-        with_noise: the posterior's noise is added. scale: x is the posterior's mean instead.
+        t: the level, (B,) or an int.
+        with_noise: whether the posterior's noise is added.
+        scale: whether x is the posterior's mean instead.
         """
         times = torch.full((len(x),), t, device=x.device) if isinstance(t, int) else t
         new, _, log_variance, x_start = self.p_mean_variance(cond, x, times, x_self_cond, clip_denoised)
@@ -188,7 +190,7 @@ class ReleasedCalls:
 
     @torch.no_grad()
     def opt_step(self, inp, img, t, mask=None, data_cond=None, step=None, eval=True, sf=1.0, detach=True):
-        """`step` descents (None: 5) of the energy from img (B, out_dim) at levels t (B,); see `descend`."""
+        """Descend the energy `step` times (None: inner_steps) from img (B, out_dim) at levels t (B,); see `descend`."""
         if (mask is None) != (data_cond is None):
             raise ConfigError("opt_step: mask and data_cond go together; data_cond is what the mask keeps at level t")
         if not (eval and detach):
@@ -198,7 +200,7 @@ class ReleasedCalls:
         return self.descend(self.model.ebm.condition(inp, t), img, t, steps, sf, self.bound, given)[0]
 
     def p_sample_loop(self, batch_size, shape, inp, cond=None, mask=None, return_traj=False):
-        """Solutions for inputs (batch_size, inp_dim), of `shape` (out_dim,); `cond` is unused, as in the release."""
+        """Solve inputs (batch_size, inp_dim); `shape` is (out_dim,), and `cond` is unused, as in the release."""
         out_shape = self.model.ebm.solution_shape(inp)[1:]
         if batch_size != len(inp) or tuple(shape) != out_shape:
             raise ConfigError(
@@ -215,7 +217,7 @@ class ReleasedCalls:
         batch_size: int | None = None,
         return_traj: bool = False,
     ) -> torch.Tensor:
-        """Solve inputs x (B, inp_dim) with this model's own weights: of one that was trained the last, not the average.
+        """Solve inputs x (B, inp_dim) with this model's own weights: after training they are the last, not the average.
 
         `label` is unused, as in the release, and batch_size must be B. Warns where a trainer has the averaged weights.
         """
@@ -234,7 +236,7 @@ class ReleasedTrainerCalls:
 
     @property
     def metric(self):
-        """The release's name of what decides first, or ours where it has none."""
+        """The release's name of the metric that decides first, or ours where it has none."""
         own = as_task(self.dataset).metrics[0]
         return next((name for name, ours in METRICS.items() if ours == own), own)
 
@@ -251,14 +253,14 @@ class ReleasedTrainerCalls:
 
     @property
     def validation_dl(self):
-        """The fixed validation set in batches as of `dl`; none without a validation_dataset."""
+        """The fixed validation set in batches like those of `dl`; none without a validation_dataset."""
         chosen = self.evaluation_sets.get("val")
         rows = chosen.batches(self.validation_batch_size, self.share) if chosen else ()
         parts = [part for part in (chosen.inp, chosen.target, chosen.mask) if part is not None] if chosen else []
         return [tuple(part[at] for part in parts) for at in rows]
 
     def evaluate(self, device=None, milestone=None, inp=None, label=None, mask=None):
-        """Print and return the metrics on the fixed sets, and on a batch (inp, label) where one is given.
+        """Print and return the metrics on the fixed sets, and on a batch (inp, label) where one is passed.
 
         device and milestone are there for the release's callers and change nothing.
         """

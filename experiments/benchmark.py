@@ -74,7 +74,7 @@ def resolve(options) -> torch.device:
 
 
 def matmul_peak(batch_size, device, repeats, dtype=torch.float32) -> float:
-    """FLOP/s of the best of the products that a step consists of, as torch is set."""
+    """Return the FLOP/s of the fastest of the products that a step consists of, as torch is set."""
     best = 0.0
     for rows, inner, columns in ((batch_size, HIDDEN, HIDDEN), (HIDDEN, batch_size, HIDDEN), (4096, 1024, 1024)):
         left, right = (torch.randn(size, device=device).to(dtype) for size in ((rows, inner), (inner, columns)))
@@ -86,7 +86,7 @@ def matmul_peak(batch_size, device, repeats, dtype=torch.float32) -> float:
 
 
 def released_step(mode, model, rank, batch_size, device, workers):
-    """The same step in the released way, from the same weights."""
+    """Make the same step in the released way, from the same weights."""
     diffusion = initial_diffusion(mode, model, rank, device)
     return PlainTrainer(diffusion, make_ema(diffusion, 0.995, 10), item_batches(rank, batch_size, workers), device)
 
@@ -97,7 +97,7 @@ def released_data(rank, batch_size, device, workers):
 
 
 def sampling_problem(rank, batch_size, device):
-    """An untrained model, inputs, and the noise to start from."""
+    """Make an untrained model, inputs, and the noise to start from."""
     inp, _ = Inverse("val", rank).sample(batch_size, device=device)
     start = torch.randn(batch_size, rank**2, device=device)
     return initial_diffusion("none", "mlp", rank, device), inp, start
@@ -109,7 +109,7 @@ def released_sampling(inner_steps, rank, batch_size, device):
 
 
 def compare(name, ours: dict, released: RemoteTimer, options, repeats=None, **more) -> dict:
-    """A row of the table: `ours`, and what `released` has prepared, as torch is by default and with our products."""
+    """Time `ours`, and what `released` has prepared, by torch's default and with our products; return a table's row."""
     products = torch.get_float32_matmul_precision()
     functions = {**ours, "released": released}
     if products != released.products:
@@ -130,7 +130,7 @@ def row(name, times, **more) -> dict:
 
 
 def measure_steps(options, peaks, released) -> list[dict]:
-    """Steps of the MLP by strategy; peaks: of the products of `ours` and `bf16`."""
+    """Time steps of the MLP by strategy; peaks: FLOP/s of the products of `ours` and `bf16`."""
     rows = []
     for mode in MODES:
         setting = (mode, "mlp", options.rank, options.batch_size, options.device)
@@ -146,7 +146,7 @@ def measure_steps(options, peaks, released) -> list[dict]:
 
 
 def step_errors(mode, options) -> dict:
-    """Relative errors of a step's loss and gradients, against the plain path in float64."""
+    """Return relative errors of a step's loss and gradients, against the plain path in float64."""
     size = options.rank**2
     inp, target = Inverse("train", options.rank).sample(CHECKED, seeded_generator("benchmark data"), "cpu")
     t, noise = torch.arange(CHECKED) % 10, torch.randn(2, CHECKED, size, generator=seeded_generator("benchmark noise"))
@@ -165,7 +165,7 @@ def step_errors(mode, options) -> dict:
 
 
 def measure_matrix_steps(options, released) -> list[dict]:
-    """Steps of MatrixEBM at the batch size that it is trained with."""
+    """Time steps of MatrixEBM at the batch size that it is trained with."""
     batch_size, rows = RECIPES["matrix"]["batch_size"], []
     for mode in MODES:
         setting = (mode, "matrix", options.rank, batch_size, options.device)
@@ -204,7 +204,7 @@ def measure_sampling(options, released) -> list[dict]:
 
 
 def measure_runs_at_once(options) -> list[dict]:
-    """A step of one run that has the machine to itself, and of several that share it, over their number."""
+    """Time a step of one run that has the machine to itself, and of several that share it, divided by their number."""
     rows, products = [], torch.get_float32_matmul_precision()
     threads = max(1, torch.get_num_threads() // options.at_once)
     with ExitStack() as stack:
@@ -230,7 +230,7 @@ def measure_runs_at_once(options) -> list[dict]:
 
 
 def shared_seconds(timers, repeats) -> float:
-    """Median seconds of a step, over the number of processes that work at the same time."""
+    """Return the median seconds of a step, divided by the number of processes that work at the same time."""
     times, started = [], time.perf_counter()
     while len(times) < repeats:
         counts = time.perf_counter() - started >= timing.WARM_UP
@@ -242,7 +242,7 @@ def shared_seconds(timers, repeats) -> float:
 
 
 def measure_scaling(options, released) -> list[dict]:
-    """Steps of both ways over batch sizes at this rank, and over ranks at this batch size (adversarial)."""
+    """Time adversarial steps of both ways, over batch sizes at this rank and over ranks at this batch size."""
     sweeps = [("batch_size", size) for size in (256, 512, 1024, 2048, 4096, 8192)]
     sweeps += [("rank", rank) for rank in (5, 10, 20, 30, 40)]
     rows = []
@@ -257,7 +257,7 @@ def measure_scaling(options, released) -> list[dict]:
 
 @guarded
 def scaling_figure(rows, path):
-    """Time of an adversarial step of both ways, over batch sizes and over ranks."""
+    """Draw the time of an adversarial step of both ways, over batch sizes and over ranks."""
     panels = (("batch_size", "matrices a step"), ("rank", "rank n of the matrices"))
     with drawing(path, (9, 3.4), 1, 2) as axes:
         for axis, (name, label) in zip(axes.flat, panels, strict=True):

@@ -85,7 +85,7 @@ def main(arguments=None) -> int:
 
 
 def measure_sharing(sizes: Sizes, device) -> tuple[list[dict], list[str]]:
-    """Times of several runs at once, without and with MPS, and what could not be measured."""
+    """Time several runs at once, without and with MPS; return the rows, and notes of what could not be measured."""
     rows, notes = measure_at_once(sizes, device, False), []
     if not has_mps():
         return rows, ["With MPS nothing was measured: this machine has no nvidia-cuda-mps-control."]
@@ -97,20 +97,20 @@ def measure_sharing(sizes: Sizes, device) -> tuple[list[dict], list[str]]:
 
 
 def best_at_once(rows: list[dict]) -> dict:
-    """The fewest runs at once from which more gain little; a row of its own kind where nothing was measured."""
+    """Return the row of the fewest runs at once from which more gain little; one run where nothing was measured."""
     fastest = min((row["round_ms"] for row in rows), default=float("inf"))
     none = {"at_once": 1, "round_ms": float("inf")}
     return next((row for row in rows if row["round_ms"] <= WORTH * fastest), none)
 
 
 def projected_seconds(round_ms: float) -> float:
-    """Of the full preset's steps: its strategies take turns, evaluation and report are left out."""
+    """Project the seconds of the full preset's steps: its strategies take turns, evaluation and report are left out."""
     full = parse_command("", ["--preset", "full"]).study
     return len(full.seeds) * full.config.train_steps * round_ms / 1e3
 
 
 def settings(best: dict) -> list[str]:
-    """The commands that suit the card."""
+    """Return the commands that suit the card."""
     alone, mps = best[False], best[True]
     if mps["round_ms"] * WORTH < alone["round_ms"]:
         return ["nvidia-cuda-mps-control -d", f"python {STUDY} --at-once {mps['at_once']}"]

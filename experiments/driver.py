@@ -1,4 +1,4 @@
-"""Doing what a command says with its study: train, report, show its plan."""
+"""Do what a command says with its study: train it, report it, or show its plan."""
 
 from collections import Counter
 from dataclasses import replace
@@ -72,7 +72,7 @@ def execute(command: Command) -> int:
 
 
 def declare(command: Command):
-    """Leave the study's declaration in its folder, for commands that train nothing, and for readers."""
+    """Write the study's declaration into its folder, for commands that train nothing, and for readers."""
     path = command.results / command.study.name / DECLARATION
     study = command.study
     if path.exists():
@@ -81,7 +81,7 @@ def declare(command: Command):
 
 
 def search(command: Command) -> int | None:
-    """Train what is left of the search; the exit status where it is not done, or the command only asks for it."""
+    """Train what is left of the search; return None where the command goes on, else its exit status."""
     if searched(command) and not command.fresh:
         return None
     if command.action == "train":  # the choices' runs too, whatever the search will find
@@ -91,7 +91,7 @@ def search(command: Command) -> int | None:
 
 
 class Part:
-    """A study of one problem, as a command trains or shows it. number: of its only run."""
+    """A study of one problem, as a command trains or shows it; number: the index of its only run, None for all."""
 
     def __init__(self, command: Command, study: Study, number: int | None = None):
         self.command, self.study, self.number = command, study, number
@@ -109,7 +109,7 @@ class Part:
         return self.conclude(Outcome({}, {}) if action == "report" else self.train())
 
     def runs(self) -> list[Run]:
-        """The runs that are asked for, seed by seed, so that pairs complete early."""
+        """Return the runs that are asked for, seed by seed, so that pairs complete early."""
         runs = self.study.runs(self.command.results, self.seconds())
         if self.number is not None:
             return [runs[self.number]]
@@ -158,7 +158,7 @@ class Part:
         return run_all(runs, at_once, threads)
 
     def timed(self) -> dict:
-        """By label, the configurations whose steps are timed: those of the pairs, and of what is trained by time."""
+        """Return by label the configurations whose steps are timed: those of pairs, and of what is trained by time."""
         variants = self.study.variants()
         pairs = [pair for sampler in SAMPLERS for pair in self.study.pairs(sampler)]
         wanted = {label for pair in pairs for label in pair[1:]}
@@ -169,20 +169,20 @@ class Part:
         } | self.references(by_time, variants)
 
     def references(self, by_time, variants) -> dict:
-        """Of strategies trained by the time of one that this study does not train, that one's configurations."""
+        """Return the configurations of strategies by whose time others are trained, and that are not of this study."""
         absent = {each.time_of for each in by_time} - {each.strategy.name for each in variants.values()}
         known = {name: self.study.known(name) for name in sorted(absent)}
         others = replace(self.study, strategies=known).variants() if known else {}
         return {label: each.config for label, each in others.items()}
 
     def time_steps(self, threads: int):
-        """timing.json, where the study has a pair, or a strategy that is trained by time."""
+        """Write timing.json, where the study has a pair, or a strategy that is trained by time."""
         timed = self.timed()
         if timed:
             write_step_times(self.folder, timed, self.command.device, threads, self.command.cuda_graph)
 
     def seconds(self) -> dict | None:
-        """The seconds of a step by `step_kind`, where a strategy is trained by them and they are known."""
+        """Return the seconds of a step by `step_kind`, where a strategy is trained by them and they are known."""
         if not self.study.paced:
             return None
         timed = self.timed()
@@ -210,7 +210,7 @@ class Part:
         return 0
 
     def plan(self) -> str:
-        """What would be trained, and the minutes that the steps take by steps that are timed here and now."""
+        """Say what would be trained, and the minutes that it takes by steps that are timed here and now."""
         command, runs = self.command, self.runs()
         counts = Counter(run.label for run in runs)
         configs = {run.label: run.config for run in runs}
@@ -244,14 +244,14 @@ class Part:
 
 
 def check_parts(command: Command, parts: list[Study]):
-    """Raises ConfigError for what is wrong with any of the problems, here or on every machine."""
+    """Raise ConfigError for what is wrong with any of the problems, here or on every machine."""
     for part in parts:
         check_command(command, part)
         check_here(command, part)
 
 
 def check_command(command: Command, study: Study):
-    """Raises ConfigError for what is wrong on every machine, whatever its device and memory; writes nothing."""
+    """Raise ConfigError for what is wrong on every machine, whatever its device and memory; write nothing."""
     if processes() > 1:
         raise ConfigError("a run is trained by one process; start this script once for each GPU, they share the runs")
     require_tracker(command.log_with)
@@ -271,7 +271,7 @@ def check_command(command: Command, study: Study):
 
 
 def of_each_size(study: Study) -> list[ExperimentConfig]:
-    """Of the runs' configurations one of each kind of model and memory, for checks that take a moment."""
+    """Return one of the runs' configurations for each kind of model and memory, for checks that take a moment."""
     found = {}
     for each in study.variants().values():
         found.setdefault(tuple(getattr(each.config, name) for name in SIZES), each.config)
@@ -279,7 +279,7 @@ def of_each_size(study: Study) -> list[ExperimentConfig]:
 
 
 def check_here(command: Command, study: Study):
-    """Raises ConfigError for what is wrong on this machine: too little memory, or a folder that --fresh must leave."""
+    """Raise ConfigError for what is wrong on this machine: too little memory, or a folder that --fresh must leave."""
     count = 1 if command.run is not None else len(study.runs(command.results))
     for config in of_each_size(study):
         check_fits(config, chosen_device(command.device), shares(command, count)[0])
@@ -288,9 +288,9 @@ def check_here(command: Command, study: Study):
 
 
 def shares(command: Command, runs: int) -> tuple[int, int]:
-    """How many runs are trained at once, and torch's threads for each. Raises ConfigError.
+    """Return how many runs are trained at once, and torch's threads for each. Raises ConfigError.
 
-    A function of the command and the machine, not of what is left to do: the number of threads may decide a last bit.
+    They depend on the command and the machine, not on what is left to do: the number of threads may decide a last bit.
     """
     threads = min(torch.get_num_threads(), granted_cores())
     on_cpu = chosen_device(command.device).type == "cpu"
@@ -299,9 +299,9 @@ def shares(command: Command, runs: int) -> tuple[int, int]:
 
 
 def report(study: Study, folder: Path, asked: list[Path]) -> bool:
-    """Report all runs that ended, and say if those asked for are not among them; False where a run is damaged.
+    """Report all runs that ended, and return False where one is damaged. Raises ConfigError if none ended.
 
-    Raises ConfigError if none ended.
+    asked: runs without which the report is called partial.
     """
     # here, since it imports matplotlib and SciPy, which take seconds, and a run of an array reports nothing
     from experiments.analysis.report import write_report

@@ -59,7 +59,7 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
 
 
 def finished_runs(study: Path) -> dict[tuple[str, int], Path]:
-    """(strategy, seed) -> folder of every finished run. Raises ConfigError where there is none."""
+    """Return (strategy, seed) -> folder of every finished run. Raises ConfigError where there is none."""
     runs = {}
     for folder in run_folders(study):
         if (read_result(folder) or {}).get("status") == "finished" and (folder / "last.pt").exists():
@@ -70,7 +70,7 @@ def finished_runs(study: Path) -> dict[tuple[str, int], Path]:
 
 
 def inverse_task(config: ExperimentConfig, n: int, ridge: float | None = None) -> Inverse:
-    """The validation task; the sampler keeps the bound that the study's `clamp` says."""
+    """Make the validation task, on which the sampler keeps the bound that the study's `clamp` says."""
     task = Inverse("val", n, ridge=ridge)
     if config.clamp == "training":
         task.rules = Inverse("val", n).rules
@@ -78,7 +78,7 @@ def inverse_task(config: ExperimentConfig, n: int, ridge: float | None = None) -
 
 
 def sampler_rows(models: dict, chosen: EvaluationSet, **columns) -> list[dict]:
-    """A row of errors per run and sampler on one set."""
+    """Return a row of errors per run and sampler on one set."""
     return [
         {
             "strategy": strategy,
@@ -93,7 +93,7 @@ def sampler_rows(models: dict, chosen: EvaluationSet, **columns) -> list[dict]:
 
 
 def size_rows(models: dict, config: ExperimentConfig, count: int) -> list[dict]:
-    """A row per n, run and sampler at the training ridge; none where the weights depend on n."""
+    """Return a row per n, run and sampler at the training ridge; none where the weights depend on n."""
     if not all(diffusion.model.ebm.any_size for diffusion in models.values()):
         return []
     sets = {n: EvaluationSet(inverse_task(config, n), count, "cpu") for n in SIZES}
@@ -101,7 +101,7 @@ def size_rows(models: dict, config: ExperimentConfig, count: int) -> list[dict]:
 
 
 def ridge_rows(models: dict, config: ExperimentConfig, count: int) -> list[dict]:
-    """A row per ridge, run and sampler, and per ridge and reference, at the rank of the study."""
+    """Return a row per ridge, run and sampler, and per ridge and reference, at the rank of the study."""
     rank, rows = config.rank, []
     references = {
         "linear regression": fitted(Inverse("train", rank)).linear_regression,
@@ -118,7 +118,7 @@ def ridge_rows(models: dict, config: ExperimentConfig, count: int) -> list[dict]
 
 @guarded
 def ridge_figure(rows: list[dict], path: Path):
-    """Error against the ridge, a panel per sampler: mean over seeds, their range, and the references dashed."""
+    """Draw the error against the ridge, a panel per sampler: mean over seeds, their range, references dashed."""
     strategies = list(dict.fromkeys(row["strategy"] for row in rows if row["sampler"] in SAMPLERS))
     references = list(dict.fromkeys(row["strategy"] for row in rows if row["sampler"] == "reference"))
     with drawing(path, (9, 3.6), 1, len(SAMPLERS), sharey=True) as axes:
@@ -137,7 +137,7 @@ def ridge_figure(rows: list[dict], path: Path):
 
 
 def solutions(diffusion, chosen: EvaluationSet, sampler: str, batch_size: int = BATCH) -> torch.Tensor:
-    """What a sampler makes of the whole set, (size, n * n)."""
+    """Return what a sampler makes of the whole set, (size, n * n)."""
     options = {"inner_steps": SAMPLERS[sampler](diffusion.rules), "bound": chosen.task.bound}
     parts = [
         diffusion.sample_loop(chosen.inp[rows], start=chosen.start[rows], **options)
@@ -147,11 +147,11 @@ def solutions(diffusion, chosen: EvaluationSet, sampler: str, batch_size: int = 
 
 
 def scale_rows(models: dict, config: ExperimentConfig, count: int) -> list[dict]:
-    """A row per run and sampler at the training ridge: the factor that brings its solutions nearest to the targets
-    (least squares), and the mean squared error before and after it.
+    """Return a row per run and sampler at the training ridge: a factor, and the mean squared error before and after it.
 
-    An energy with the residual A x - c I built in learns c, so its error is mostly (factor - 1)^2 mean(target^2): what
-    is left after the factor is what its products contribute.
+    The factor brings the solutions nearest to the targets (least squares). An energy with the residual A x - c I built
+    in learns c, so its error is mostly (factor - 1)^2 mean(target^2): what is left after the factor is what its
+    products contribute.
     """
     chosen, rows = EvaluationSet(inverse_task(config, config.rank), count, "cpu"), []
     for (strategy, seed), diffusion in models.items():
@@ -165,7 +165,7 @@ def scale_rows(models: dict, config: ExperimentConfig, count: int) -> list[dict]
 
 
 def timing_rows(diffusion, config: ExperimentConfig, repeats: int) -> list[dict]:
-    """Milliseconds per 1000 float32 matrices of the model's samplers and of two solvers, measured in turn."""
+    """Time the model's samplers and two solvers in turn: milliseconds per 1000 float32 matrices."""
     chosen = EvaluationSet(inverse_task(config, config.rank), TIMED, "cpu")
     functions = {
         f"{config.model}, {sampler}": lambda sampler=sampler: solutions(diffusion, chosen, sampler, TIMED)

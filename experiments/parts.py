@@ -1,4 +1,4 @@
-"""The problems of a command's study, at the choices of its search, and where their runs stand."""
+"""List the problems of a command's study, at the choices of its search, and show where their runs stand."""
 
 from diffusion_lib.run_folder import ended_runs, require_study
 from diffusion_lib.system.errors import ConfigError, show
@@ -8,7 +8,7 @@ from experiments.study.study import PROBLEM, Study, run_folder
 
 
 def show_status(command: Command) -> int:
-    """Print where each run stands: those of the search until it has ended. Raises ConfigError."""
+    """Print where each run stands: until the search has ended, its runs. Raises ConfigError."""
     study = command.study
     require_search_before_run(command)
     if study.search:
@@ -28,18 +28,18 @@ def show_status(command: Command) -> int:
 
 
 def require_search_before_run(command: Command):
-    """Raises ConfigError for a single run of a study whose search has not ended: which runs there are is not known."""
+    """Raise ConfigError for `--run` of a study whose search has not ended: its runs are not known yet."""
     if command.run is not None and command.study.search and not searched(command):
         raise ConfigError("a run of an array follows the search: start the command without --run first")
 
 
 def begun(command: Command, parts: list[Study]) -> list[Study]:
-    """Of several problems those that were begun."""
+    """Return those of several problems that were begun, or all where none was."""
     return [part for part in parts if (command.results / part.name).exists()] or parts
 
 
 def searched(command: Command) -> bool:
-    """Whether all runs of the search have ended."""
+    """Return whether all runs of the search have ended."""
     for part in command.study.search_study().problems():
         if not ended_runs(command.results / part.name).issuperset(run.folder for run in part.runs(command.results)):
             return False
@@ -47,10 +47,7 @@ def searched(command: Command) -> bool:
 
 
 def chosen_parts(command: Command) -> list[Study]:
-    """The study of each problem at the search's choices.
-
-    Raises ConfigError where a strategy has no setting without divergence.
-    """
+    """Return each problem's study at the search's choices. Raises ConfigError where a strategy has none."""
     from experiments.analysis.search import choose  # here, as the report
 
     searches, found = command.study.search_study().problems(), []
@@ -63,7 +60,7 @@ def chosen_parts(command: Command) -> list[Study]:
 
 
 def numbered(command: Command, parts: list[Study]) -> tuple[Study, int]:
-    """The problem of the only run, and its number in it. Raises ConfigError where there are fewer runs."""
+    """Return the problem of the run `--run`, and the run's index in it. Raises ConfigError where there are fewer."""
     every = [(part, number) for part in parts for number in range(len(part.runs(command.results)))]
     if not 0 <= command.run < len(every):
         raise ConfigError(f"run is {command.run}; allowed: 0 to {len(every) - 1}, one for each strategy and seed")

@@ -43,7 +43,7 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
 
 
 def read_array(path: Path) -> np.ndarray:
-    """The array in a .npy file or pipe. Raises ConfigError for another, OSError for one that cannot be read."""
+    """Read the array in a .npy file or pipe. Raises ConfigError for other content, OSError where it cannot be read."""
     if not path.exists():
         raise ConfigError(f"no file at {path}")
     content = io.BytesIO(path.read_bytes())
@@ -58,7 +58,7 @@ def read_array(path: Path) -> np.ndarray:
 
 
 def residuals(matrices: np.ndarray, inverses: np.ndarray) -> np.ndarray:
-    """||A Y - I||_F of each matrix, in float64."""
+    """Return ||A Y - I||_F of each matrix, in float64."""
     product = matrices.astype(np.float64) @ inverses.astype(np.float64)
     return np.atleast_1d(np.linalg.norm(product - np.eye(product.shape[-1]), axis=(-2, -1)))
 

@@ -77,7 +77,7 @@ class Runs:
         return label in set(self.frame["strategy"])
 
     def label(self, name: str) -> str:
-        """That of a strategy that was trained at one setting alone."""
+        """Return the label of a strategy that was trained at one setting alone."""
         found = self.frame["strategy"][self.frame["name"] == name].unique()
         if len(found) != 1:
             raise ConfigError(f"{self.path} is damaged (of {name} it has {', '.join(found) or 'nothing'})")
@@ -97,7 +97,7 @@ class Runs:
         return int(self.frame["train_steps"][self.frame["strategy"] == label].iloc[0])
 
     def values(self, label: str, metric: Metric, sampler: str) -> pd.Series:
-        """By seed; nan of a run that diverged."""
+        """Return the values by seed; nan of a run that diverged."""
         chosen = (self.frame["strategy"] == label) & (self.frame["sampler"] == sampler)
         if not chosen.any():
             raise ConfigError(f"{self.path} is damaged (no run of {label} under {sampler})")
@@ -107,12 +107,12 @@ class Runs:
         return metric.mean(self.values(label, metric, sampler).to_numpy())
 
     def compare(self, one: str, other: str, metric: Metric, sampler: str) -> Paired:
-        """One label against another, seed by seed."""
+        """Compare one label with another, seed by seed."""
         pairs = pd.concat([self.values(label, metric, sampler) for label in (one, other)], axis=1)
         return metric.compare(*pairs.to_numpy(float).T)
 
     def effect(self, one: str, other: str, metric: Metric, sampler: str) -> str:
-        """The same in words; nothing of a label against itself."""
+        """Write that comparison; nothing of a label against itself."""
         return "" if one == other else metric.words(self.compare(one, other, metric, sampler))
 
 
@@ -129,7 +129,7 @@ class Pair(NamedTuple):
         return f"{self.runs.steps(self.one):,} against {self.runs.steps(self.other):,}{self.about}"
 
     def ratio(self, metric: Metric, sampler: str) -> str:
-        """With its interval, and in how many seeds the first one's error is smaller."""
+        """Write the ratio with its interval, and in how many seeds the first one's error is smaller."""
         found = self.runs.compare(self.one, self.other, metric, sampler)
         one, other = (self.runs.values(label, metric, sampler) for label in (self.one, self.other))
         ahead = int((one < other.reindex(one.index)).sum())
@@ -137,7 +137,7 @@ class Pair(NamedTuple):
 
 
 def read(path: Path, *columns: str, **numbers) -> pd.DataFrame:
-    """A CSV; numbers: columns that have to be some. Raises ConfigError, which names the file."""
+    """Read a CSV; numbers: columns that hold numbers, and their types. Raises ConfigError, which names the file."""
     try:
         table = pd.read_csv(path, dtype=numbers)
     except (OSError, ValueError) as error:
@@ -158,7 +158,7 @@ def markdown(rows, headers) -> str:
 
 
 def with_interval(middle: float, low: float, high: float, write: str) -> str:
-    """One seed alone has no interval."""
+    """Write a number with its interval; one seed alone has none."""
     words = write.format(middle)
     return words if math.isnan(low) else f"{words} [{write.format(low)}, {write.format(high)}]"
 
@@ -172,7 +172,7 @@ def geometric_mean(errors: pd.Series) -> float:
 
 
 def ladder_pairs(root: Path, equal: str, budgets=BUDGETS) -> list[Pair]:
-    """Of the budgets that were run with and without mining."""
+    """Return the pairs of the budgets that were run with and without mining."""
     runs = study(root, "ladder")
     labels = [[f"{name},train_steps={steps}" for name in (ADVERSARIAL, EQUAL[equal])] for steps in budgets]
     return [Pair(runs, one, other) for one, other in labels if one in runs and other in runs]
@@ -184,7 +184,7 @@ def tuned_pair(root: Path, equal: str) -> Pair:
 
 
 def verdicts_table(root: Path) -> str:
-    """Adversarial over baseline at equal compute by val_mse, and the verdicts by the protocol's rule."""
+    """Write adversarial over baseline at equal compute by val_mse, and the verdicts by the protocol's rule."""
     others = [steps for steps in BUDGETS if steps not in PRIMARY]
     families = {
         "MLP, primary": ladder_pairs(root, "FLOPs", PRIMARY),
@@ -208,7 +208,7 @@ def verdicts_table(root: Path) -> str:
 
 
 def ratios_table(root: Path, metric: Metric) -> str:
-    """Adversarial over baseline at equal FLOPs and at equal steps; by val_mse the tuned ones too."""
+    """Write adversarial over baseline at equal FLOPs and at equal steps; by val_mse the tuned ones too."""
     pairs = [(pair, equal) for equal in EQUAL for pair in ladder_pairs(root, equal)]
     if metric == VAL:
         pairs += [(tuned_pair(root, equal), equal) for equal in EQUAL]
@@ -218,7 +218,7 @@ def ratios_table(root: Path, metric: Metric) -> str:
 
 
 def ladder_means_table(root: Path) -> str:
-    """A row per strategy and budget: geometric means over seeds with their 95% intervals."""
+    """Write a row per strategy and budget: geometric means over seeds with their 95% intervals."""
     frame, rows = study(root, "ladder").frame.replace({"name": NAMES}), []
     for (steps, name), runs in frame.groupby(["train_steps", "name"]):
         errors = {sampler: VAL.mean(part[VAL.column].to_numpy()) for sampler, part in runs.groupby("sampler")}
@@ -228,7 +228,7 @@ def ladder_means_table(root: Path) -> str:
 
 
 def rises_table(root: Path) -> str:
-    """A row per strategy and budget: how far the runs' denoising loss rose again, least and most over seeds."""
+    """Write a row per strategy and budget: how far the runs' denoising loss rose again, least and most over seeds."""
     curves = read(root / "ladder" / "curves.csv", "strategy", "seed", train_steps=int, loss_denoise=float)
     curves["name"] = curves["strategy"].str.partition(",")[0].replace(NAMES)
     rises = curves.groupby(["name", "train_steps", "seed"])["loss_denoise"].agg(loss_rise)
@@ -241,12 +241,12 @@ def rises_table(root: Path) -> str:
 
 
 def loss_rise(losses: pd.Series) -> float:
-    """The largest ratio of a row's loss to the least before it, past a fifth of the rows."""
+    """Return the largest ratio of a row's loss to the least before it, past a fifth of the rows."""
     return (losses / losses.cummin().shift()).iloc[len(losses) // 5 + 1 :].max()
 
 
 def tuned_means_table(root: Path) -> str:
-    """A row per strategy: what the search chose, and the geometric means."""
+    """Write a row per strategy: what the search chose, and the geometric means."""
     runs, rows = study(root, "tuned"), []
     for name in (BASELINE, ADVERSARIAL, COMPUTE):
         label = runs.label(name)
@@ -260,7 +260,7 @@ def tuned_means_table(root: Path) -> str:
 
 
 def pilot_runs_table(root: Path) -> str:
-    """A row per run that ended and sampler."""
+    """Write a row per run that ended and sampler."""
     rows = [
         [row["strategy"], row["seed"], f"{row['train_steps']:,}", row["sampler"]]
         + [f"{row[metric.column]:.4g}" for metric in METRICS]
@@ -270,7 +270,7 @@ def pilot_runs_table(root: Path) -> str:
 
 
 def pilot_curves_table(root: Path) -> str:
-    """A row per number of steps: val_mse on the way under the plain sampler, of the runs that came so far."""
+    """Write a row per number of steps: val_mse on the way under the plain sampler, of the runs that came so far."""
     curves = read(root / "pilot" / "curves.csv", "strategy", "seed", step=int, val_mse=float).dropna(subset="val_mse")
     names = (BASELINE, ADVERSARIAL)
     words = curves.assign(words=curves["val_mse"].map("{:.4g}".format)).sort_values("seed", kind="stable")
@@ -284,14 +284,14 @@ ACCOUNTS = {"FLOPs": COMPUTE, "time": "baseline-time", "steps": BASELINE}
 
 
 def sizes_pair(root: Path, n: int, equal: str, sampler: str) -> Pair:
-    """At a size, both strategies' choices under a sampler."""
+    """Return both strategies' choices at a size under a sampler."""
     runs = study(root, f"sizes-{n}")
     labels = (f"{runs.choice(name, sampler)},train_steps={SIZES_STEPS}" for name in (ADVERSARIAL, ACCOUNTS[equal]))
     return Pair(runs, *labels)
 
 
 def sizes_table(root: Path) -> str:
-    """Where the MLP inverts: adversarial over baseline by every account; a Holm family at the primary size."""
+    """Write where the MLP inverts: adversarial over baseline by every account; a Holm family at the primary size."""
     tests = {(n, equal): [sizes_pair(root, n, equal, s) for s in SAMPLERS] for n in sizes(root) for equal in ACCOUNTS}
     family = [(key, s) for key in tests if key[0] == SIZES[0] and key[1] != "steps" for s in SAMPLERS]
     compared = {
@@ -311,12 +311,12 @@ def sizes_table(root: Path) -> str:
 
 
 def sizes(root: Path) -> list[int]:
-    """Those that were run."""
+    """Return the sizes that were run."""
     return [n for n in SIZES if (root / f"sizes-{n}").exists()]
 
 
 def answer_table(root: Path) -> str:
-    """What the README says first: at equal FLOPs, under IRED's sampler."""
+    """Write what the README says first: at equal FLOPs, under IRED's sampler."""
     pairs = {f"IRED's MLP, {n} × {n}": sizes_pair(root, n, "FLOPs", "innerloop") for n in sizes(root)}
     pairs["IRED's MLP, 20 × 20"] = ladder_pairs(root, "FLOPs", (5_000,))[0]
     pairs["`matrix-free`, 20 × 20"] = Pair(study(root, "matrix-free-1200"), ADVERSARIAL, COMPUTE)
@@ -330,7 +330,7 @@ def answer_table(root: Path) -> str:
 
 
 def energies_table(root: Path) -> str:
-    """Energies on 20 x 20 matrices, under IRED's sampler: what mining does at equal FLOPs, and at equal steps."""
+    """Write what mining does to energies on 20 x 20 matrices, under IRED's sampler, at equal FLOPs and steps."""
     free, matrix = (study(root, name) for name in ("matrix-free-1200", "matrix-cpu-1k"))
     pairs = {
         "IRED's MLP": [ladder_pairs(root, equal, (5_000,))[0] for equal in EQUAL],
@@ -362,7 +362,7 @@ PUBLIC_PAIRS = (
 
 
 def public_table(root: Path) -> str:
-    """The published setting by curves that others made: adversarial over none, seed by seed."""
+    """Write adversarial over none, seed by seed, in the published setting, by curves that others made."""
     curves = read(root / "public-curves" / "curves.csv", "strategy", "seed", step=int, val_mse=float)
     by_step, rows = curves.set_index(["strategy", "step", "seed"])["val_mse"].sort_index(), []
     for steps, other_steps, equal in PUBLIC_PAIRS:
@@ -376,7 +376,7 @@ def public_table(root: Path) -> str:
 
 
 def task_studies(root: Path) -> dict[str, tuple[Runs, tuple[Metric, ...]]]:
-    """By task its runs, and its first metric on the usual and on the harder examples."""
+    """Return by task its runs, and its first metric on the usual and on the harder examples."""
     found = {name: study(root, f"task-{name}") for name in TASKS if (root / f"task-{name}").exists()}
     return {name: (runs, runs.metrics[: len(DIFFICULTIES)]) for name, runs in found.items()}
 
@@ -386,14 +386,14 @@ OVER = {name: f"{ADVERSARIAL} over {name} [95%]" for name in (COMPUTE, BASELINE)
 
 
 def percents(runs: Runs, metric: Metric, sampler: str) -> list[str]:
-    """A mean over seeds for each of TASK_STRATEGIES."""
+    """Return a mean over seeds for each of TASK_STRATEGIES."""
     return [
         f"{100 * runs.values(name, metric, sampler).mean():.1f}" if name in runs else "-" for name in TASK_STRATEGIES
     ]
 
 
 def tasks_table(root: Path) -> str:
-    """IRED's other tasks: a row each, under the inner loop."""
+    """Write a row for each of IRED's other tasks, under the inner loop."""
     rows = []
     for name, (runs, metrics) in task_studies(root).items():
         means = map(" / ".join, zip(*(percents(runs, metric, "innerloop") for metric in metrics), strict=True))
@@ -404,7 +404,7 @@ def tasks_table(root: Path) -> str:
 
 
 def task_details_table(root: Path) -> str:
-    """A row per task, difficulty and sampler."""
+    """Write a row per task, difficulty and sampler."""
     rows = [
         [name, examples, sampler, *percents(runs, metric, sampler)]
         + [runs.effect(ADVERSARIAL, other, metric, sampler) for other in OVER]
@@ -419,7 +419,7 @@ INVERSION = (BASELINE, RANDOM, ADVERSARIAL, COMPUTE)
 
 
 def earlier_table(root: Path) -> str:
-    """An earlier study of the MLP, and the matrix energy: geometric means and ratios to the baseline."""
+    """Write an earlier study of the MLP, and the matrix energy: geometric means and ratios to the baseline."""
     rows = []
     for name in ("mlp-cpu-5k", "matrix-cpu-1k"):
         runs = study(root, name)
@@ -432,7 +432,7 @@ def earlier_table(root: Path) -> str:
 
 
 def scale_table(root: Path) -> str:
-    """A row per strategy of the matrix energy: its error by sampler before and after the one factor it learned."""
+    """Write a row per strategy of the matrix energy: its error by sampler before and after the factor it learned."""
     columns = ("mse", "mse_rescaled")
     table = read(root / "matrix-cpu-1k" / "scale.csv", "strategy", "sampler", **dict.fromkeys(columns, float))
     means = table.groupby(["strategy", "sampler"])[list(columns)].agg(geometric_mean)
@@ -444,7 +444,7 @@ def scale_table(root: Path) -> str:
 
 
 def free_table(root: Path) -> str:
-    """A row per strategy and sampler of the energy that must learn what inversion is, and adversarial's ratio to it."""
+    """Write a row per strategy and sampler of the energy that must learn what inversion is, with ratios to it."""
     runs, rows = study(root, "matrix-free-1200"), []
     seeds = runs.frame["seed"].nunique()
     for sampler in SAMPLERS:
@@ -460,7 +460,7 @@ def free_table(root: Path) -> str:
 
 
 def free_curve_table(root: Path) -> str:
-    """A row per budget of the trial before it: how far the baseline's error falls with more steps."""
+    """Write a row per budget of the trial before it: how far the baseline's error falls with more steps."""
     runs = study(root, "matrix-free-trial")
     means = runs.frame.pivot_table(
         VAL.column, "train_steps", "sampler", lambda errors: VAL.mean(errors.to_numpy()).mean
@@ -499,7 +499,7 @@ TABLES = {
 
 
 def with_table(text: str, table: str, page: str = "the page") -> str:
-    """A page's text with the table in place of the one of the same header. Raises ConfigError unless it has one."""
+    """Put a table into a page's text, in place of the one of the same header. Raises ConfigError unless it has one."""
     lines, new = text.splitlines(), table.splitlines()
     places = [i for i, line in enumerate(lines) if header_words(line) == header_words(new[0])]
     if len(places) != 1:

@@ -1,12 +1,12 @@
-"""The MLP energy faster: E, dE/dx and their gradients in the weights as fixed lists of products, without autograd.
+"""Compute the MLP's E, dE/dx and their gradients in the weights fast, as fixed lists of products without autograd.
 
 Training needs gradients, in the weights, of a loss that contains dE/dx. Autograd would trace the gradient's own graph
-for that; here the formulas are written out, nothing is computed that no caller needs, and memory is reused.
-`FastGradients` attaches it to the model in mlp.py; the tests hold the two equal.
+for that; here the formulas are written out, nothing unneeded is computed, and memory is reused. `FastGradients`
+attaches this to the model in mlp.py; the tests hold the two equal.
 
-Notation. Each of the three hidden layers computes m = W h_below, a = gain m + shift and h = swish(a), and
-E = ||W4 h3 + b4||^2. The first layer has no gain, and its shift is the inputs' share of its product, bias included.
-The gains and shifts of the other two depend on the noise level; their biases are in the shifts.
+Notation. Each of the three hidden layers computes m = W h_below, a = gain m + shift and h = swish(a), and E = ||W4 h3 +
+b4||^2. The first layer has no gain, and its shift is the inputs' share of its product, bias included. The gains and
+shifts of the other two depend on the noise level; their biases are in the shifts.
 d_y is dE/dy; y_dot the directional derivative of y along a direction v of x; y_bar the gradient of the loss in y.
 Arrays are (B, H), H the hidden size, unless said otherwise.
 
@@ -33,23 +33,26 @@ class Levels(NamedTuple):
 
 
 class Gram(NamedTuple):
-    """matrix: G = W4^T W4, (H, H). shift: W4^T b4, (H,)."""
+    """The products of the output layer that dE/dx needs: `matrix` G = W4^T W4, (H, H), and `shift` W4^T b4, (H,)."""
 
     matrix: torch.Tensor
     shift: torch.Tensor
 
     @classmethod
     def of(cls, w4, b4):
-        """From W4 (out_dim, H) and b4 (out_dim,)."""
+        """Compute both from W4 (out_dim, H) and b4 (out_dim,)."""
         return cls(w4.t() @ w4, w4.t() @ b4)
 
 
 class FastCondition(NamedTuple):
     """What energies at the same inputs and levels share.
 
-    inp (B, inp_dim) and t ((B,) or one int): as given, for the plain energy. projected: the inputs' share of fc1, bias
-    included, (B, H). w1: fc1's columns for x, (H, out_dim). gram: that of fc4.
-    tables: gain2, shift2, gain3, shift3 of each level in use, (L, H), differentiable. levels: each sample's.
+    inp (B, inp_dim), t ((B,) or one int): as passed, for the plain energy.
+    projected: the inputs' share of fc1, bias included, (B, H).
+    w1: fc1's columns for x, (H, out_dim).
+    gram: that of fc4.
+    tables: gain2, shift2, gain3, shift3 of each level in use, (L, H), differentiable.
+    levels: each sample's.
     """
 
     inp: torch.Tensor
@@ -62,7 +65,7 @@ class FastCondition(NamedTuple):
 
 
 class FastGradients:
-    """Replaces the methods of PlainEBM, in front of which it stands in a class's list of bases.
+    """Fast methods in place of those of PlainEBM; a class lists it before PlainEBM among its bases.
 
     Without gradients enabled nothing is saved. With them, results can be differentiated once, in the parameters and
     inputs. Where x.requires_grad the plain energy is used, by autograd, for derivatives in x and of any order.
@@ -100,7 +103,7 @@ class FastGradients:
         return Gradient.apply(*self._arguments(cond, x))
 
     def _time_features(self, t, batch_size):
-        """`tables` and `levels` of a FastCondition. Once a level, not once a sample: there are few levels."""
+        """Return `tables` and `levels` of a FastCondition, computed once a level, not a sample: levels are few."""
         weight = self.fc1.weight
         embedded = self.time_mlp(torch.arange(self.num_timesteps, device=weight.device, dtype=weight.dtype))
         tables = []
@@ -124,10 +127,12 @@ class FastGradients:
 
 
 class Evaluation:
-    """An evaluation at x (B, out_dim) of which nothing is differentiated: it saves nothing and reuses its memory.
+    """An evaluation at x (B, out_dim) without further derivatives: it saves nothing and reuses its memory.
 
-    product: multiplies all large matrices. projected: the first layer's shift (B, H). gram: that of W4 and b4.
-    Weights: w1 (H, out_dim), w2 and w3 (H, H), w4 (out_dim, H), b4 (out_dim,).
+    product: multiplies all large matrices.
+    projected: the first layer's shift (B, H).
+    gram: that of W4 and b4.
+    w1 (H, out_dim), w2 and w3 (H, H), w4 (out_dim, H), b4 (out_dim,): the weights.
     """
 
     def __init__(self, product, x, levels: Levels, gram: Gram, projected, w1, w2, w3, w4, b4):
@@ -137,7 +142,7 @@ class Evaluation:
         self.w4, self.b4 = w4, b4
 
     def energy(self):
-        """E (B,)."""
+        """Return E (B,)."""
         h = self.x
         for weight, gain, shift in self.hidden:
             m = self.product(h, weight.t())
@@ -145,19 +150,19 @@ class Evaluation:
         return self._output(h).square_().sum(1)
 
     def energy_and_gradient(self):
-        """E (B,) and dE/dx (B, out_dim)."""
+        """Return E (B,) and dE/dx (B, out_dim)."""
         h, slopes = self._forward_with_slopes()
         out = self._output(h)
         energy = out.square().sum(1)
         return energy, self._gradient(self.product(out.mul_(2), self.w4), slopes)
 
     def gradient(self):
-        """dE/dx (B, out_dim)."""
+        """Return dE/dx (B, out_dim)."""
         h, slopes = self._forward_with_slopes()
         return self._gradient(self._d_h3(h), slopes)
 
     def _forward_with_slopes(self):
-        """h3, and swish'(a) of each hidden layer."""
+        """Return h3, and swish'(a) of each hidden layer."""
         slopes, h = [], self.x
         for weight, gain, shift in self.hidden:
             m = self.product(h, weight.t())
@@ -168,23 +173,23 @@ class Evaluation:
         return h, slopes
 
     def _gradient(self, d, slopes):
-        """dE/dx (B, out_dim), from d = dE/dh3, which is overwritten."""
+        """Return dE/dx (B, out_dim) from d = dE/dh3, which is overwritten."""
         for (weight, gain, _), slope in zip(reversed(self.hidden), reversed(slopes), strict=True):
             d.mul_(slope)
             d = self.product(d if gain is None else d.mul_(gain), weight)
         return d
 
     def _output(self, h):
-        """W4 h + b4, (B, out_dim)."""
+        """Return W4 h + b4, (B, out_dim)."""
         return self.product(h, self.w4.t()).add_(self.b4)
 
     def _d_h3(self, h):
-        """dE/dh3 at h3 = h, by the Gram matrix."""
+        """Return dE/dh3 at h3 = h, by the Gram matrix."""
         return self.product(h, self.gram.matrix).add_(self.gram.shift).mul_(2)
 
 
 class SavedForward(NamedTuple):
-    """Activations that the forward pass saves of a hidden layer. m is None in the first, where nothing needs it."""
+    """Activations of a hidden layer that the forward pass saves. m is None in the first, where nothing needs it."""
 
     m: torch.Tensor | None
     sigmoid: torch.Tensor  # of a
@@ -192,7 +197,7 @@ class SavedForward(NamedTuple):
 
 
 class SavedGradient(NamedTuple):
-    """What the computation of dE/dx saves of a hidden layer; slope is swish'(a)."""
+    """What computing dE/dx saves of a hidden layer; slope is swish'(a)."""
 
     slope: torch.Tensor
     d_h: torch.Tensor
@@ -211,13 +216,13 @@ class SavedTangent(NamedTuple):
 class SavingEvaluation(Evaluation):
     """An evaluation that saves what gradients in the weights need.
 
-    Either `forward_energy`, then `backward_energy`; or `forward_gradient`, then `backward_gradient`.
+    Call either `forward_energy`, then `backward_energy`; or `forward_gradient`, then `backward_gradient`.
     """
 
     tangents = None  # one for each hidden layer while dE/dx is differentiated, None while E is
 
     def forward_energy(self):
-        """E (B,)."""
+        """Return E (B,)."""
         self.layers = self._forward()
         out = self._output(self.layers[-1].h)
         energy = out.square().sum(1)
@@ -225,7 +230,7 @@ class SavingEvaluation(Evaluation):
         return energy
 
     def forward_gradient(self):
-        """dE/dx (B, out_dim)."""
+        """Return dE/dx (B, out_dim)."""
         self.layers, self.gradients = self._forward(), []
         d_h = self._d_h3(self.layers[-1].h)
         for (weight, gain, _), layer in zip(reversed(self.hidden), reversed(self.layers), strict=True):
@@ -237,17 +242,19 @@ class SavingEvaluation(Evaluation):
         return d_h
 
     def backward_energy(self, e_bar):
-        """Gradients of sum(e_bar E), e_bar (B,), as a tuple: in projected (B, H); in gain2, shift2, gain3, shift3 of
-        each level (L, H); in w1, w2, w3, w4 and b4."""
+        """Return the gradients of sum(e_bar E), e_bar (B,), as a tuple.
+
+        They are in projected (B, H); in gain2, shift2, gain3, shift3 of each level (L, H); in w1, w2, w3, w4 and b4.
+        """
         out_bar = self.d_out * e_bar[:, None]
         w4_bar = self.product(out_bar.t(), self.layers[-1].h)
         return *self._backward_hidden(self.product(out_bar, self.w4)), w4_bar, out_bar.sum(0)
 
     def backward_gradient(self, v):
-        """Gradients of sum(v dE/dx), v (B, out_dim), in the order of `backward_energy`.
+        """Return the gradients of sum(v dE/dx), v (B, out_dim), in the order of `backward_energy`.
 
-        sum(v dE/dx) is the directional derivative of E along v: a forward pass of it, then a backward pass through
-        that, which needs of dE/dx only what `forward_gradient` has saved.
+        sum(v dE/dx) is the directional derivative of E along v. A forward pass computes it, then a backward pass goes
+        through that; of dE/dx this needs only what `forward_gradient` has saved.
         """
         self._forward_tangent(v)
         h, h_dot = self.layers[-1].h, self.tangents[-1].h_dot
@@ -275,16 +282,16 @@ class SavingEvaluation(Evaluation):
             self.tangents.append(SavedTangent(m_dot, a_dot, h_dot))
 
     def _backward_hidden(self, h_bar):
-        """The first eight of `backward_energy`'s gradients, from that in h3."""
+        """Return the first eight of `backward_energy`'s gradients, from the gradient in h3."""
         gain3, shift3, w3_bar, h_bar = self._backward_layer(2, h_bar)
         gain2, shift2, w2_bar, h_bar = self._backward_layer(1, h_bar)
         _, projected, w1_bar, _ = self._backward_layer(0, h_bar)
         return projected, gain2, shift2, gain3, shift3, w1_bar, w2_bar, w3_bar
 
     def _backward_layer(self, i, h_bar):
-        """Gradients in hidden layer i's gain and shift, in its weights, and in the h below it; None where unused.
+        """Return gradients in hidden layer i's gain, shift and weights, and in the h below it; None where unused.
 
-        Of a directional derivative, h_dot, a_dot and m_dot have gradients too, which are d_h, d_a and d_m: they add
+        While dE/dx is differentiated, h_dot, a_dot and m_dot have gradients too, which are d_h, d_a and d_m: they add
         the terms below that only occur with tangents.
         """
         (weight, gain, _), layer = self.hidden[i], self.layers[i]
@@ -309,12 +316,12 @@ class SavingEvaluation(Evaluation):
 
 
 def _slope(h, sigmoid, out=None):
-    """swish'(a) = h + sigmoid (1 - h), from h = swish(a) and sigmoid(a)."""
+    """Return swish'(a) = h + sigmoid (1 - h), from h = swish(a) and sigmoid(a)."""
     return torch.lerp(h, h.new_ones(()), sigmoid, out=out)
 
 
 def _curvature(layer, slope):
-    """swish''(a) = (1 - sigmoid) (2 swish' - h)."""
+    """Return swish''(a) = (1 - sigmoid) (2 swish' - h)."""
     factor = torch.lerp(layer.h, slope, 2.0)
     return factor.addcmul_(factor, layer.sigmoid, value=-1)
 
@@ -322,8 +329,10 @@ def _curvature(layer, slope):
 class Energy(torch.autograd.Function):
     """E (B,) as an autograd operation, differentiable once, in everything but x.
 
-    Arguments: product, x, levels and gram as of Evaluation, which get no gradient; `projected` (B, H); gain2, shift2,
-    gain3, shift3 of each level (L, H), here only to receive their gradients; w1, w2, w3, w4, b4.
+    product, x, levels, gram: as in Evaluation; they get no gradient.
+    projected: (B, H).
+    gain2, shift2, gain3, shift3: those of each level (L, H), here only to receive their gradients.
+    w1, w2, w3, w4, b4: the weights.
     """
 
     @staticmethod
@@ -338,7 +347,7 @@ class Energy(torch.autograd.Function):
 
 
 class Gradient(torch.autograd.Function):
-    """dE/dx (B, out_dim) as an autograd operation, differentiable once, in everything but x; arguments of Energy."""
+    """dE/dx (B, out_dim) as an autograd operation, differentiable once, in everything but x; arguments as in Energy."""
 
     @staticmethod
     def forward(ctx, product, x, levels, gram, projected, _gain2, _shift2, _gain3, _shift3, *weights):

@@ -1,4 +1,4 @@
-"""Python processes beside this one, each of which calls what it is sent."""
+"""Start other Python processes, each of which calls what it is sent."""
 
 import multiprocessing
 import os
@@ -22,9 +22,9 @@ BINDING = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")  
 
 
 class OtherProcess:
-    """A fresh process, for a `with` block; left by an exception, it gets a SIGTERM, so that its work is saved.
+    """A fresh process, for a `with` block; an exception in the block sends it a SIGTERM, so that its work is saved.
 
-    threads: of torch there (None: its default).
+    threads: torch's there; None: its default.
     """
 
     def __init__(self, threads: int | None = None):
@@ -45,16 +45,19 @@ class OtherProcess:
         self.process.join()
 
     def stop(self):
-        """Ask it to save its work and go, without waiting for it."""
+        """Ask it to save its work and end, without waiting for it."""
         self.process.terminate()
 
     def send(self, function: Callable, *arguments):
-        """Have it call `function(*arguments)`, all of it picklable; `receive` gives the result, or says it died."""
+        """Have it call `function(*arguments)`, all of it picklable; `receive` returns the result, or raises."""
         with suppress(ConnectionError):
             self.connection.send((function, arguments))
 
     def receive(self):
-        """What the call returned; raises what it raised, and ChildProcessError where the process died."""
+        """Return the call's result, or raise its error.
+
+        Raises Interrupted where a signal ended the process, and ChildProcessError where it died otherwise.
+        """
         try:
             result, error = self.connection.recv()
         except (EOFError, ConnectionError):  # the second where it died before it had read its work
@@ -76,7 +79,7 @@ class OtherProcess:
 
 @contextmanager
 def _no_main_from_stdin():
-    """Where the program came through stdin, its main file, which a new process would run first, does not exist."""
+    """Hide a main file that does not exist, since the program came through stdin: a new process would run it first."""
     main = sys.modules["__main__"]
     if not Path(getattr(main, "__file__", None) or __file__).exists():
         sys.modules["__main__"] = ModuleType("__main__")
@@ -88,7 +91,7 @@ def _no_main_from_stdin():
 
 @contextmanager
 def _free_of_the_first_core():
-    """What is started inside may use all cores. With OMP_PROC_BIND each process would bind itself to the same first."""
+    """Let what is started inside use all cores; with OMP_PROC_BIND each would bind itself to the same first one."""
     names = [name for name in BINDING if name in os.environ]
     if not names or not hasattr(os, "sched_setaffinity"):
         yield
@@ -104,7 +107,7 @@ def _free_of_the_first_core():
 
 @contextmanager
 def _deaf_to_the_terminal():
-    """What is started inside sees no Ctrl-C, even while it imports: a terminal sends it to all, the first decides."""
+    """Keep Ctrl-C from what is started inside, even while it imports: a terminal sends it to all, the first decides."""
     resource_tracker.ensure_running()  # its start would unblock them
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
     try:
@@ -115,7 +118,7 @@ def _deaf_to_the_terminal():
 
 @contextmanager
 def _also_of_a_daemon():
-    """Inside, a worker of multiprocessing.Pool has children too, which Python forbids lest they outlive it.
+    """Let a worker of multiprocessing.Pool have children too, which Python forbids lest they outlive it.
 
     Those started here end with their parent.
     """

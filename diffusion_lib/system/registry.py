@@ -1,4 +1,4 @@
-"""Names of classes whose modules are imported when one is asked for: a help lists names, and torch takes seconds."""
+"""Import classes when one is asked for: a help lists only their names, and importing torch takes seconds."""
 
 from collections import UserDict
 from collections.abc import Callable, Iterable
@@ -6,7 +6,7 @@ from importlib import import_module
 
 
 class Registry(UserDict):
-    """Classes by name. One may be given as 'module.Class', which is imported from `package` on its first use."""
+    """Classes by name. One may be written as 'module.Class', which is imported from `package` on its first use."""
 
     def __init__(self, package: str, classes: dict):
         super().__init__(classes)
@@ -24,7 +24,7 @@ def imported(package: str, place: str):
 
 
 def on_use(package: str, places: Iterable[str]) -> Callable:
-    """A package's __getattr__, by which it has the classes at `places`."""
+    """Make a package's __getattr__, which imports the classes at `places` on their first use."""
     by_name = {place.rpartition(".")[2]: place for place in places}
 
     def get(name: str):

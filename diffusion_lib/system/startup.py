@@ -11,7 +11,7 @@ CORES = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(ran
 
 
 def run(name: str):
-    """Be the command whose `main` is in the module of that name: import it, call it, exit with what it returns."""
+    """Run the command whose `main` is in the module of that name: import it, call it, exit with what it returns."""
     begin()
     main = import_module(name).main
     from diffusion_lib.system.errors import exit_status  # after CORES are known
@@ -25,11 +25,11 @@ def run(name: str):
 
 
 def begin():
-    """Turn a Ctrl-C into one line instead of the traceback of an import, until `exit_status` listens.
+    """Let a Ctrl-C print one line instead of an import's traceback, until `exit_status` listens; mend the streams.
 
-    What a terminal's encoding lacks, such as the × of a table, is printed as ? instead of ending the command. A closed
-    stream, as daemons have them, becomes /dev/null: otherwise its number could become that of a pipe, which all would
-    inherit.
+    Characters that the terminal's encoding lacks, such as the × of a table, are printed as ? instead of ending the
+    command. A closed stream, as daemons have them, becomes /dev/null: otherwise a pipe could get its number, and all
+    processes would inherit that.
     """
     os.environ["MPLBACKEND"] = "Agg"  # figures are files; a name that matplotlib lacks would stop its import
     for number in range(3):
@@ -45,7 +45,7 @@ def begin():
 
 @contextmanager
 def importing():
-    """Inside `exit_status`, for imports of a command's work: signals end it as before, nothing having begun."""
+    """Let signals end the command as they did before `exit_status`, during imports inside it: no work has begun."""
     from diffusion_lib.system.signals import handled_by
 
     with handled_by(_quit):
@@ -59,10 +59,10 @@ def _quit(number, _frame):
 
 
 def leave(status: int):
-    """End this process; where it is one of several, without the end of its Python.
+    """End this process; where it is one of several, without Python's own shutdown.
 
-    A thread of gloo may still hold tensors of the last exchange, and where Python is ending, dropping them aborts the
-    process (pytorch/pytorch#179291). DistributedDataParallel keeps these threads beyond destroy_process_group.
+    A thread of gloo may still hold tensors of the last exchange, and dropping them in the shutdown aborts the process
+    (pytorch/pytorch#179291). DistributedDataParallel keeps these threads beyond destroy_process_group.
     """
     if os.environ.get("WORLD_SIZE", "1") != "1":  # as both launchers set it
         for stream in (sys.stdout, sys.stderr):

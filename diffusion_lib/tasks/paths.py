@@ -19,19 +19,19 @@ LONGEST = 6  # edges of the longest path
 
 
 def plan_weights(target: torch.Tensor) -> torch.Tensor:
-    """Factors of the squared errors of a plan's entries: its nodes count for much, all others for little."""
+    """Return the weights of a plan's squared errors: 10 for its nodes, 0.5 for all other entries."""
     return torch.where(target > 0, 10.0, 0.5)
 
 
 class PathTask(Task):
     """A shortest path in a graph of `size` nodes: `rank`, and 5 more for the harder set.
 
-    The length of the path is uniform on path_lengths(size), as in the release's published data: one longer than its
-    code means. Graphs that have such a path are rare, so a batch of them takes no fixed time: a pool of `pool_size`
-    examples is drawn at first use, the same for every run, and a batch is a draw from it.
+    The path's length is uniform on path_lengths(size), as in the release's published data: one longer than its code
+    means. Graphs with such a path are rare, so drawing a batch of them takes no fixed time. Instead a pool of
+    `pool_size` examples is drawn at first use, the same for every run, and batches are drawn from it.
 
-    Scores: see metrics.path_scores and `execute`. `success_over_chance` is what `first_step_shortens` is above a random
-    successor, as a share of what is possible.
+    Scores: see metrics.path_scores and `execute`. `success_over_chance` says how far `first_step_shortens` is above a
+    random successor, as a share of what is possible.
     """
 
     least_rank, default_rank = 8, 20
@@ -59,11 +59,11 @@ class PathTask(Task):
         return self.encode(*(part[rows] for part in pool), dtype)
 
     def encode(self, adjacency, start, path, dtype):
-        """Input and solution of graphs (B, N, N) bool, starts (B,) and paths (B, LONGEST), nodes after the start."""
+        """Encode graphs (B, N, N) bool, starts (B,) and paths (B, LONGEST), nodes after the start: input, solution."""
         raise NotImplementedError
 
     def nodes(self, plan):
-        """The nodes that plans (B, *out_shape) move to, (B, plan_steps)."""
+        """Return the nodes that plans (B, *out_shape) move to, (B, plan_steps)."""
         raise NotImplementedError
 
     def score(self, inp, target, prediction):
@@ -72,15 +72,16 @@ class PathTask(Task):
         return path_scores(inp[..., 0] > 0, start_node(inp), self.goal(target), label, plan)
 
     def goal(self, target):
-        """The last node of the label, (B,)."""
+        """Return the last node of the label, (B,)."""
         raise NotImplementedError
 
     def execute(self, inp, target, prediction, plan=None):
-        """`closed_loop_success`: taking a plan's first step and planning anew leads to the goal in `plan_steps` steps.
+        """Score `closed_loop_success`: taking a plan's first step and planning anew, a walk reaches the goal.
 
-        A step that is no edge ends it. Nearer to the goal than any problem of the task the last plan is carried on: no
-        training has its first step lead to the goal. Without `plan` the first one is carried on throughout. A place has
-        one plan, however often a walk comes by, and none is made where the steps left are too few.
+        It has `plan_steps` steps, and a step that is no edge ends it. Nearer to the goal than any problem of the task
+        the last plan is followed on, since no training has its first step lead to the goal. A place has one plan,
+        however often a walk comes by, and none is made where the steps left are too few.
+        plan: makes the new plans; None: the first one is followed throughout.
         """
         adjacency, start, goal = inp[..., 0] > 0, start_node(inp), self.goal(target)
         rows = torch.arange(len(inp), device=inp.device)
@@ -109,7 +110,7 @@ class PathTask(Task):
         return {"success_over_chance": ratio(means["first_step_shortens"] - means["chance"], 1 - means["chance"])}
 
     def reference_predictions(self, inp, generator):
-        """A random walk: its first step, a random successor of the start, is the floor of the published metric."""
+        """Return a random walk; its first step, a random successor of the start, is the published metric's floor."""
         adjacency, node = (inp[..., 0] > 0).float(), start_node(inp)
         rows, walk = torch.arange(len(inp), device=inp.device), []
         for _ in range(self.plan_steps):
@@ -120,11 +121,11 @@ class PathTask(Task):
         return {"random walk": self.encode_plan(before, after, inp)}
 
     def encode_plan(self, before, after, inp):
-        """The solution (B, *out_shape) that moves from nodes to nodes, both (B, plan_steps)."""
+        """Encode moves from nodes to nodes, both (B, plan_steps), as a solution (B, *out_shape)."""
         raise NotImplementedError
 
     def draw(self, axes, inp, target, prediction):
-        """The graph's nodes on a circle, its edges light, the plan bold: green where it follows edges, else red."""
+        """Draw the graph's nodes on a circle, its edges light, the plan bold: green along edges, else red."""
         edges, start = inp[..., 0].cpu() > 0, start_node(inp[None]).item()
         goal, plan = self.goal(target[None]).item(), self.nodes(prediction[None])[0].tolist()
         turn = torch.arange(self.size) * 2 * torch.pi / self.size
@@ -149,10 +150,10 @@ class PathTask(Task):
 
 
 class ShortestPath1D(PathTask):
-    """The plan names the node of each step. Input (N, N, 4), solution (8, N, 1), in signs.
+    """A path whose plan names the node of each step. Input (N, N, 4), solution (8, N, 1), in signs.
 
-    Channels of the input: edge from i to j, i is the start, the first again, i is the goal. Step k of the solution is
-    a one-hot of the node moved to; after the goal it stays there.
+    Channels of the input: edge from i to j, i is the start, the first again, i is the goal. Step k of the solution is a
+    one-hot of the node moved to; after the goal it stays there.
     """
 
     model = "gnn-conv-1d-v2"
@@ -196,24 +197,24 @@ class ShortestPath1D(PathTask):
 
 
 class ShortestPath1DOf10(ShortestPath1D):
-    """Of 10 nodes. The release forgot this task's flag: neither weights of entries nor a corruption."""
+    """The same with 10 nodes. The release forgot this task's flag: neither weights of entries nor a corruption."""
 
     default_rank = 10
     released_rules = Rules(bound=1.0, candidate_bound=2.0)
 
 
 class ShortestPath1DOf15(ShortestPath1DOf10):
-    """Of 15 nodes; the release forgot the flag here too."""
+    """The same with 15 nodes; the release forgot the flag here too."""
 
     default_rank = 15
 
 
 class ShortestPath(PathTask):
-    """The plan is a course of graphs with a marked node. Input (N, N, 2), solution (16, N, N, 3), in signs.
+    """A path whose plan is a course of graphs with a marked node. Input (N, N, 2), solution (16, N, N, 3), in signs.
 
     Channels of the input: edge from i to j, i is the start. Of the solution: both at 16 times (the node of that time
-    instead of the start), and a one-hot of the edge taken, or (0, 0) once at the goal. The input does not say what
-    the goal is, so the published task cannot be solved beyond guessing. In the release its corruption raises.
+    instead of the start), and a one-hot of the edge taken, or (0, 0) once at the goal. The input does not say what the
+    goal is, so the published task can only be guessed. In the release its corruption raises.
     """
 
     model = "gnn-conv"
@@ -251,31 +252,31 @@ class ShortestPath(PathTask):
 
 
 def start_node(inp) -> torch.Tensor:
-    """The node whose row is set in channel 1 of (B, N, N, channels): (B,)."""
+    """Return the node whose row is set in channel 1 of (B, N, N, channels): (B,)."""
     return inp[..., 1].sum(2).argmax(1)
 
 
 def rows_of(node, size: int):
-    """(B, N, N) bool, set in the node's row."""
+    """Return (B, N, N) bool, set in the node's row."""
     row = node[:, None] == torch.arange(size, device=node.device)
     return repeat(row, "b row -> b row column", column=size)
 
 
 def padded(path, steps: int):
-    """The path as (B, steps), its last node repeated."""
+    """Return the path as (B, steps), its last node repeated."""
     return torch.cat([path, path[:, -1:].expand(-1, steps - path.shape[1])], 1)
 
 
 def path_lengths(nodes: int) -> tuple[int, int]:
-    """The shortest and the longest path of the published graphs of that size."""
+    """Return the shortest and the longest path of the published graphs of that size."""
     return (4, LONGEST) if nodes >= 20 else (2, LONGEST - 1)
 
 
 @lru_cache(maxsize=8)
 def path_pool(nodes: int, split: str, count: int, device: str) -> tuple[torch.Tensor, ...]:
-    """`count` problems: graphs (count, N, N) bool, starts (count,), and nodes after the start (count, LONGEST).
+    """Draw `count` problems: graphs (count, N, N) bool, starts (count,), and nodes after the start (count, LONGEST).
 
-    Drawn on the CPU, so that every device gets the same.
+    They are drawn on the CPU, so that every device gets the same.
     """
     generator = seeded_generator(f"{split} paths", nodes, count)
     shortest, longest = path_lengths(nodes)
@@ -298,7 +299,7 @@ def path_pool(nodes: int, split: str, count: int, device: str) -> tuple[torch.Te
 
 
 def random_shortest_paths(adjacency, apart, start, goal, generator) -> torch.Tensor:
-    """Nodes after the start (B, LONGEST): each uniform among the successors nearer to the goal, which then repeats."""
+    """Draw nodes after the start (B, LONGEST), each uniform among successors nearer to the goal, which then repeats."""
     rows, node, path = torch.arange(len(start)), start, []
     to_goal = apart[rows, :, goal]
     for _ in range(LONGEST):

@@ -1,4 +1,4 @@
-"""Training batches as a function of (seed, step): resuming and repeating need no saved generator."""
+"""Make training batches from (seed, step) alone, so that resuming and repeating need no saved generator."""
 
 import itertools
 import multiprocessing
@@ -18,7 +18,7 @@ from diffusion_lib.tasks.base import ItemTask, Task, as_task, mask_of
 class Batch(NamedTuple):
     """What `GaussianDiffusion1D.p_losses` takes: inp (B, *inp_shape), t (B,), the others (B, *out_shape) or None.
 
-    drawn: (B, draws, *out_shape), of a mode that draws of its own.
+    drawn: (B, draws, *out_shape), for a mode that draws of its own.
     """
 
     inp: torch.Tensor
@@ -35,11 +35,13 @@ class BatchStream:
     """The batches of one run. `batch(k)` depends on (seed, k) alone: not on the strategy, nor on what was drawn.
 
     On a GPU batches are made `chunk` at a time, since one launch then serves many; the CPU's cache prefers one.
-    Process `rank` of `world` gets its share of the rows of each global batch. With `workers` (0: none) the next
-    chunks are made while this one is used: by threads for a task, by processes for a Dataset of items. contrastive:
-    whether the loss needs noise for negatives; corrupt: f(target, generator, mask=…) -> candidates, where the batch
-    brings them. draws: normal tensors like the solution that the mode of mining needs of its own. first_contrast: the
-    step before which nothing for negatives is made. masked: whether the entries that the input gives are kept.
+    contrastive: whether the loss needs noise for negatives.
+    corrupt: f(target, generator, mask=…) -> candidates, where the batch brings them.
+    masked: whether the given entries are kept.
+    workers: threads (for a Dataset of items: processes) that make the next chunks while this one is used; 0: none.
+    rank, world: process `rank` of `world` gets its share of the rows of each global batch.
+    draws: normal tensors of the solution's shape that the mining mode needs of its own.
+    first_contrast: the step before which nothing for negatives is made.
     """
 
     def __init__(
@@ -72,7 +74,7 @@ class BatchStream:
         self.ready = {}
 
     def batch(self, step: int) -> Batch:
-        """The batch of step `step`, counted from 0."""
+        """Return the batch of step `step`, counted from 0."""
         index, place = divmod(step, self.chunk)
         chunk = self._chunk(index)
         batch = Batch(*(part if part is None else part[place, self.rows] for part in chunk))
@@ -120,7 +122,7 @@ class BatchStream:
 
 
 def stream_of(diffusion, task: Task, batch_size: int, seed: int, device: torch.device, **options) -> BatchStream:
-    """The batches that training a GaussianDiffusion1D needs, by its mode of mining; options: as of BatchStream."""
+    """Make the batches that training a GaussianDiffusion1D needs, by its mining mode; options: as in BatchStream."""
     mining = diffusion.mining
     corrupt = partial(mining.corrupt, diffusion.rules) if mining.mode == "corrupt" else None
     contrastive = mining.mode != "none"
@@ -129,7 +131,7 @@ def stream_of(diffusion, task: Task, batch_size: int, seed: int, device: torch.d
 
 
 class ItemSource:
-    """Batches of a Dataset's items through a DataLoader; those of step k are a function of (seed, k)."""
+    """Batches of a Dataset's items through a DataLoader; those of step k depend on (seed, k) alone."""
 
     def __init__(self, task: ItemTask, batch_size: int, seed: int, workers: int):
         self.batches = ItemBatches(task, batch_size, seed)
@@ -138,7 +140,7 @@ class ItemSource:
         self.following, self.loader = None, None
 
     def batch(self, step: int):
-        """The parts of the items of step `step`, on the CPU. Asked for in order, they are loaded ahead."""
+        """Return the parts of the items of step `step`, on the CPU. Asked for in order, they are loaded ahead."""
         if step != self.following:
             steps = itertools.count(step)
             self.loader = iter(DataLoader(self.batches, batch_size=None, sampler=steps, num_workers=self.workers))
@@ -150,7 +152,7 @@ class ItemSource:
 
 
 class ItemBatches(Dataset):
-    """By step, its batch, or the ConfigError that says why there is none: raised by a worker it were a traceback."""
+    """The batch of each step, or the ConfigError that says why there is none: raised in a worker it is a traceback."""
 
     def __init__(self, task: ItemTask, batch_size: int, seed: int):
         self.task, self.batch_size, self.seed = task, batch_size, seed

@@ -1,4 +1,4 @@
-"""One training step as one program: loss, backward, clip, update."""
+"""Run a training step as one program: loss, backward, clip, update."""
 
 import torch
 
@@ -8,15 +8,14 @@ EAGER_STEPS = 3  # real steps before capture, so that lazily made optimizer and 
 
 
 class TrainStep:
-    """Calls `loss_function(*batch)`, then backward, gradient clip and update, and returns the loss and its parts.
+    """A training step: calls `model(*batch)`, then backward, gradient clip and update; returns the loss and its parts.
 
-    `clipped` is 1 where the last step's gradient was longer than `max_norm`, else 0 (a float32 tensor).
-
-    A loss or gradient that is not finite sets `non_finite` (a float32 tensor, 0 or 1, for good), and from then
-    on every update is skipped on the device, so nothing needs to wait for the host.
-    On one GPU, and with `cuda_graph`, the step is captured as a CUDA graph after its first calls and replayed. Where
-    the capture fails one line says so, and every step is computed as the first ones: the same numbers, more slowly.
-    `captures` tells which.
+    clipped: float32 tensor, 1 where the last step's gradient was longer than `max_norm`, else 0.
+    non_finite: float32 tensor, 1 for good once a loss or gradient is not finite, else 0. From then on every update is
+    skipped on the device, so nothing needs to wait for the host.
+    cuda_graph: on one GPU, capture the step as a CUDA graph after its first calls and replay it. Where the capture
+    fails one line says so, and every step is computed as the first ones: the same numbers, more slowly. `captures`
+    tells which.
     """
 
     def __init__(self, accelerator, model, optimizer, max_norm: float, cuda_graph: bool = True):
@@ -29,12 +28,12 @@ class TrainStep:
         self.restart()
 
     def restart(self):
-        """To be called when the weights and the optimizer's state were replaced: a graph holds the earlier ones."""
+        """Start anew after the weights and the optimizer's state were replaced: a graph holds the earlier ones."""
         self.recapture()
         self.non_finite.zero_()
 
     def recapture(self):
-        """Capture anew, since the loss has become another one: a graph holds the earlier one's operations."""
+        """Capture anew after the loss has become another one: a graph holds the earlier one's operations."""
         self.calls, self.graph = 0, None
 
     def __call__(self, batch):
@@ -64,7 +63,7 @@ class TrainStep:
         return loss, parts
 
     def _capture(self, batch) -> bool:
-        """Record a step on copies of the batch, of which nothing is computed yet; False where that fails."""
+        """Record a step on copies of the batch, without computing it; return False where that fails."""
         self.inputs = type(batch)(*(value if value is None else value.clone() for value in batch))
         graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         try:

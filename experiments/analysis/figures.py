@@ -1,6 +1,6 @@
-"""Figures of a study, each as PNG and PDF; and what every figure shares: style, colours, scales, ticks.
+"""Draw the figures of a study, each as PNG and PDF, and share their style, colours, scales and ticks.
 
-Nothing here is global: no pyplot, and matplotlib's settings are as they were outside a `drawing`.
+Nothing here is global: no pyplot, and outside a `drawing` matplotlib's settings are as they were.
 """
 
 import io
@@ -46,18 +46,18 @@ NEAR = 1.6  # times the greatest run, or under the least one: errors of referenc
 
 
 def strategy_colors(strategies: Sequence[str]) -> dict[str, str]:
-    """Name -> colour: the known strategies' own, the others' by their order. Pass all strategies of a study."""
+    """Return name -> colour: the known strategies' own, the others' by their order. Pass all strategies of a study."""
     further = chain(OTHER_COLORS, map(further_color, count()))
     return {name: COLORS.get(name) or next(further) for name in strategies}
 
 
 def further_color(place: int) -> str:
-    """One of any number of colours: hues a golden section of the circle apart, dark and light in turn."""
+    """Return one of any number of colours: hues a golden section of the circle apart, dark and light in turn."""
     return to_hex(hls_to_rgb(0.618034 * place % 1, (0.3, 0.6)[place % 2], 0.65))
 
 
 def guarded(draw):
-    """`draw(…, path=path)` costs its figure alone where it fails: a line on stderr, and no old file in its place."""
+    """Let a failing `draw(…, path=path)` cost its figure alone: a line on stderr, and no old file in its place."""
 
     @wraps(draw)
     def attempt(*arguments, path: Path):
@@ -75,7 +75,7 @@ def guarded(draw):
 
 @contextmanager
 def drawing(path: Path, size: tuple[float, float], rows: int = 1, columns: int = 1, **options):
-    """The axes (rows, columns) of a figure, which is written at the end to `path`, a PNG, and beside it as PDF."""
+    """Yield the axes (rows, columns) of a figure; write it at the end to `path`, a PNG, and beside it as PDF."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=size, layout="constrained")
         yield figure.subplots(rows, columns, squeeze=False, **options)
@@ -89,7 +89,7 @@ def drawing(path: Path, size: tuple[float, float], rows: int = 1, columns: int =
 
 @contextmanager
 def panels(path: Path, count: int, most: int):
-    """The axes (1, count) of a `drawing` of `count` panels, at most `most` of them side by side."""
+    """Yield the axes (1, count) of a `drawing` of `count` panels, at most `most` of them side by side."""
     columns = min(most, count)
     rows = -(-count // columns)
     with drawing(path, (PANEL[0] * columns, PANEL[1] * rows), rows, columns) as axes:
@@ -99,14 +99,14 @@ def panels(path: Path, count: int, most: int):
 
 
 def spans_decades(values) -> bool:
-    """Whether all (finite) values are positive and the greatest is over ten times the least."""
+    """Return whether all (finite) values are positive and the greatest is over ten times the least."""
     finite = np.asarray(values, dtype=float)
     finite = finite[np.isfinite(finite)]
     return bool(finite.size and finite.min() > 0 and finite.max() / finite.min() > 10)
 
 
 def choose_scale(axis, which: str, values):
-    """A log axis 'x' or 'y' where the values span decades, else a linear one; with few ticks."""
+    """Make the axis 'x' or 'y' logarithmic where the values span decades, else linear, with few ticks."""
     side = getattr(axis, f"{which}axis")
     if not spans_decades(values):
         side.set_major_locator(MaxNLocator(5))
@@ -116,7 +116,7 @@ def choose_scale(axis, which: str, values):
 
 
 def label_log(side, low: float, high: float):
-    """Tick labels of a log axis (axis.xaxis or axis.yaxis) that shows low to high."""
+    """Label the ticks of a log axis (axis.xaxis or axis.yaxis) that shows low to high."""
     few = high < 100 * low  # powers of ten, for an axis to read
     side.set_major_locator(MaxNLocator(5) if high < 4 * low else LogLocator(subs=(1, 2, 5) if few else (1,)))
     side.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -124,7 +124,7 @@ def label_log(side, low: float, high: float):
 
 
 def legend_below(axes):
-    """One legend for all axes, under them, where it hides nothing; each label once."""
+    """Draw one legend for all axes, under them, where it hides nothing; each label once."""
     entries = {}
     for axis in axes.flat:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
@@ -137,19 +137,19 @@ def legend_below(axes):
 
 
 def plotted(axis) -> np.ndarray:
-    """The heights of all lines of an axis."""
+    """Return the heights of all lines of an axis."""
     return np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in axis.lines] or [np.empty(0)])
 
 
 def name_ticks(axis, names: Sequence[str]):
-    """Ticks 0, 1, … under the names, turned where they would not fit side by side."""
+    """Put the names under ticks 0, 1, …, turned where they would not fit side by side."""
     turned = sum(len(name) + 2 for name in names) > 42
     axis.set_xticks(range(len(names)), names, **({"rotation": 30, "ha": "right"} if turned else {}))
     axis.set_xlim(-0.5, len(names) - 0.5)
 
 
 def reference_lines(axis, references: list[dict], metric: Metric):
-    """A named line for each predictor without training whose rate is known, or whose error lies near those shown."""
+    """Draw a named line for each predictor without training; of errors only those near the ones shown."""
     shown = plotted(axis)
     shown = shown[np.isfinite(shown)]
     for row in (row for row in references if row["sampler"] == REFERENCE and shown.size):
@@ -159,7 +159,7 @@ def reference_lines(axis, references: list[dict], metric: Metric):
 
 
 def name_line(axis, value: float, name: str):
-    """A dashed line across the axis, its name on it."""
+    """Draw a dashed line across the axis, its name on it."""
     axis.axhline(value, color="black", ls="--", lw=0.8)
     place = axis.get_yaxis_transform()
     axis.text(1, value, name, ha="right", va="bottom", fontsize=7, transform=place, clip_on=True)
@@ -170,7 +170,7 @@ LOSS = Metric("loss_denoise")
 
 @guarded
 def learning_curves(study_folder: Path, study: Results, references: list[dict], path: Path):
-    """Loss and the first metric of both difficulties against the step: mean over seeds, and the band of all."""
+    """Draw loss and first metric of both difficulties against the step: mean over seeds, and the band of all."""
     shown = (LOSS, *study.metrics[:2])
     with panels(path, len(shown), most=len(shown)) as axes:
         for strategy, color in strategy_colors(study.strategies).items():
@@ -191,7 +191,7 @@ def learning_curves(study_folder: Path, study: Results, references: list[dict], 
 
 
 def _aligned(curves: dict[int, list[dict]], column: str):
-    """Steps (k,) at which every seed has a value, and the values (seeds, k)."""
+    """Return the steps (k,) at which every seed has a value, and the values (seeds, k)."""
     tables = [
         {row["step"]: row[column] for row in rows if np.isfinite(row.get(column, np.nan))} for rows in curves.values()
     ]
@@ -200,7 +200,7 @@ def _aligned(curves: dict[int, list[dict]], column: str):
 
 
 def points_and_interval(axis, place: float, values: np.ndarray, color: str, metric: Metric):
-    """Every finite value as a point, and beside them the metric's mean with its 95% interval."""
+    """Draw every finite value as a point, and beside them the metric's mean with its 95% interval."""
     values = values[np.isfinite(values)]
     interval = metric.mean(values)
     axis.plot(np.full(values.size, place - 0.12), values, "o", ms=3.5, alpha=0.7, color=color)
@@ -212,14 +212,14 @@ def points_and_interval(axis, place: float, values: np.ndarray, color: str, metr
 
 
 def share_scale(axis):
-    """The heights of shares: 0 to 1, with room for points at both ends."""
+    """Set the heights of shares: 0 to 1, with room for points at both ends."""
     axis.set_ylim(-0.03, 1.03)
 
 
 def metric_scale(axis, metric: Metric, values):
-    """A log axis for errors, wide enough for the values, and for intervals up to ten times beyond them.
+    """Make the axis logarithmic for errors, linear for rates, from 0 to 1 for those that are shares.
 
-    A linear one for rates, from 0 to 1 for those that are shares.
+    A log axis is wide enough for the values, and for intervals up to ten times beyond them.
     """
     if metric.rate and metric.share:
         share_scale(axis)
@@ -236,14 +236,14 @@ def metric_scale(axis, metric: Metric, values):
 
 
 def join_pairs(axis, values: np.ndarray):
-    """Thin grey lines through the points of each seed; values (places, seeds), nan where a run is absent."""
+    """Join the points of each seed by thin grey lines; values (places, seeds), nan where a run is absent."""
     for i, seed in enumerate(values.T):
         axis.plot(np.arange(len(seed)) - 0.12, seed, color=PAIR_COLOR, lw=0.6, zorder=0, label="" if i else "one seed")
 
 
 @guarded
 def interval_plot(study: Results, references: list[dict], path: Path):
-    """Every run as a point, those of a seed joined, beside the mean and its 95% interval: a panel a sampler."""
+    """Draw every run as a point, those of a seed joined, beside the mean and its 95% interval: a panel a sampler."""
     with drawing(path, (5 * len(study.samplers), 3.3), 1, len(study.samplers), sharey=True) as axes:
         for axis, sampler in zip(axes.flat, study.samplers, strict=True):
             draw_runs(axis, study, sampler, references)
@@ -251,7 +251,7 @@ def interval_plot(study: Results, references: list[dict], path: Path):
 
 
 def draw_runs(axis, study: Results, sampler: str, references: Sequence[dict] = ()):
-    """A panel of the first metric of every run."""
+    """Draw a panel of the first metric of every run."""
     metric, colors = study.metrics[0], strategy_colors(study.strategies)
     values = study.values(metric.column, sampler)
     join_pairs(axis, np.array(list(values.values())))

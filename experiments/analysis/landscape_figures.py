@@ -1,4 +1,4 @@
-"""Figures of what landscape.diagnose measured, over the runs of a study: a panel for all that is there."""
+"""Draw what landscape.diagnose measured over the runs of a study, a panel for each part that is there."""
 
 from pathlib import Path
 
@@ -38,7 +38,7 @@ ANSWERS = {
 
 
 def read_diagnoses(folder: Path, config: ExperimentConfig, study: Results) -> dict[tuple[str, int], dict]:
-    """(strategy, seed) -> the diagnosis of each finished run of a study; without those that cannot be diagnosed."""
+    """Return (strategy, seed) -> the diagnosis of each finished run of a study, without those that have none."""
     runs = study.frame[study.frame["sampler"] == HEADLINE_SAMPLER].query("status == 'finished'")
     found = {
         (label, seed): run_diagnosis(folder / run, config)
@@ -51,7 +51,7 @@ def read_diagnoses(folder: Path, config: ExperimentConfig, study: Results) -> di
 
 
 def run_diagnosis(run: Path, config: ExperimentConfig) -> dict | None:
-    """The run's own, or one made of its weights where an earlier version left none; None without weights."""
+    """Return the run's diagnosis, made from its weights where an earlier version left none; None without weights."""
     path = run / "diagnostics.json"
     if not path.exists():
         if not (run / "last.pt").exists():
@@ -61,7 +61,7 @@ def run_diagnosis(run: Path, config: ExperimentConfig) -> dict | None:
 
 
 def rows_with_runs(diagnoses: dict[tuple[str, int], dict], part: str) -> list[dict]:
-    """The rows of one part of all diagnoses, each with its strategy and seed."""
+    """Return the rows of one part of all diagnoses, each with its strategy and seed."""
     return [
         {"strategy": strategy, "seed": seed, **row}
         for (strategy, seed), diagnosis in diagnoses.items()
@@ -70,7 +70,7 @@ def rows_with_runs(diagnoses: dict[tuple[str, int], dict], part: str) -> list[di
 
 
 def draw(axis, rows, strategies, x, y):
-    """Mean over seeds and the band from the least to the greatest, a line per strategy that has rows."""
+    """Draw the mean over seeds and the band from the least to the greatest, a line per strategy that has rows."""
     for strategy, color in strategy_colors(strategies).items():
         chosen = [row for row in rows if row["strategy"] == strategy and y in row]  # an earlier version's may lack it
         if not chosen:
@@ -82,13 +82,13 @@ def draw(axis, rows, strategies, x, y):
 
 
 def ranked_columns(diagnoses: dict) -> list[str]:
-    """What the energies rank behind the solution: the task's wrong answers, then their own mined negatives."""
+    """Return what the energies rank behind the solution: the task's wrong answers, then their own mined negatives."""
     columns = dict.fromkeys(key for row in rows_with_runs(diagnoses, "levels") for key in row if key.startswith("auc_"))
     return [*(name for name in columns if name[4:] not in MINED), *(["auc_adversarial"] if columns else [])]
 
 
 def effort_panels(diagnoses, study: Results, task) -> list[tuple[str, str, str, str, str]]:
-    """Part, x, y, title and label of x: of the parts that have more than one place."""
+    """Return part, x, y, title and label of x, for the parts that have more than one place."""
     column, hardness = study.metrics[0].column, f"{task.difficulty_name}, from"
     shown = [
         ("inner_steps", "inner_steps", column, f"{column}, descents", "descents a level (0: plain)"),
@@ -100,10 +100,7 @@ def effort_panels(diagnoses, study: Results, task) -> list[tuple[str, str, str, 
 
 @guarded
 def causes_figure(study_folder: Path, diagnoses, study: Results, task, path: Path):
-    """What the energies rank, by level; the metric against the effort of sampling and how hard a problem is.
-
-    The last panel is how often the gradient was clipped.
-    """
+    """Draw what energies rank, by level; the metric by effort of sampling and by difficulty; gradients clipped."""
     ranked, effort = ranked_columns(diagnoses), effort_panels(diagnoses, study, task)
     with panels(path, len(ranked) + len(effort) + 1, most=4) as axes:
         for axis, column in zip(axes.flat, ranked, strict=False):
@@ -123,7 +120,7 @@ def causes_figure(study_folder: Path, diagnoses, study: Results, task, path: Pat
 
 
 def draw_clipped(axis, study_folder: Path, strategies: list[str]):
-    """Share of the steps whose gradient was clipped, over the course of a run: the mean over its seeds."""
+    """Draw the share of steps whose gradient was clipped over the course of a run, the mean over its seeds."""
     for strategy, color in strategy_colors(strategies).items():
         tables = [
             [(row["step"], row.get("clipped", np.nan)) for row in rows]
@@ -139,9 +136,10 @@ def draw_clipped(axis, study_folder: Path, strategies: list[str]):
 
 @guarded
 def example_figure(diagnoses: dict, shown: list[tuple[str, int]], chosen: EvaluationSet, path: Path):
-    """The first problem of `chosen`, the set that was diagnosed: a row a run, as the task draws its answer.
+    """Draw the first problem of `chosen`, the set that was diagnosed: a row a run, as the task draws its answer.
 
-    Of matrix inversion: the matrix, its inverse, the answer on the same scale, and what the matrix times it is.
+    For matrix inversion these are the matrix, its inverse, the answer on the same scale, and the matrix times the
+    answer.
     """
     problem, target = chosen.exact_inp[0].cpu(), chosen.target[0].cpu()
     matrices = isinstance(chosen.task, Inverse)

@@ -1,4 +1,4 @@
-"""What a study measures: the columns of runs.csv that hold a task's metrics, and on which scale each is compared."""
+"""The metrics of a study: their columns in runs.csv, and the scale on which each is compared."""
 
 from dataclasses import dataclass, fields
 from math import isfinite
@@ -33,15 +33,15 @@ class Metric:
         return "difference" if self.rate else "ratio"
 
     def zeros(self, values) -> int:
-        """How many of the values are exactly 0, where that has no ratio."""
+        """Count the errors that are exactly 0, which have no ratio; of rates none count."""
         return 0 if self.rate else int(np.sum(np.asarray(values) == 0))
 
     def possible(self, value: float) -> bool:
-        """Whether a run can have the value: no error is negative, and a share lies in [0, 1]."""
+        """Return whether a run can have the value: no error is negative, and a share lies in [0, 1]."""
         return not (value < 0 if not self.rate else self.share and (value < -ROUNDING or value > 1 + ROUNDING))
 
     def mean(self, values) -> Mean:
-        """Geometric mean of errors, mean of rates, with its interval; nan where an error is exactly 0."""
+        """Return the geometric mean of errors or the mean of rates, with interval; nan where an error is exactly 0."""
         if self.zeros(values):
             return Mean(int(np.isfinite(values).sum()), np.nan, np.nan, np.nan)
         if not self.rate:
@@ -50,13 +50,13 @@ class Metric:
 
     @property
     def compare(self):
-        """`difference`, `score_difference` or `ratio` of statistics.py."""
+        """The function of statistics.py that compares it: `difference`, `score_difference` or `ratio`."""
         if not self.rate:
             return ratio
         return difference if self.share else score_difference
 
     def effect_words(self, effect: float, low: float, high: float) -> str:
-        """`0.752× [0.681, 0.824]`, `+3.20 points [+1.10, +5.30]`; '-' where there is none."""
+        """Write an effect: `0.752× [0.681, 0.824]`, `+3.20 points [+1.10, +5.30]`; '-' where there is none."""
         if not isfinite(effect):
             return "-"
         write = "{:+.2f}".format if self.rate else _factor
@@ -64,28 +64,28 @@ class Metric:
         return words if np.isnan(low) else f"{words} [{write(low)}, {write(high)}]"
 
     def words(self, comparison: Paired | None) -> str:
-        """The same of a comparison."""
+        """Write the effect of a comparison."""
         if comparison is None:
             return "-"
         return self.effect_words(self.value(comparison), comparison.low, comparison.high)
 
     def value(self, comparison: Paired) -> float:
-        """What it estimates."""
+        """Return the effect that a comparison estimates."""
         return getattr(comparison, self.effect)
 
     def columns(self, comparison: Paired) -> dict[str, float]:
-        """Its fields by the endings of their columns: `ratio`, `pairs`, `ratio_low`, `ratio_high`, `p`, …"""
+        """Return a comparison's fields by the endings of their columns: `ratio`, `pairs`, `ratio_low`, `p`, …"""
         renamed = {"n": "pairs", "low": f"{self.effect}_low", "high": f"{self.effect}_high"}
         values = {renamed.get(each.name, each.name): getattr(comparison, each.name) for each in fields(comparison)}
         return {self.effect: values.pop(self.effect)} | values
 
     def better(self, one: float, other: float) -> bool:
-        """Whether the value `one` is better than `other`; False where one is nan."""
+        """Return whether the value `one` is better than `other`; False where one is nan."""
         return one > other if self.rate else one < other
 
 
 def task_metrics(task) -> tuple[Metric, ...]:
-    """A task's metrics, or a task class's, in order: each on the usual problems, then on the harder ones."""
+    """Return the metrics of a task, or task class, in order: each on the usual problems, then on the harder ones."""
     return tuple(
         Metric(column(difficulty, name), name in task.higher_is_better, name not in task.beyond_shares)
         for name in task.metrics
@@ -98,5 +98,5 @@ def _factor(value: float) -> str:
 
 
 def number(value) -> str:
-    """Four digits, or '-' for what is missing or nan."""
+    """Write four digits, or '-' for what is missing or nan."""
     return f"{value:.4g}" if value is not None and isfinite(value) else "-"

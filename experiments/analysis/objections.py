@@ -1,4 +1,4 @@
-"""What speaks against a study's verdict, a sentence a kind, from its own numbers."""
+"""Say what speaks against a study's verdict, a sentence a kind, from its own numbers."""
 
 import math
 
@@ -19,7 +19,7 @@ LISTED = 4  # strategies that a sentence names
 
 
 def objections(study: Results, config: ExperimentConfig, references: list[dict]) -> list[str]:
-    """At most five sentences, the gravest first; references: the rows of predictors and of what others published."""
+    """Return at most five sentences, the gravest first; references: rows of predictors and of published results."""
     kinds = (
         compute_objections(study),
         run_objections(study),
@@ -31,7 +31,7 @@ def objections(study: Results, config: ExperimentConfig, references: list[dict])
 
 
 def compute_objections(study: Results) -> list[str]:
-    """That nothing, or not quite the same, was trained at equal compute."""
+    """Say that nothing, or not quite the same, was trained at equal compute."""
     if not study.label("plain"):
         return []
     pairs = dict.fromkeys(study.pair(FLOPS).values())
@@ -49,7 +49,7 @@ def compute_objections(study: Results) -> list[str]:
 
 
 def seed_objections(study: Results) -> list[str]:
-    """What so few pairs cannot show, and whether pairing them brought anything."""
+    """Say what so few pairs cannot show, and whether pairing them brought anything."""
     lines, metric = [], study.metrics[0]
     known = {sampler: each for sampler, each in main_comparisons(study).items() if each[1] and each[1].n > 1}
     fewest = min((found.n for _, found in known.values()), default=EXACT_PAIRS)
@@ -68,13 +68,13 @@ def seed_objections(study: Results) -> list[str]:
 
 
 def main_comparisons(study: Results) -> dict[str, tuple[Pair, Paired | None]]:
-    """By sampler the pair that decides, at equal FLOPs where that was run, and its comparison."""
+    """Return by sampler the pair that decides, at equal FLOPs where that was run, and its comparison."""
     pairs = study.pair()
     return {s: (pair, study.comparison(pair.treated, pair.other, study.metrics[0], s)) for s, pair in pairs.items()}
 
 
 def metric_objections(study: Results) -> list[str]:
-    """Where another metric or sampler says otherwise than the metric that decides, under the first sampler."""
+    """Say where another metric or sampler disagrees with the metric that decides, under the first sampler."""
     main = main_comparisons(study)
     known = [(study.metrics[0], sampler, found) for sampler, (_, found) in main.items() if found and found.n > 1]
     if not known:
@@ -97,13 +97,13 @@ def metric_objections(study: Results) -> list[str]:
 
 
 def _side(metric: Metric, comparison: Paired) -> str:
-    """On which side of no change the whole interval lies."""
+    """Return on which side of no change the whole interval lies."""
     _, low, high = as_loss(metric, comparison)
     return "better" if high < 0 else "worse" if low > 0 else "neither better nor worse"
 
 
 def run_objections(study: Results) -> list[str]:
-    """The runs that diverged or are spoiled, those without a finite metric, and those that alone decide a mean."""
+    """Name the runs that diverged or are spoiled, those without a finite metric, and those that alone decide a mean."""
     metric, compared = study.metrics[0], {name for pair in study.pair().values() for name in pair[1:]}
     spoiled, far, absent = [], [], []
     names = sorted(study.strategies, key=lambda name: name not in compared)  # the compared ones are named first
@@ -137,9 +137,9 @@ def listed(parts: list[str]) -> str:
 
 
 def reference_objections(study: Results, references: list[dict]) -> list[str]:
-    """The main predictors without training that adversarial, under its better sampler, does not beat.
+    """Name the main predictors without training that adversarial, under its better sampler, does not beat.
 
-    By the first metric, on the usual problems, the harder ones, or both.
+    They are compared by the first metric, on the usual problems and on the harder ones.
     """
     lines = []
     for metric in study.metrics[:2]:
@@ -155,7 +155,7 @@ def reference_objections(study: Results, references: list[dict]) -> list[str]:
 
 
 def _best_mean(study: Results, metric: Metric) -> float:
-    """The treatment's under the sampler where it is better; nan where none has one."""
+    """Return the treatment's mean under the sampler where it is better; nan where none has one."""
     labels = {sampler: label for sampler in study.samplers if (label := study.label(sampler))}
     means = [metric.mean(study.values(metric.column, sampler)[label]).mean for sampler, label in labels.items()]
     means = [mean for mean in means if math.isfinite(mean)]
@@ -163,7 +163,7 @@ def _best_mean(study: Results, metric: Metric) -> float:
 
 
 def budget_objections(study: Results, config: ExperimentConfig, references: list[dict]) -> list[str]:
-    """How small the budget is beside a published one."""
+    """Say how small the budget is beside a published one."""
     seen = max(study.train_steps(study.label("plain")), default=0) * config.batch_size
     published = max((row.get("examples", 0) for row in references if row["sampler"] == PUBLISHED), default=0)
     if not 0 < seen < published:

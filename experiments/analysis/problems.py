@@ -1,4 +1,4 @@
-"""A study of several problems in one place: its tables joined, a panel a problem, and the verdicts of all."""
+"""Join the reports of a study's problems: the tables, a figure with a panel a problem, and all verdicts."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from experiments.study.study import PROBLEM, Study
 def join_reports(folder: Path, parts: dict[Path, Study]):
     """Write the study's two tables beside `folder`, and in it report.md with a figure of all problems.
 
-    parts: the folder of each problem -> the study of it. One without a report yet is left out.
+    parts: the folder of each problem -> its study; one without a report yet is left out.
     """
     parts = {path: part for path, part in parts.items() if (path / "report.md").exists()}
     if not parts:
@@ -41,7 +41,7 @@ def join_reports(folder: Path, parts: dict[Path, Study]):
 
 
 def problem_table(path: Path, part: Study, ending: str) -> pd.DataFrame:
-    """A problem's table, with what the problem is as columns behind the strategy."""
+    """Return a problem's table, with its task or rank, where they vary, as columns behind the strategy."""
     table = pd.read_csv(path.with_name(f"{path.name}.{ending}"))
     named = {key: part.settings[key] for key in PROBLEM if f"{key}=" in path.name}
     for place, (key, value) in enumerate(named.items(), 1):
@@ -51,7 +51,7 @@ def problem_table(path: Path, part: Study, ending: str) -> pd.DataFrame:
 
 @guarded
 def problems_figure(problems: list[Results], names: list[str], path: Path):
-    """The first metric of every run, a column a problem, a row a sampler; means with their 95% intervals."""
+    """Draw the first metric of every run, a column a problem, a row a sampler; means with their 95% intervals."""
     samplers = max((each.samplers for each in problems), key=len)
     with drawing(path, (4 * len(problems), 3.2 * len(samplers)), len(samplers), len(problems)) as axes:
         for column, (results, name) in enumerate(zip(problems, names, strict=True)):

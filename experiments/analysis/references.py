@@ -30,7 +30,7 @@ PUBLISHED_ROWS = {
 
 
 def reference_rows(sets: tuple[EvaluationSet, EvaluationSet], metrics: tuple[Metric, ...]) -> list[dict]:
-    """A row per predictor that the task has: `strategy` is its name, the rest the columns of `metrics`.
+    """Return a row per predictor that the task has: `strategy` is its name, the rest the columns of `metrics`.
 
     sets: of the usual and the harder difficulty.
     """
@@ -44,7 +44,7 @@ def reference_rows(sets: tuple[EvaluationSet, EvaluationSet], metrics: tuple[Met
 
 
 def predictor_metrics(chosen: EvaluationSet) -> dict[str, dict[str, float]]:
-    """The task's metrics of each of its predictors on a set, by the predictor's name."""
+    """Return the task's metrics of each of its predictors on a set, by the predictor's name."""
     generator, parts = seeded_generator("reference predictions", device=chosen.inp.device), {}
     for first in range(0, chosen.size, BATCH):
         rows = slice(first, first + BATCH)
@@ -58,12 +58,12 @@ def predictor_metrics(chosen: EvaluationSet) -> dict[str, dict[str, float]]:
 
 
 def mean_error(references: list[dict], metric: Metric) -> float:
-    """The mean predictor's value of a metric that is an error; nan where there is none."""
+    """Return the mean predictor's value of a metric that is an error; nan where there is none."""
     return math.nan if metric.rate else next((r[metric.column] for r in references if r["strategy"] in MEANS), math.nan)
 
 
 def main_references(references: list[dict], metric: Metric) -> list[dict]:
-    """The predictors that a model has to beat: a task's first, those UNTAUGHT, and the best one of all."""
+    """Return the predictors that a model has to beat: a task's first, those UNTAUGHT, and the best one of all."""
     rows = [
         row for row in references if row["sampler"] == REFERENCE and math.isfinite(row.get(metric.column, math.nan))
     ]
@@ -73,6 +73,6 @@ def main_references(references: list[dict], metric: Metric) -> list[dict]:
 
 
 def published_rows(task, config: ExperimentConfig) -> list[dict]:
-    """What others report of the same task, model and rank; none where nobody does."""
+    """Return what others report of the same task, model and rank; nothing where nobody does."""
     rows = PUBLISHED_ROWS.get((type(task).__name__, config.model, config.rank), ())
     return [{**row, "sampler": PUBLISHED} for row in rows]

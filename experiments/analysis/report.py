@@ -1,4 +1,4 @@
-"""The outputs of a study: CSVs, the printed screen, figures, and a report that reads on its own."""
+"""Write the outputs of a study: CSVs, the printed screen, figures, and a report that reads on its own."""
 
 import json
 from functools import partial
@@ -86,7 +86,7 @@ def write_report(folder: Path, config: ExperimentConfig, declared: Study) -> dic
 
 
 def write_tables(folder: Path, study: Results, declared: Study, references: list[dict]):
-    """The study's two CSVs, beside its folder."""
+    """Write the study's two CSVs beside its folder."""
     for name, table in (
         ("csv", summarise(study, declared, references)),
         ("runs.csv", long_form(study.frame, declared)),
@@ -95,7 +95,7 @@ def write_tables(folder: Path, study: Results, declared: Study, references: list
 
 
 def write_figures(folder: Path, config, study: Results, declared: Study, task, references: list[dict]) -> list[str]:
-    """Draw what the study has something for, and return the figures' names, in the report's order."""
+    """Draw the figures for which the study has data, and return their names in the report's order."""
     diagnoses = read_diagnoses(folder, config, study)
     first = {key[0]: key for key in sorted(diagnoses, reverse=True) if diagnoses[key].get("example")}
     solvers = [first[name] for name in (study.base, study.label(study.samplers[-1])) if name in first]
@@ -118,7 +118,7 @@ def write_figures(folder: Path, config, study: Results, declared: Study, task, r
 
 
 def figure_parts(folder: Path, names: list[str]) -> list[str]:
-    """A section for each figure; one that could not be drawn is said to be missing."""
+    """Return a section for each figure; one that could not be drawn is said to be missing."""
     parts = []
     for name in names:
         title, words = FIGURES[name]
@@ -129,7 +129,7 @@ def figure_parts(folder: Path, names: list[str]) -> list[str]:
 
 
 def full_parts(folder: Path, config, study: Results, references, against: list[str], criteria: list[str]) -> list[str]:
-    """All statistics and tables."""
+    """Return the report's parts with all statistics and tables."""
     return [
         "## What speaks against it",
         "\n".join(f"- {line}" for line in against) or "Nothing that the report looks for.",
@@ -152,7 +152,7 @@ def full_parts(folder: Path, config, study: Results, references, against: list[s
 
 
 def paragraphs(lines: list[str]) -> str:
-    """Lines and the lists under them: without a blank line the next one would belong to the list above."""
+    """Join lines and the lists under them: without a blank line the next one would belong to the list above."""
     return "".join(line + "\n" if line.startswith("- ") else f"\n{line}\n\n" for line in lines).strip()
 
 
@@ -167,7 +167,7 @@ def table_words(folder: Path, config: ExperimentConfig, study: Results) -> str:
 
 
 def pair_table(study: Results) -> str:
-    """Each strategy against the baseline in the metric that decides: all that a comparison holds."""
+    """Write all that each strategy's comparison with the baseline holds, in the metric that decides."""
     metric = study.metrics[0]
     rows = [
         {

@@ -1,4 +1,4 @@
-"""The runs of studies as tables: the one reader, of run folders and of published studies."""
+"""Read the runs of studies into tables: the one reader, of run folders and of published studies."""
 
 import math
 from pathlib import Path
@@ -23,7 +23,7 @@ AUC = ["energy_auc_random", "energy_auc_adversarial"]
 
 
 class EndedRun(NamedTuple):
-    """A run that ended. config: its own, the mining included. result: the content of result.json."""
+    """A run that ended: its own `config`, the mining included, and `result`, the content of result.json."""
 
     folder: Path
     config: ExperimentConfig
@@ -36,7 +36,7 @@ class EndedRun(NamedTuple):
 
 
 def read_ended(*studies: Path) -> tuple[list[EndedRun], dict[Path, str]]:
-    """The runs that ended, strategy by strategy, and by folder what is wrong with those whose files are damaged."""
+    """Return the runs that ended, strategy by strategy, and by folder what is wrong with damaged ones."""
     runs, damaged = [], {}
     for folder in (folder for study in studies for folder in run_folders(study)):
         try:
@@ -52,7 +52,7 @@ def read_ended(*studies: Path) -> tuple[list[EndedRun], dict[Path, str]]:
 
 
 def require_possible(run: EndedRun):
-    """Raises ConfigError where a metric has a value that it cannot have."""
+    """Raise ConfigError where a metric has a value that it cannot have."""
     for metric in task_metrics(TASKS[run.config.dataset]):
         for sampler, values in run.samplers.items():
             value = values.get(metric.column)
@@ -61,10 +61,11 @@ def require_possible(run: EndedRun):
 
 
 def read_runs(study: Path) -> tuple[pd.DataFrame, dict[Path, str]]:
-    """A row per label, seed and sampler of the runs that ended, and what is wrong with damaged runs, which have none.
+    """Return a row per label, seed and sampler of the runs that ended, and by folder what is wrong with damaged ones.
 
     Columns: KEYS, `status`, `train_steps`, a column for each metric, nan where the run failed, COSTS, ABOUT and `run`,
-    the folder in the study. A sampler that no run has, since the model has no energy, has no rows.
+    the folder in the study. Damaged runs have no rows, nor has a sampler that no run has, since the model has no
+    energy.
     """
     runs, damaged = read_ended(study)
     runs.sort(key=lambda run: (run.result["strategy"], run.result["seed"]))
@@ -89,7 +90,7 @@ def read_runs(study: Path) -> tuple[pd.DataFrame, dict[Path, str]]:
 
 
 def about(folder: Path) -> dict:
-    """By what a run was made."""
+    """Return by what a run was made, the columns ABOUT."""
     try:
         made = read_environment(folder)
     except ConfigError:  # of an earlier version
@@ -98,10 +99,11 @@ def about(folder: Path) -> dict:
 
 
 def long_form(runs: pd.DataFrame, study: Study) -> pd.DataFrame:
-    """What users read: a row per run, sampler and metric, with the settings that vary as columns.
+    """Return what users read: a row per run, sampler and metric, with the settings that vary as columns.
 
-    runs: of `read_runs`, or several of them put together. `strategy` is the strategy's name, without its settings;
-    energy_auc_*, which no sampler decides, stands under the first.
+    runs: of `read_runs`, or several of them put together.
+    `strategy` is the strategy's name, without its settings; energy_auc_*, which no sampler decides, stands under the
+    first.
     """
     variants = study.variants()
     settings = [key for key in study.vary if key != "train_steps"]  # whose column holds what each run was trained for
@@ -124,7 +126,7 @@ def long_form(runs: pd.DataFrame, study: Study) -> pd.DataFrame:
 
 
 def wide_form(table: pd.DataFrame) -> pd.DataFrame:
-    """The inverse of `long_form`, as `read_runs` returns it: `strategy` is the label again."""
+    """Undo `long_form`: return what `read_runs` returns, where `strategy` is the label."""
     fixed = {"strategy", "seed", "sampler", "metric", "value", "status", "train_steps", *COSTS, *ABOUT, "run"}
     settings = [name for name in table if name not in fixed]
     keys = ["run", "sampler"]
@@ -135,7 +137,7 @@ def wide_form(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def read_curves(study: Path, label: str) -> dict[int, list[dict]]:
-    """The rows of metrics.csv of the runs of a label, by seed."""
+    """Return the rows of metrics.csv of the runs of a label, by seed."""
     curves = {}
     paths = [folder / "metrics.csv" for folder in run_folders(study) if folder.parent.name == label]
     for path in (path for path in paths if path.exists()):

@@ -1,4 +1,4 @@
-"""What a command prints at its end, and its report begins with: the answer of a study on one screen."""
+"""Write the answer of a study on one screen, which a command prints at its end and its report begins with."""
 
 import math
 import textwrap
@@ -17,7 +17,7 @@ SENTENCES = 6  # comparisons that are told; more are a table
 
 
 def screen(name: str, config: ExperimentConfig, study: Results, references: list[dict], against: list[str]) -> str:
-    """What was trained, the errors, the verdicts and the gravest objections. against: the report's sentences."""
+    """Write what was trained, the errors, the verdicts and the gravest objections; against: the report's sentences."""
     about = "\n".join(textwrap.wrap(what_was_trained(name, config, study), WIDTH, break_on_hyphens=False))
     options = {"subsequent_indent": "  ", "max_lines": 2, "placeholder": " …"}
     gravest = [part for line in against[:2] for part in textwrap.wrap(f"- {line}", WIDTH, **options)]
@@ -26,7 +26,7 @@ def screen(name: str, config: ExperimentConfig, study: Results, references: list
 
 
 def what_was_trained(name: str, config: ExperimentConfig, study: Results) -> str:
-    """What the table does not say; it has the strategies, their runs and their seconds of training."""
+    """Say what the table does not; it has the strategies, their runs and their seconds of training."""
     others = {label: study.train_steps(label) for label in study.strategies}
     others = {label: steps for label, steps in others.items() if steps != [config.train_steps]}
     every = [each for steps in others.values() for each in steps]
@@ -40,9 +40,9 @@ def what_was_trained(name: str, config: ExperimentConfig, study: Results) -> str
 
 
 def error_table(study: Results, references: list[dict]) -> str:
-    """Each strategy's first metric under each sampler, the second one under the last, and the seconds of training.
+    """Write each strategy's first metric under each sampler, the second under the last, and the seconds of training.
 
-    Of many strategies the best ones; of the predictors without training the main ones.
+    Of many strategies only the best are shown; of the predictors without training the main ones.
     """
     first, last = study.metrics[0], study.samplers[-1]
     columns = [(first, sampler) for sampler in study.samplers]
@@ -63,7 +63,7 @@ def error_table(study: Results, references: list[dict]) -> str:
 
 
 def best(study: Results, metric: Metric, sampler: str) -> list[str]:
-    """The base and the strategies with the best means, at most ROWS, in their own order."""
+    """Return the base and the strategies with the best means, at most ROWS, in their own order."""
     means = {name: metric.mean(values).mean for name, values in study.values(metric.column, sampler).items()}
     loss = {name: math.inf if math.isnan(mean) else -mean if metric.rate else mean for name, mean in means.items()}
     first = sorted(loss, key=lambda name: (name != study.base, loss[name]))[:ROWS]
@@ -71,7 +71,7 @@ def best(study: Results, metric: Metric, sampler: str) -> list[str]:
 
 
 def strategy_cells(study: Results, name: str, columns: list[tuple[Metric, str]]) -> list[str]:
-    """A mean with what stands behind it for each column, and the seconds."""
+    """Return a strategy's cells: for each column the mean and the runs behind it, then the seconds."""
     cells = []
     for metric, sampler in columns:
         cell = mean_cell(study.values(metric.column, sampler)[name], metric, study.count(name))
@@ -82,13 +82,13 @@ def strategy_cells(study: Results, name: str, columns: list[tuple[Metric, str]])
 
 
 def reference_cells(row: dict, columns: list[tuple[Metric, str]]) -> list[str]:
-    """No sampler made it: each metric once."""
+    """Return a predictor's cells, each metric once, since no sampler made it."""
     shown = [metric.column for metric, _ in columns]
     return [number(row.get(name)) if name not in shown[:place] else "" for place, name in enumerate(shown)]
 
 
 def verdict_words(study: Results) -> str:
-    """A sentence an account and pair, or a table of many pairs."""
+    """Write a sentence an account and pair, or a table of many pairs."""
     found = {account: compare_pairs(study, study.metrics[0], account) for account in ACCOUNTS}
     if sum(map(len, found.values())) > SENTENCES:
         return "\n".join([*not_run(study), pair_table(study, found)])
@@ -110,7 +110,7 @@ def outcome(study: Results, pair, sampler: str, comparison) -> str:
 
 
 def pair_table(study: Results, found: dict) -> str:
-    """A line a pair, without the intervals, which the verdict reads."""
+    """Write a line a pair, without the intervals, which the verdict reads."""
     metric = study.metrics[0]
     compared = {(account, *key): each for account, family in found.items() for key, each in family.items()}
     pairs = list(dict.fromkeys((account, pair) for account, _, pair in compared))

@@ -1,4 +1,4 @@
-"""What a search found: each strategy's best setting under each sampler."""
+"""Find each strategy's best setting under each sampler, from the runs of a search."""
 
 import math
 from pathlib import Path
@@ -17,10 +17,11 @@ from experiments.study.study import Study
 
 
 def choose(study: Study, folder: Path, writes: bool) -> dict[str, dict[str, dict]]:
-    """By sampler and strategy, the values of its best setting.
+    """Return, by sampler and strategy, the values of its best setting.
 
-    study: the search's, all runs of which have ended. writes: whether search.md is written and printed, and search.png
-    drawn. Raises ConfigError where a strategy trained at no setting without divergence.
+    study: the search's, all runs of which have ended.
+    writes: whether search.md is written and printed, and search.png drawn.
+    Raises ConfigError where a strategy trained at no setting without divergence.
     """
     metric = task_metrics(TASKS[study.config.dataset])[0]
     rows = search_rows(study, read_runs(folder)[0].to_dict("records"), metric)
@@ -51,7 +52,7 @@ def _report(study: Study, folder: Path, rows: list[dict], choices: dict, metric:
 
 
 def search_rows(study: Study, runs: list[dict], metric: Metric) -> list[dict]:
-    """A row per setting: its strategy, its values and its mean under each sampler, nan where a run diverged."""
+    """Return a row per setting: its strategy, its values and its mean under each sampler, nan where a run diverged."""
     rows = []
     for label, variant in study.variants().items():
         own = [row for row in runs if row["strategy"] == label and row["seed"] in study.seeds]
@@ -84,7 +85,7 @@ def words(values: dict) -> str:
 
 
 def edge_words(study: Study, values: dict) -> str:
-    """What to say of a choice at an end of the numbers that were searched."""
+    """Say that a choice lies at an end of the numbers that were searched, if it does."""
     numbers = {key: sorted(study.vary[key]) for key in values if not isinstance(values[key], str | bool)}
     ends = [key for key, all_of in numbers.items() if len(all_of) > 1 and values[key] in (all_of[0], all_of[-1])]
     return f" ({', '.join(ends)}: an end of the grid, a better one may lie beyond it)" if ends else ""
@@ -92,7 +93,7 @@ def edge_words(study: Study, values: dict) -> str:
 
 @guarded
 def search_figure(study: Study, rows: list[dict], metric: Metric, path: Path):
-    """The metric against the first setting of the search, a line per strategy and further values."""
+    """Draw the metric against the first setting of the search, a line per strategy and values of the others."""
     key, *others = study.vary
     with drawing(path, (9, 3.8), 1, len(SAMPLERS), sharey=True) as axes:
         for axis, sampler in zip(axes.flat, (s for s in SAMPLERS if s in rows[0]), strict=False):

@@ -1,4 +1,4 @@
-"""The metric against training FLOPs, and against what else a study varies."""
+"""Draw the metric against training FLOPs, and against what else a study varies."""
 
 from pathlib import Path
 
@@ -27,14 +27,14 @@ SAME = 1.02  # FLOPs that differ by less are one budget
 
 
 def has_budgets(results: Results, study: Study) -> bool:
-    """Whether its strategies differ in how long they are trained, and no further setting is varied."""
+    """Return whether its strategies differ in how long they are trained, and no further setting is varied."""
     paired = any(pair.account != STEPS for pairs in results.pairs.values() for pair in pairs)
     return study.vary.keys() == {BUDGET} or (paired and not study.vary)
 
 
 @guarded
 def budget_figure(results: Results, study: Study, references: list[dict], path: Path):
-    """Under IRED's sampler every run against its training FLOPs, and a line through the medians of each strategy.
+    """Draw under IRED's sampler every run against its training FLOPs, and a line through each strategy's medians.
 
     Strategies that differ only in how long they are trained share a line; spoiled runs are counted at the upper edge.
     """
@@ -71,7 +71,7 @@ def budget_figure(results: Results, study: Study, references: list[dict], path: 
 
 
 def budget_lines(results: Results, study: Study, sampler: str) -> dict[str, list[str]]:
-    """By the name of the first of them, the labels whose runs differ only in how long they were trained.
+    """Return the labels whose runs differ only in how long they were trained, by the name of the first of them.
 
     Of the choices of a search those under this sampler; in their settings too they may differ.
     """
@@ -90,7 +90,7 @@ def budget_lines(results: Results, study: Study, sampler: str) -> dict[str, list
 
 
 def budgets(flops: np.ndarray, values: np.ndarray, summary=np.median) -> list[tuple[float, float]]:
-    """FLOPs and the summary of the values there of each budget: one within SAME of the last belongs to it."""
+    """Return FLOPs and the summary of the values there of each budget; one within SAME of the last belongs to it."""
     order = np.argsort(flops)
     starts = np.flatnonzero(np.diff(flops[order]) > (SAME - 1) * flops[order][:-1]) + 1
     return [(float(np.median(flops[part])), summary(values[part])) for part in np.split(order, starts) if part.size]
@@ -98,7 +98,7 @@ def budgets(flops: np.ndarray, values: np.ndarray, summary=np.median) -> list[tu
 
 @guarded
 def setting_figure(results: Results, study: Study, references: list[dict], path: Path):
-    """Under IRED's sampler every run, a line through the means: a panel for each value of a second setting.
+    """Draw under IRED's sampler every run, a line through the means: a panel for each value of a second setting.
 
     A strategy that does not use the setting is a dashed line. Each combination of further settings is a line.
     """
@@ -125,7 +125,7 @@ def setting_figure(results: Results, study: Study, references: list[dict], path:
 
 
 def draw_line(axis, variants: list[Variant], key: str, study: Study, values: dict, metric: Metric, color: str):
-    """Runs and means of the variants in order of the setting; one mean for all of a strategy that does not use it."""
+    """Draw runs and means of variants in order of the setting; one mean for a strategy that does not use it."""
     label = variants[0].strategy.name
     if key not in variants[0].values:
         axis.axhline(metric.mean(values[variants[0].label]).mean, color=color, ls="--", label=label)

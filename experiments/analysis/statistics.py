@@ -1,10 +1,10 @@
 """Statistics of runs that share their seeds: each strategy is trained on the same seeds and compared seed by seed.
 
-Pure functions on float arrays of shape (seeds,). Errors span decades, so they are compared as ratios, on the log
-scale; scores that are higher where they are better as differences in percentage points: rates, which are shares in
-[0, 1], and others, which may lie outside (a gain over chance is negative where chance is better). A run that
-diverged or is absent is a non-finite entry: it is left out, a pair is used only where both of its runs are finite, and
-`n` counts what was used. What so few values cannot tell is nan, never a guess.
+All are pure functions on float arrays of shape (seeds,). Errors span decades, so they are compared as ratios, on the
+log scale. Scores, which are higher where they are better, are compared as differences in percentage points; rates are
+scores in [0, 1], others may lie outside (a gain over chance is negative where chance is better). A run that diverged or
+is absent is a non-finite entry and left out: a pair is used only where both of its runs are finite, and `n` counts what
+was used. What so few values cannot tell is nan, never a guess.
 """
 
 import warnings
@@ -40,11 +40,13 @@ class PointInterval(NamedTuple):
 class Paired:
     """Treatment against baseline over `n` paired seeds.
 
-    low, high: paired t-interval of the effect. p: two-sided paired t-test; p_holm: the same, adjusted by Holm's method
-    within the family that was tested together. p_signflip: permutation test that flips the signs of the pairs'
-    differences, exact up to 16 pairs. p_wilcoxon: Wilcoxon's signed-rank test. correlation: of the pairs. welch_low,
-    welch_high, welch_p: the same runs taken as unpaired. smallest_detectable: the true effect that this n and spread
-    would show in 80% of studies.
+    low, high: paired t-interval of the effect.
+    p: two-sided paired t-test; p_holm: the same, adjusted by Holm's method within the family that was tested together.
+    p_signflip: permutation test that flips the signs of the pairs' differences, exact up to 16 pairs.
+    p_wilcoxon: Wilcoxon's signed-rank test.
+    correlation: of the pairs.
+    welch_low, welch_high, welch_p: the same runs taken as unpaired.
+    smallest_detectable: the true effect that this n and spread would show in 80% of studies.
     """
 
     n: int
@@ -79,7 +81,7 @@ class Difference(Paired):
 
 
 def geometric_mean(values, confidence: float = 0.95) -> Mean:
-    """Geometric mean of the finite entries of `values` (seeds,), and the t-interval of their mean log.
+    """Return the geometric mean of the finite entries of `values` (seeds,), and the t-interval of their mean log.
 
     One finite entry: the bounds are nan; none: all nan. Raises ValueError for values that are not positive, another
     shape, or a confidence outside (0, 1).
@@ -89,7 +91,7 @@ def geometric_mean(values, confidence: float = 0.95) -> Mean:
 
 
 def mean_rate(values, confidence: float = 0.95) -> Mean:
-    """Mean of the finite entries of `values` (seeds,), rates in [0, 1], and its t-interval, cut at 0 and 1.
+    """Return the mean of the finite entries of `values` (seeds,), rates in [0, 1], and its t-interval, cut at 0 and 1.
 
     Raises ValueError for values outside [0, 1], another shape, or a confidence outside (0, 1).
     """
@@ -98,15 +100,15 @@ def mean_rate(values, confidence: float = 0.95) -> Mean:
 
 
 def mean_score(values, confidence: float = 0.95) -> Mean:
-    """Mean of the finite entries of `values` (seeds,) and its t-interval; they may lie outside [0, 1]."""
+    """Return the mean of the finite entries of `values` (seeds,) and its t-interval; they may lie outside [0, 1]."""
     return _t_interval(_finite("values", values), confidence)
 
 
 def interquartile_mean(values, generator, confidence: float = 0.95, resamples: int = 10_000) -> PointInterval:
-    """Mean of the middle half of the finite `values` (seeds,), and its bootstrap interval over seeds, as in rliable.
+    """Return the mean of the middle half of the finite `values` (seeds,), and its bootstrap interval over seeds.
 
-    (Agarwal et al. 2021.) The interval is the percentile one, so it lies within the values. generator: numpy's. One
-    value has no interval, none is nan.
+    As in rliable (Agarwal et al. 2021) the interval is the percentile one, so it lies within the values. One value has
+    no interval; no value gives nan. generator: numpy's.
     """
     _check_confidence(confidence)
     finite = _finite("values", values)
@@ -131,7 +133,7 @@ def _middle_mean(values, axis=-1):
 
 
 def ratio(treatment, baseline, confidence: float = 0.95) -> Ratio:
-    """Paired comparison of errors, both (seeds,) in the same order of seeds; see Ratio.
+    """Compare errors in pairs, both (seeds,) in the same order of seeds; see Ratio.
 
     p is scipy's `ttest_rel` of the logs. Equal arrays give p = 1, a constant other ratio p = 0 (both up to rounding).
     One pair has a ratio alone, no pair has nothing. Raises ValueError for errors that are not positive, shapes that
@@ -146,7 +148,7 @@ def ratio(treatment, baseline, confidence: float = 0.95) -> Ratio:
 
 
 def difference(treatment, baseline, confidence: float = 0.95) -> Difference:
-    """Paired comparison of rates in [0, 1], both (seeds,) in the same order of seeds; see Difference.
+    """Compare rates in [0, 1] in pairs, both (seeds,) in the same order of seeds; see Difference.
 
     Intervals are cut at -100 and 100. Raises ValueError as `ratio`, and for values outside [0, 1].
     """
@@ -159,13 +161,13 @@ def difference(treatment, baseline, confidence: float = 0.95) -> Difference:
 
 
 def score_difference(treatment, baseline, confidence: float = 0.95) -> Difference:
-    """`difference` of scores that may lie outside [0, 1], with nothing cut."""
+    """Do as `difference` for scores that may lie outside [0, 1], with nothing cut."""
     found = _compare(*(100 * row for row in _pairs(treatment, baseline).values()), confidence)
     return Difference(difference=found.pop("effect"), **found)
 
 
 def _compare(treatment, baseline, confidence) -> dict:
-    """What Paired holds, of finite pairs (n,), and `effect`: the mean of treatment - baseline."""
+    """Return what Paired holds, of finite pairs (n,), and `effect`: the mean of treatment - baseline."""
     away = treatment - baseline
     scale = max(1.0, np.abs([treatment, baseline]).max(initial=0.0))
     n, effect, low, high = _t_interval(away, confidence, scale)
@@ -189,7 +191,7 @@ def _compare(treatment, baseline, confidence) -> dict:
 
 
 def _t_interval(values, confidence, scale=1.0) -> Mean:
-    """Mean and t-interval of finite `values` (n,); a spread within rounding of `scale` counts as none."""
+    """Return mean and t-interval of finite `values` (n,); a spread within rounding of `scale` counts as none."""
     _check_confidence(confidence)
     n = values.size
     if n < 2:
@@ -203,12 +205,12 @@ def _t_interval(values, confidence, scale=1.0) -> Mean:
 
 
 def _certain(n, effect) -> float:
-    """The p-value where `n` pairs have no spread: 1 without an effect, else 0; nan for fewer than two."""
+    """Return the p-value where `n` pairs have no spread: 1 without an effect, else 0; nan for fewer than two."""
     return nan if n < 2 else float(effect == 0)
 
 
 def _signflip_p(values) -> float:
-    """Two-sided p of the mean of `values` (n,) if each sign were a coin's; nan for fewer than two.
+    """Return the two-sided p of the mean of `values` (n,) if each sign were a coin's; nan for fewer than two.
 
     All 2^n signs up to 16 values; beyond that FLIPS drawn ones, the same at each call.
     """
@@ -221,9 +223,9 @@ def _signflip_p(values) -> float:
 
 
 def _signed_ranks(away):
-    """Wilcoxon's (1945): a difference of 0 has none, ties share theirs. Shape (n,), a 0 for a 0.
+    """Return Wilcoxon's signed ranks (1945), (n,): that of a difference of 0 is 0, and ties share theirs.
 
-    The signs' permutation test of these is his test, and stays exact where there are ties.
+    The permutation test of their signs is his test, and stays exact where there are ties.
     """
     ranks = np.zeros(away.shape)
     moved = away != 0
@@ -232,14 +234,14 @@ def _signed_ranks(away):
 
 
 def _correlation(treatment, baseline) -> float:
-    """Pearson's, of (n,); nan where one of them does not vary."""
+    """Return Pearson's correlation of two arrays (n,); nan where one of them does not vary."""
     if treatment.size < 2 or min(np.ptp(treatment), np.ptp(baseline)) <= ROUNDING:
         return nan
     return float(np.corrcoef(treatment, baseline)[0, 1])
 
 
 def _welch(treatment, baseline, confidence) -> tuple[float, float, float]:
-    """Interval and p of the difference of means, of unpaired runs whose spreads may differ (Welch 1947)."""
+    """Return interval and p of the difference of means, of unpaired runs whose spreads may differ (Welch 1947)."""
     if treatment.size < 2:
         return nan, nan, nan
     if max(np.ptp(treatment), np.ptp(baseline)) <= ROUNDING:
@@ -269,7 +271,7 @@ def _finite(name, values):
 
 
 def _pairs(treatment, baseline) -> dict:
-    """Both arrays, (n,) each, at the seeds where both are finite, by their names."""
+    """Return both arrays, (n,) each, at the seeds where both are finite, by their names."""
     treatment, baseline = _vector("treatment", treatment), _vector("baseline", baseline)
     if treatment.shape != baseline.shape:
         raise ValueError(f"paired runs must share their seeds: shapes {treatment.shape} and {baseline.shape}")
@@ -284,20 +286,20 @@ def _logs(name, errors):
 
 
 def _exp(value) -> float:
-    """inf where float64 ends: two runs of very different errors have such intervals."""
+    """Return exp(value), inf where float64 ends: two runs of very different errors have such intervals."""
     with np.errstate(over="ignore"):
         return float(np.exp(value))
 
 
 def _rates(name, values):
-    """The values as shares: a sum of shares may pass 1 by its rounding."""
+    """Return the values as shares: a sum of shares may pass 1 by its rounding."""
     if np.any((values < -ROUNDING) | (values > 1 + ROUNDING)):
         raise ValueError(f"{name} must lie in [0, 1], got {values.min():g} to {values.max():g}")
     return np.clip(values, 0, 1)
 
 
 def holm(p_values):
-    """Holm's step-down adjustment (Scand. J. Statist. 1979) of one family of p-values, in the given order.
+    """Adjust one family of p-values, in their order, by Holm's step-down method (Scand. J. Statist. 1979).
 
     A nan stays nan and does not count in the family. Raises ValueError for values outside [0, 1].
     """
@@ -313,12 +315,11 @@ def holm(p_values):
 
 
 def smallest_detectable_difference(std_of_differences, n, alpha=0.05, power=0.8):
-    """Size of the true mean difference that a two-sided paired t-test on ``n`` pairs finds with ``power``.
+    """Return the true mean difference that a two-sided paired t-test on `n` pairs finds with `power`.
 
-    In the units of ``std_of_differences`` (the ddof=1 spread between pairs); nan for n < 2 or a nan spread.
-    From the noncentral t distribution. Only a finding with the right sign counts; scipy also returns nan for
-    the far tail of the wrong sign. Raises ValueError unless 0 < alpha < power < 1 and the spread is not
-    negative.
+    It is in the units of `std_of_differences` (the ddof=1 spread between pairs); nan for n < 2 or a nan spread. From
+    the noncentral t distribution. Only a finding with the right sign counts; scipy also returns nan for the far tail of
+    the wrong sign. Raises ValueError unless 0 < alpha < power < 1 and the spread is not negative.
     """
     if not 0 < alpha < power < 1:
         raise ValueError(f"0 < alpha < power < 1 is needed, got alpha {alpha} and power {power}")
@@ -331,7 +332,7 @@ def smallest_detectable_difference(std_of_differences, n, alpha=0.05, power=0.8)
 
 @lru_cache(maxsize=256)
 def _detectable_noncentrality(n, alpha, power):
-    """Noncentrality sqrt(n) x difference / std at which the t-test on ``n`` pairs reaches ``power``."""
+    """Return the noncentrality sqrt(n) x difference / std at which the t-test on `n` pairs reaches `power`."""
     critical = stats.t.isf(alpha / 2, n - 1)
 
     def missing_power(noncentrality):
@@ -344,7 +345,7 @@ def _detectable_noncentrality(n, alpha, power):
 
 
 def compare_to_baseline(rows: dict, baseline: str, compare=ratio, confidence: float = 0.95) -> dict[str, Paired]:
-    """Every strategy but `baseline` compared with it, by `compare` (ratio or difference), in the order of `rows`.
+    """Compare every strategy but `baseline` with it, by `compare` (ratio or difference), in the order of `rows`.
 
     rows: name -> values (seeds,). The Holm family is all strategies compared here. Raises ValueError as `compare`, and
     for a baseline that is not among the rows.
@@ -356,6 +357,6 @@ def compare_to_baseline(rows: dict, baseline: str, compare=ratio, confidence: fl
 
 
 def with_holm(family: dict[str, Paired]) -> dict[str, Paired]:
-    """The comparisons of one family, by name, with `p_holm`."""
+    """Return the comparisons of one family, by name, with `p_holm`."""
     adjusted = holm([each.p for each in family.values()])
     return {key: replace(each, p_holm=float(p)) for (key, each), p in zip(family.items(), adjusted, strict=True)}

@@ -1,4 +1,4 @@
-"""From the runs to arrays over seeds, and from those to the summary and the printed table."""
+"""Turn runs into arrays over seeds, and those into the summary and the printed table."""
 
 import math
 from pathlib import Path
@@ -23,8 +23,10 @@ BOOTSTRAP_SEED = 161803
 class Results:
     """The runs of a study as arrays over its seeds; nan where a run is absent or failed.
 
-    runs: of `read_runs`. study: whose strategies are compared; a list of the usual ones' names will do. metrics: the
-    task's. mean_error: the mean predictor's first metric, where that is an error: a run with a larger one is spoiled.
+    runs: of `read_runs`.
+    study: whose strategies are compared; a list of the names of known strategies will do.
+    metrics: the task's.
+    mean_error: the mean predictor's first metric, where that is an error: a run with a larger one is spoiled.
     """
 
     def __init__(self, runs, study: Study | list[str], metrics: tuple[Metric, ...], mean_error: float = math.nan):
@@ -45,7 +47,7 @@ class Results:
         self.pairs = {s: [pair for pair in each if present.issuperset(pair[1:])] for s, each in pairs.items()}
 
     def values(self, column: str, sampler: str) -> dict[str, np.ndarray]:
-        """By strategy, a column under one sampler (seeds,)."""
+        """Return by strategy a column under one sampler (seeds,)."""
         if (column, sampler) not in self._values:
             part = self.frame[self.frame["sampler"] == sampler]
             part = part if column in part else part.assign(**{column: np.nan})
@@ -55,7 +57,7 @@ class Results:
         return self._values[column, sampler]
 
     def of(self, strategy: str) -> pd.DataFrame:
-        """A strategy's runs, once each."""
+        """Return a strategy's runs, once each."""
         return self.frame[(self.frame["strategy"] == strategy) & (self.frame["sampler"] == HEADLINE_SAMPLER)]
 
     def count(self, strategy: str, status: str | None = None) -> int:
@@ -63,11 +65,11 @@ class Results:
         return len(statuses) if status is None else int((statuses == status).sum())
 
     def measured(self, metric: Metric, sampler: str) -> bool:
-        """Whether any run has a finite value: a metric that none has is not defined on these problems."""
+        """Return whether any run has a finite value: a metric that none has is not defined on these problems."""
         return any(np.isfinite(row).any() for row in self.values(metric.column, sampler).values())
 
     def diverged(self, strategy: str, metrics, samplers) -> int:
-        """How many of its runs failed, or lack a finite value of one of the metrics under one of the samplers."""
+        """Count a strategy's runs that failed, or lack a finite value of a metric under one of the samplers."""
         own = self.frame[self.frame["strategy"] == strategy]
         lacking = set(own[own["status"] == "failed"]["seed"])
         for metric in metrics:
@@ -77,17 +79,17 @@ class Results:
         return len(lacking)
 
     def spoiled(self, strategy: str, sampler: str) -> int | str:
-        """How many of its runs have a larger error than the mean predictor; nothing where no error decides."""
+        """Count a strategy's runs that have a larger error than the mean predictor; empty where no error decides."""
         if math.isnan(self.mean_error):
             return ""
         return int(np.sum(self.values(self.metrics[0].column, sampler)[strategy] > self.mean_error))
 
     def train_steps(self, strategy: str | None) -> list[int]:
-        """The numbers of steps of a strategy's runs: one, unless a run was trained otherwise."""
+        """Return the numbers of steps of a strategy's runs: one, unless a run was trained otherwise."""
         return sorted(set(self.frame[self.frame["strategy"] == strategy]["train_steps"]))
 
     def comparisons(self, metric: Metric, sampler: str) -> dict[str, Paired]:
-        """Each strategy's comparison with its base, one Holm family; none of errors that are exactly 0."""
+        """Compare each strategy with its base, as one Holm family; errors that are exactly 0 have no comparison."""
         found = {
             name: pair
             for name in self.strategies
@@ -96,7 +98,7 @@ class Results:
         return with_holm(found)
 
     def comparison(self, strategy: str, baseline: str, metric: Metric, sampler: str) -> Paired | None:
-        """One strategy against another, a family of its own."""
+        """Compare one strategy with another, a family of its own; None if one is absent or has an error of 0."""
         key = strategy, baseline, metric, sampler
         if key not in self._comparisons:
             values = self.values(metric.column, sampler)
@@ -106,7 +108,7 @@ class Results:
         return self._comparisons[key]
 
     def pair(self, account: str | None = None) -> dict[str, Pair]:
-        """By sampler, the pair that decides: the first, or the first of an account; nothing where none is."""
+        """Return by sampler the pair that decides: the first, or the first of an account; nothing where none is."""
         found = {
             sampler: next((pair for pair in pairs if account in (None, pair.account)), None)
             for sampler, pairs in self.pairs.items()
@@ -114,12 +116,12 @@ class Results:
         return {sampler: pair for sampler, pair in found.items() if pair}
 
     def label(self, sampler: str) -> str | None:
-        """The label of the treatment that decides under a sampler; None where it was not run."""
+        """Return the label of the treatment that decides under a sampler; None where it was not run."""
         pair = self.pair().get(sampler)
         return pair.treated if pair else self.treated if self.treated in self.strategies else None
 
     def partner(self, strategy: str, sampler: str) -> Pair | None:
-        """With whom the summary compares a strategy: in the first of its pairs, or with its base."""
+        """Return the pair in which the summary compares a strategy: the first of its own, or that with its base."""
         own = next((pair for pair in self.pairs[sampler] if pair.treated == strategy), None)
         if own or strategy not in self.bases:
             return own
@@ -128,7 +130,7 @@ class Results:
 
 
 def summarise(results: Results, study: Study, references: list[dict]) -> pd.DataFrame:
-    """A row per strategy, setting, sampler and metric, and per predictor without training and metric.
+    """Return a row per strategy, setting, sampler and metric, and per predictor without training and metric.
 
     `ratio` (of errors) or `difference` (of rates, in points) is to `other`, trained equally long by `account`.
     """
@@ -169,7 +171,7 @@ def summarise(results: Results, study: Study, references: list[dict]) -> pd.Data
 
 
 def load_results(path: Path | str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The summary and the runs of the study `results/<study>`, as its CSVs hold them, or of a published one.
+    """Return the summary and the runs of the study `results/<study>`, from its CSVs, or of a published one.
 
     Raises ConfigError where there are none.
     """
@@ -186,14 +188,14 @@ def load_results(path: Path | str) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def compared(metric: Metric, found: Paired, pair: Pair) -> dict:
-    """The columns of a comparison."""
+    """Return the columns of a comparison."""
     effect = {metric.effect: metric.value(found)}
     effect |= {f"{metric.effect}_low": found.low, f"{metric.effect}_high": found.high}
     return {"other": pair.other, "account": pair.account, **effect, "p": found.p, "p_holm": found.p_holm}
 
 
 def defined(results: Results, references: list[dict]) -> list[Metric]:
-    """The metrics that any run or reference has: some sets have no problem of some kinds."""
+    """Return the metrics that any run or reference has: some sets have no problem of some kinds."""
     return [
         metric
         for metric in results.metrics
@@ -204,7 +206,7 @@ def defined(results: Results, references: list[dict]) -> list[Metric]:
 
 
 def format_table(results: Results, references: list[dict]) -> str:
-    """A row per strategy and sampler, then the references, with all metrics that any row has."""
+    """Write a row per strategy and sampler, then the references, with all metrics that any row has."""
     first, *others = defined(results, references)
     headers = [
         *("strategy", "sampler", "n", f"{first.column} [95% interval]", f"{first.effect} to {results.base}", "Holm p"),
@@ -216,7 +218,7 @@ def format_table(results: Results, references: list[dict]) -> str:
 
 
 def run_cells(results: Results, first: Metric, others: list[Metric]) -> list[list[str]]:
-    """A row of cells for each strategy under each sampler."""
+    """Return a row of cells for each strategy under each sampler."""
     rows = []
     for sampler in results.samplers:
         against = results.comparisons(first, sampler)
@@ -246,14 +248,14 @@ def reference_cells(row: dict, first: Metric, others: list[Metric]) -> list[str]
 
 
 def runs_cell(results: Results, name: str, sampler: str) -> str:
-    """`5`, or `4 (1 failed, 1 spoiled)`."""
+    """Write the number of runs: `5`, or `4 (1 failed, 1 spoiled)`."""
     counts = {"failed": results.count(name, "failed"), "spoiled": results.spoiled(name, sampler)}
     apart = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
     return f"{results.count(name, 'finished')}{f' ({apart})' if apart else ''}"
 
 
 def mean_cell(values: np.ndarray, metric: Metric, finished: int, interval: bool = False) -> str:
-    """The mean, its interval, and what stands behind it where that is not all finished runs."""
+    """Write the mean, its interval, and how many runs are behind it where that is not all finished ones."""
     mean = metric.mean(values)
     if metric.zeros(values):
         return f"0 in {metric.zeros(values)} of {mean.n} runs"
@@ -264,7 +266,7 @@ def mean_cell(values: np.ndarray, metric: Metric, finished: int, interval: bool 
 
 
 def middle_table(results: Results) -> str:
-    """Interquartile means of the first metric with their bootstrap intervals."""
+    """Write interquartile means of the first metric with their bootstrap intervals."""
     metric, rows = results.metrics[0], []
     for sampler in results.samplers:
         for name, values in results.values(metric.column, sampler).items():
@@ -275,7 +277,7 @@ def middle_table(results: Results) -> str:
 
 
 def cost_table(results: Results) -> str:
-    """What each strategy costs in time, compute and memory; time and compute also in units of the base."""
+    """Write what each strategy costs in time, compute and memory; time and compute also in units of the base."""
     own = results.frame[results.frame["sampler"] == HEADLINE_SAMPLER]
     means = own.reindex(columns=["strategy", *COSTS]).groupby("strategy").mean().reindex(results.strategies)
     for cost in ("train_seconds", "train_flops"):

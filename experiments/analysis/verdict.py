@@ -1,4 +1,4 @@
-"""The verdict of a study, by a rule fixed before its runs; ``RULE`` states it in full for reports to print."""
+"""Give the verdict of a study, by a rule fixed before its runs; `RULE` states it in full for reports to print."""
 
 import math
 
@@ -45,7 +45,7 @@ metric under any sampler.
 
 
 def scenario(metric: Metric, comparison: Paired | None, diverged: int) -> str | None:
-    """One of the five that ``RULE`` names; None where too few seeds, or none with a ratio, are paired.
+    """Return one of the five verdicts that `RULE` names; None where too few seeds, or none with a ratio, are paired.
 
     A strategy that diverged is unstable, however few pairs it left.
     """
@@ -62,14 +62,14 @@ def scenario(metric: Metric, comparison: Paired | None, diverged: int) -> str | 
 
 
 def as_loss(metric: Metric, comparison: Paired) -> tuple[float, float, float]:
-    """Effect and interval, negative where the treatment is better: percent of an error, points of a rate."""
+    """Return effect and interval, negative where the treatment is better: percent of an error, points of a rate."""
     effect, low, high = metric.value(comparison), comparison.low, comparison.high
     # rounded: 0.95 is 5% below 1, which float64 alone would not say
     return (-effect, -high, -low) if metric.rate else tuple(round(100 * (r - 1), 10) for r in (effect, low, high))
 
 
 def compare_pairs(study, metric: Metric, account: str) -> dict[tuple, Paired | None]:
-    """By sampler and pair, all comparisons of one account in one metric: a Holm family."""
+    """Return by sampler and pair all comparisons of one account in one metric: a Holm family."""
     found = {
         (sampler, pair): study.comparison(pair.treated, pair.other, metric, sampler)
         for sampler, pairs in study.pairs.items()
@@ -80,12 +80,12 @@ def compare_pairs(study, metric: Metric, account: str) -> dict[tuple, Paired | N
 
 
 def verdict_lines(study, config: ExperimentConfig) -> list[str]:
-    """For each account, pair and sampler a line, and one for its numbers; or one line that there is no verdict."""
+    """Write, for each account, pair and sampler, a line with the verdict and one with its numbers."""
     return [*not_run(study), *(line for account in ACCOUNTS for line in _account_lines(study, config, account))]
 
 
 def not_run(study) -> list[str]:
-    """Why there is no verdict at equal FLOPs, where there is none."""
+    """Say why there is no verdict at equal FLOPs, where there is none."""
     if any(pair.account == FLOPS for pairs in study.pairs.values() for pair in pairs):
         return []
     absent = [name for name in (study.treated, COMPUTE) if name not in study.strategies]
@@ -116,7 +116,7 @@ def too_few(metric: Metric, comparison: Paired | None) -> str:
 
 
 def numbers(metric: Metric, comparison: Paired) -> str:
-    """The effect, its interval, pairs and p-values in words."""
+    """Write the effect, its interval, pairs and p-values."""
     return (
         f"{metric.words(comparison)} over {comparison.n} paired seeds, p {comparison.p:.2g} (Holm, over the account: "
         f"{comparison.p_holm:.2g}), sign-flip p {comparison.p_signflip:.2g}, Wilcoxon p {comparison.p_wilcoxon:.2g}"
@@ -124,14 +124,15 @@ def numbers(metric: Metric, comparison: Paired) -> str:
 
 
 def budget(study, strategy: str, config: ExperimentConfig) -> str:
-    """Steps and batch of a strategy's runs, such as `5,000 steps × 128`."""
+    """Write steps and batch of a strategy's runs, such as `5,000 steps × 128`."""
     return f"{' or '.join(f'{steps:,}' for steps in study.train_steps(strategy))} steps × {config.batch_size:,}"
 
 
 def criteria_lines(study, config: ExperimentConfig, timing: dict | None) -> list[str]:
-    """The four criteria of the first protocol at equal steps, each met or not, under each sampler.
+    """Write the four criteria of the first protocol at equal steps, each met or not, under each sampler.
 
-    None where not one pair alone has equal steps. timing: seconds a step of both and the batch size, or None.
+    timing: seconds a step of both and the batch size, or None.
+    Returns nothing unless just one pair has equal steps.
     """
     pairs = {pair for pairs in study.pairs.values() for pair in pairs if pair.account == STEPS}
     if len(pairs) != 1:
@@ -172,7 +173,7 @@ def _met(holds: bool) -> str:
 
 
 def time_clause(config: ExperimentConfig, timing: dict | None, treated=ADVERSARIAL, other=BASELINE) -> str:
-    """Met or not by a timing of both strategies in turn at the study's batch size, else not timed."""
+    """Say whether a timing of both strategies in turn at the study's batch size meets the criterion, or is missing."""
     if timing is None:
         return "not timed"
     if timing["batch_size"] != config.batch_size:

@@ -1,4 +1,4 @@
-"""Whether a device computes what the CPU does, and a captured step what an eager one does."""
+"""Check that a device computes what the CPU does, and a captured step what an eager one does."""
 
 import tempfile
 from contextlib import suppress
@@ -30,7 +30,7 @@ POOL = 64  # what a task draws from that has no endless supply
 
 
 def small_task(name: str, rank: int = 2, split: str = "train") -> Task:
-    """A task of that rank, as far as it has such small and such large problems."""
+    """Make a task of that rank, kept between the task's least and its default one."""
     kind = TASKS[name]
     task = kind(split, max(kind.least_rank, min(rank, kind.default_rank)))
     if hasattr(task, "pool_size"):
@@ -40,10 +40,7 @@ def small_task(name: str, rank: int = 2, split: str = "train") -> Task:
 
 @cache
 def dataset_of(model: str) -> str:
-    """The name of a task that the model fits, of IRED's own for it where there is one, the one of the least problems.
-
-    Raises ConfigError.
-    """
+    """Return the name of a task that the model fits: IRED's own for it first, then the smallest. Raises ConfigError."""
     for name in sorted(TASKS, key=lambda name: (TASKS[name].model != model, TASKS[name].least_rank)):
         task = small_task(name)
         try:
@@ -57,14 +54,14 @@ def dataset_of(model: str) -> str:
 
 
 def task_of(model: str, rank: int = 2) -> Task:
-    """A task that the model fits, as of `small_task`."""
+    """Make a task that the model fits, as `small_task` does."""
     return small_task(dataset_of(model), rank)
 
 
 def modes_of(model: str) -> list[str]:
-    """The modes that the model can be trained with on its task.
+    """Return the modes that the model can be trained with on its task.
 
-    Without an energy there are no negatives, and some need something of the task's own.
+    Without an energy there are no negatives, and some modes need something of the task's own.
     """
     found, rules = [], task_of(model).rules
     for mode in MODES:
@@ -75,13 +72,13 @@ def modes_of(model: str) -> list[str]:
 
 
 def precisions(device: torch.device, model: str = "mlp") -> list[str]:
-    """The precisions that differ on the device, of those that the model has."""
+    """Return the precisions that differ on the device, of those that the model has."""
     names = ["float32", *(["tf32"] if has_tf32(device) else [])]
     return names + (["bf16"] if hasattr(MODELS[model], "product") else [])
 
 
 def check_everything(device: torch.device, models, rank: int, examples: int) -> list[dict]:
-    """Rows with `check`, `found`, `allowed` and `ok`, for each of the models and its modes and precisions."""
+    """Check the models in their modes and precisions; return rows with `check`, `found`, `allowed` and `ok`."""
     rows = []
     for model in models:
         for mode in modes_of(model):
@@ -105,9 +102,10 @@ def diffusion_of(model: str, mode: str, task: Task) -> GaussianDiffusion1D:
 
 
 def differences(model, mode, precision, device, rank: int, examples: int) -> dict[str, float]:
-    """Relative errors of loss, gradient, negatives and samples, each against the CPU's in float64, without dropout.
+    """Return relative errors of loss, gradient, negatives and samples against the CPU's in float64, without dropout.
 
-    Of negatives and samples the median over examples: where a descent is kept or not by a hair, rounding decides.
+    Those of negatives and samples are medians over examples: where a descent is kept or not by a hair, rounding
+    decides.
     """
     batch, expected = exact_results(model, mode, rank, examples)
     here = diffusion_of(model, mode, task_of(model, rank)).eval().to(device)
@@ -121,7 +119,7 @@ def differences(model, mode, precision, device, rank: int, examples: int) -> dic
 
 @lru_cache(maxsize=1)
 def exact_results(model, mode, rank: int, examples: int) -> tuple[Batch, dict[str, torch.Tensor]]:
-    """A batch, and `results` on it in float64 on the CPU."""
+    """Return a batch, and `results` on it in float64 on the CPU."""
     task = task_of(model, rank)
     exact, cpu = diffusion_of(model, mode, task).eval(), torch.device("cpu")
     batch = stream_of(exact, task, examples, 0, cpu).batch(0)
@@ -129,14 +127,14 @@ def exact_results(model, mode, rank: int, examples: int) -> tuple[Batch, dict[st
 
 
 def moved(batch: Batch, device, dtype) -> Batch:
-    """On the device, its fractions in `dtype`."""
+    """Move a batch to the device, its fractions in `dtype`."""
     return tree_map_only(
         torch.Tensor, lambda part: part.to(device, dtype if part.is_floating_point() else part.dtype), batch
     )
 
 
 def results(diffusion, batch: Batch) -> dict[str, torch.Tensor]:
-    """Loss and gradient as one row, negatives and samples with a row for each example."""
+    """Return loss and gradient as one row, negatives and samples with a row for each example."""
     loss, _ = diffusion(*batch)
     loss.backward()
     gradient = torch.cat([p.grad.flatten() for p in diffusion.parameters() if p.grad is not None])
@@ -174,7 +172,7 @@ def largest_difference(found: list[float], expected: list[float]) -> float:
 
 
 def check_graph(model, mode, device, rank) -> dict:
-    """STEPS steps with a graph against the same without; fails, too, where the step could not be captured."""
+    """Compare STEPS steps with a graph and without; it fails, too, where the step could not be captured."""
     with tempfile.TemporaryDirectory() as folder:
         plain = trainer_of(model, mode, device, rank, folder, cuda_graph=False)
         trainer = trainer_of(model, mode, device, rank, folder)
@@ -191,7 +189,7 @@ def check_graph(model, mode, device, rank) -> dict:
 
 
 def check_resume(model, mode, device, rank) -> dict:
-    """A run that is saved, loaded by another trainer and continued, against one in one go: every bit."""
+    """Compare a run that is saved, loaded by another trainer and continued with one in one go: every bit."""
     with tempfile.TemporaryDirectory() as folder:
         whole = trainer_of(model, mode, device, rank, Path(folder, "whole"))
         losses(whole)
@@ -210,7 +208,7 @@ def check_resume(model, mode, device, rank) -> dict:
 
 
 def check_fallback(device, rank) -> dict:
-    """A step that no graph can hold, since it waits for the host: one line on stderr, and the same losses."""
+    """Check a step that no graph can hold, since it waits for the host: one line on stderr, and the same losses."""
     with tempfile.TemporaryDirectory() as folder:
         expected = losses(trainer_of("mlp", "random", device, rank, folder, cuda_graph=False))
         trainer = trainer_of("mlp", "random", device, rank, folder)

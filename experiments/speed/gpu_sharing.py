@@ -1,4 +1,4 @@
-"""Several processes on one GPU: NVIDIA's MPS, and how many runs at once the check found best."""
+"""Share one GPU between processes: NVIDIA's MPS, and how many runs at once the check found best."""
 
 import os
 import shutil
@@ -17,18 +17,18 @@ RECORD = "check-gpu.json"
 
 
 def has_mps() -> bool:
-    """Whether this machine can start MPS."""
+    """Return whether this machine can start MPS."""
     return shutil.which(PROGRAM) is not None
 
 
 def mps_is_on() -> bool:
-    """Whether processes started now would find an MPS daemon."""
+    """Return whether processes started now would find an MPS daemon."""
     return Path(os.environ.get(PIPES, "/tmp/nvidia-mps"), "control").exists()
 
 
 @contextmanager
 def mps(on: bool):
-    """Processes started inside share the GPU by an MPS daemon of their own, or, where `on` is False, by none."""
+    """Let processes started inside share the GPU by an MPS daemon of their own; where `on` is False, without one."""
     before = {name: os.environ.get(name) for name in (PIPES, LOGS)}
     with tempfile.TemporaryDirectory() as folder:
         os.environ |= {PIPES: folder, LOGS: folder}  # without a daemon in it, nobody finds one
@@ -51,7 +51,7 @@ def record_best(results: Path, at_once: dict[bool, int]):
 
 
 def recorded_best(results: Path) -> int:
-    """How many runs at once the check found best on this GPU, with MPS where it is on; 1 without a check."""
+    """Return how many runs at once the check found best on this GPU, with MPS where it is on; 1 without a check."""
     with suppress(OSError, ValueError, KeyError, TypeError):
         record = read_json(results / RECORD)
         if record.get("gpu") == torch.cuda.get_device_name():

@@ -1,4 +1,4 @@
-"""Times of this project's steps on a device: by strategy and precision, and of several runs at once."""
+"""Time this project's steps on a device: by strategy and precision, and of several runs at once."""
 
 import statistics
 from contextlib import ExitStack
@@ -20,8 +20,14 @@ from experiments.speed.timing import alternate, timed
 
 
 class Sizes(NamedTuple):
-    """How much is measured: the problem, side of the product that is the peak, steps between two looks at the clock,
-    measurements of each, numbers of runs at once, and models, examples and rank of the checks of numbers."""
+    """How much is measured.
+
+    rank, batch_size: those of the steps that are timed.
+    peak_side: side of the product that is the peak.
+    calls, repeats: steps between two looks at the clock, and measurements of each.
+    at_once: numbers of runs at once.
+    models, examples, checked_rank: those of the checks of numbers.
+    """
 
     rank: int
     batch_size: int
@@ -35,7 +41,7 @@ class Sizes(NamedTuple):
 
 
 def peak_flops(precision: str, side: int, device: torch.device, repeats: int) -> float:
-    """FLOP/s of a side x side product, the best of `repeats`."""
+    """Return the FLOP/s of a side x side product, the best of `repeats`."""
     choose_products(precision, device)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     left, right = torch.randn(2, side, side, device=device).to(dtype)
@@ -44,7 +50,7 @@ def peak_flops(precision: str, side: int, device: torch.device, repeats: int) ->
 
 
 def measure_steps(sizes: Sizes, device: torch.device) -> list[dict]:
-    """A row for each strategy's mode: ms of a step by precision and without a graph, and shares of the peaks."""
+    """Return a row for each mode: ms of a step by precision and without a graph, and shares of the peaks."""
     names = precisions(device)
     peaks = {name: peak_flops(name, sizes.peak_side, device, sizes.repeats) for name in names}
     functions = {}
@@ -67,7 +73,7 @@ def measure_steps(sizes: Sizes, device: torch.device) -> list[dict]:
 
 
 def many_steps(mode, precision, sizes: Sizes, device, cuda_graph: bool = True):
-    """A function of `sizes.calls` steps, with all that comes before the measured ones behind it."""
+    """Make a function of `sizes.calls` steps; the first steps and the capture are behind it."""
     choose_products(precision, device)
     step = our_step(
         mode, "mlp", sizes.rank, sizes.batch_size, device.type, bf16=precision == "bf16", cuda_graph=cuda_graph
@@ -84,7 +90,7 @@ def many_steps(mode, precision, sizes: Sizes, device, cuda_graph: bool = True):
 
 
 def measure_at_once(sizes: Sizes, device: torch.device, with_mps: bool) -> list[dict]:
-    """By the number of runs at once, the time in which each strategy makes one step, over that number."""
+    """Time, for each number of runs at once, one step of every strategy, and divide by that number."""
     most = max(sizes.at_once)
     threads = max(1, granted_cores() // most)
     rows = []
@@ -113,5 +119,5 @@ def _prepare_round(sizes, device):
 
 
 def _run_round() -> float:
-    """Seconds of `calls` steps of every strategy."""
+    """Return the seconds of `calls` steps of every strategy."""
     return timed(_run_round.function, _run_round.device)

@@ -17,7 +17,7 @@ def initial_diffusion(mode, model, rank, device) -> GaussianDiffusion1D:
 
 
 def our_step(mode, model, rank, batch_size, device, bf16=False, cuda_graph=True):
-    """A step of this project's trainer. Saves nothing."""
+    """Make a step of this project's trainer, which saves nothing."""
     diffusion = initial_diffusion(mode, model, rank, device)
     if bf16:
         diffusion.model.ebm.product = bf16_product

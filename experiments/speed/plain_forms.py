@@ -2,7 +2,7 @@
 
     python -m experiments.speed.plain_forms         # how much longer a step takes so, on an idle machine
 
-Of a GraphEBM and a GNNConv1DEBMV2 only the weights are used. Layers that feed nothing, which the release computes, are
+Only the weights of a GraphEBM and a GNNConv1DEBMV2 are used. Layers that feed nothing, which the release computes, are
 left out here too.
 """
 
@@ -17,14 +17,14 @@ from experiments.speed.timing import alternate
 
 
 def pooled(facts, excluded):
-    """Maximum and minimum over the last node axis of (..., N, c), interleaved; an excluded entry is 0 and 1."""
+    """Return maximum and minimum over the last node axis of (..., N, c), interleaved; an excluded entry is 0 and 1."""
     high = facts.masked_fill(excluded[..., None], 0).amax(-2)
     low = facts.masked_fill(excluded[..., None], 1).amin(-2)
     return torch.stack((high, low), dim=-1).flatten(-2)
 
 
 def plain_graph_energy(model: GraphEBM, inp, x, t):
-    """E (B,) of inp (B, N, N, c), x (B, N, N) and t (B,)."""
+    """Return E (B,) of inp (B, N, N, c), x (B, N, N) and t (B,)."""
     n, layers = x.shape[-1], model.nlm.layers
     e = model.time_mlp(t)[:, None, None].expand(-1, n, n, -1)
     features = torch.cat((inp, x[..., None], e), dim=-1)
@@ -41,7 +41,7 @@ def plain_graph_energy(model: GraphEBM, inp, x, t):
 
 
 def plain_plan_energy(model: GNNConv1DEBMV2, inp, x, t):
-    """E (B,) of inp (B, N, N, c), x (B, T, N, 1) and t (B,)."""
+    """Return E (B,) of inp (B, N, N, c), x (B, T, N, 1) and t (B,)."""
     steps, n = x.shape[1:3]
     c = torch.cat((inp, inp.transpose(1, 2)), dim=-1)[:, None].expand(-1, steps, -1, -1, -1)
     z = torch.cat((x, model.time_mlp(t)[:, None, None].expand(-1, steps, n, -1)), dim=-1)
@@ -53,7 +53,7 @@ def plain_plan_energy(model: GNNConv1DEBMV2, inp, x, t):
 
 
 def denoising_step(energy, model, x):
-    """A function that differentiates, in the weights, the squared error of dE/dx to some noise."""
+    """Make a function that differentiates, in the weights, the squared error of dE/dx to some noise."""
     candidate, noise, weights = x.clone().requires_grad_(), torch.randn_like(x), list(model.parameters())
 
     def step():
@@ -64,7 +64,7 @@ def denoising_step(energy, model, x):
 
 
 def measure(model, plain, inp_shape, x_shape, batch_size, repeats, device) -> dict:
-    """Median milliseconds of a denoising loss and its gradients in this project's form, by `plain`, and their ratio."""
+    """Time a denoising loss and its gradients in this project's form and by `plain`: median ms, and their ratio."""
     model = model.to(device)
     inp, x = (torch.randn(batch_size, *shape, device=device) for shape in (inp_shape, x_shape))
     t = torch.arange(batch_size, device=device) % 10
@@ -77,7 +77,7 @@ def measure(model, plain, inp_shape, x_shape, batch_size, repeats, device) -> di
 
 
 def measure_all(batch_size=32, repeats=7, device="cpu") -> list[dict]:
-    """A row for each energy, at the sizes of IRED's connectivity and shortest paths."""
+    """Time each energy, a row each, at the sizes of IRED's connectivity and shortest paths."""
     setting = (batch_size, repeats, device)
     return [
         measure(GraphEBM(1, 1), plain_graph_energy, (12, 12, 1), (12, 12), *setting),

@@ -30,7 +30,7 @@ class ItemwiseInverse(Dataset):
 
 
 def item_batches(rank: int, batch_size: int, workers: int):
-    """Endless float32 batches (B, n^2), (B, n^2)."""
+    """Yield float32 batches (B, n^2), (B, n^2) without end."""
     dataset = ItemwiseInverse(rank)
     order = torch.utils.data.RandomSampler(dataset, replacement=True)  # a permutation of 1e7 would swamp the start
     for inp, target in DataLoader(dataset, batch_size=batch_size, sampler=order, num_workers=workers):
@@ -38,12 +38,12 @@ def item_batches(rank: int, batch_size: int, workers: int):
 
 
 def plain_energy(ebm: EBM | MatrixEBM, inp, x, t):
-    """E (B,), every part computed for this call."""
+    """Return E (B,), every part computed for this call."""
     return (plain_matrix_energy if isinstance(ebm, MatrixEBM) else plain_mlp_energy)(ebm, inp, x, t)
 
 
 def plain_matrix_energy(ebm, inp, x, t):
-    """E (B,) of the matrix energy, in the order of its equation."""
+    """Return E (B,) of the matrix energy, in the order of its equation."""
     a, x = map(square, (inp, x))
     scale, identity = eigenvalue_scale(a), torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
     z = torch.einsum("ci,ibjk->bcjk", ebm.w_in, torch.stack((identity.expand_as(a), a / scale)))
@@ -56,7 +56,7 @@ def plain_matrix_energy(ebm, inp, x, t):
 
 
 def plain_mlp_energy(ebm, inp, x, t):
-    """E (B,) of IRED's own energy."""
+    """Return E (B,) of IRED's own energy."""
     time = ebm.time_mlp(t.to(x.dtype))
     gain2, bias2 = ebm.t_map_fc2(time).chunk(2, -1)
     gain3, bias3 = ebm.t_map_fc3(time).chunk(2, -1)
@@ -88,7 +88,7 @@ def plain_opt_step(diffusion, inp, x, t, steps):
 
 
 def plain_loss(diffusion, inp, x_start, t, noise, nce_noise):
-    """The training loss as in GaussianDiffusion1D.p_losses."""
+    """Return the training loss as in GaussianDiffusion1D.p_losses."""
     ebm, mining = diffusion.model.ebm, diffusion.mining
     _, prediction = plain_energy_and_gradient(ebm, inp, diffusion.q_sample(x_start, t, noise), t)
     loss = F.mse_loss(prediction, noise)
@@ -126,7 +126,7 @@ class PlainTrainer:
 
 
 def plain_sample(diffusion, inp, start, inner_steps):
-    """The sampler, with a level for each row and everything recomputed at each of its steps."""
+    """Sample with a level for each row and everything recomputed at each of its steps."""
     ebm, x = diffusion.model.ebm, start
     for level in reversed(range(diffusion.num_timesteps)):
         t = torch.full((len(inp),), level, device=inp.device)

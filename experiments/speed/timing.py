@@ -1,4 +1,4 @@
-"""Medians of times measured in turn, here or in another process."""
+"""Measure times in turn, here or in another process, and take their medians."""
 
 import math
 import statistics
@@ -14,7 +14,7 @@ SETTLE = 0.05  # seconds; OpenBLAS's threads, for one, spin for about 20 ms afte
 
 
 def timed(function: Callable, device: str, calls: int = 1) -> float:
-    """Seconds of `calls` calls, the device's work included."""
+    """Return the seconds of `calls` calls, the device's work included."""
     if device == "cuda":
         torch.cuda.synchronize()
     started = time.perf_counter()
@@ -26,8 +26,11 @@ def timed(function: Callable, device: str, calls: int = 1) -> float:
 
 
 def settled(function: Callable, device: str) -> float:
-    """Seconds of one call, after others that do not count: the first find the caches full of somebody's data, the
-    processor's clock low, and another process's threads still waiting for more to do."""
+    """Return the seconds of one call, after others that do not count.
+
+    The first find the caches full of somebody's data, the processor's clock low, and another process's threads still
+    waiting for more to do.
+    """
     settling = 0.0
     while settling < SETTLE:
         settling += timed(function, device)
@@ -37,10 +40,10 @@ def settled(function: Callable, device: str) -> float:
 def alternate(
     functions: dict, repeats: int, device: str, warm_up: float | None = None, limit: float = math.inf
 ) -> dict[str, float]:
-    """Median seconds of each function, all measured in turn after turns of `warm_up` (None: WARM_UP) seconds in all.
+    """Return the median seconds of each function, all measured in turn; a RemoteTimer's in its own process.
 
-    A RemoteTimer's is measured in its own process. limit: seconds after which no further turn begins, but for the
-    first that counts.
+    warm_up: seconds of turns that do not count; None: WARM_UP.
+    limit: seconds after which no further turn begins, but for the first that counts.
     """
     warm_up = WARM_UP if warm_up is None else warm_up
     times, started, turns = {name: [] for name in functions}, time.perf_counter(), 0
@@ -55,7 +58,7 @@ def alternate(
 
 
 class RemoteTimer:
-    """Times in `process` what was prepared there last, with torch's float32 products set as named."""
+    """A timer, in `process`, of what was prepared there last, with torch's float32 products set to `products`."""
 
     def __init__(self, process: OtherProcess, device: str, products: str = "highest"):
         self.process, self.device, self.products = process, device, products
@@ -65,7 +68,7 @@ class RemoteTimer:
         self.process.call(_prepare, make, arguments)
 
     def seconds(self) -> float:
-        """As of `settled`."""
+        """Return the seconds of a call there, as `settled` measures them."""
         return self.process.call(_measure_prepared, settled, self.products, self.device)
 
     def start(self, calls: int):

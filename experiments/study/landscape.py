@@ -1,9 +1,9 @@
-"""What a trained energy looks like: does it rank, does it point home, and what do the negatives do?
+"""Diagnose a trained energy: does it rank, does it point to the solution, and what do the negatives do?
 
 `diagnose` measures one trained model on the fixed sets; the figures are in landscape_figures.py.
 
-Strategies cannot be compared by how they rank negatives mined on their own energies: each has others. A task's
-`wrong_answers` are the same for all, since no model mined them.
+Ranking negatives mined on a model's own energy compares no strategies, since each has others. A task's `wrong_answers`
+are the same for all, since no model mined them.
 """
 
 from itertools import pairwise
@@ -22,7 +22,7 @@ DIFFICULTY_BINS = 10  # of equally many problems
 
 
 def diagnose(diffusion, val: EvaluationSet, ood: EvaluationSet) -> dict:
-    """All measurements of a model on the sets of both difficulties, ready for JSON; some need an energy."""
+    """Return all measurements of a model on the sets of both difficulties, ready for JSON; some need an energy."""
     energetic = diffusion.model.ebm.has_energy
     with torch.no_grad():
         return {
@@ -35,21 +35,24 @@ def diagnose(diffusion, val: EvaluationSet, ood: EvaluationSet) -> dict:
 
 
 def wrong_answers(chosen: EvaluationSet) -> dict[str, torch.Tensor]:
-    """The task's, on an evaluation set, by name (B, *out_shape)."""
+    """Return the task's wrong answers on an evaluation set, by name (B, *out_shape)."""
     generator = seeded_generator("wrong answers", device=chosen.inp.device)
     return chosen.task.wrong_answers(chosen.inp, chosen.target.float(), generator)
 
 
 def first_rows(chosen: EvaluationSet, size: int) -> EvaluationSet:
-    """The first `size` examples of an evaluation set."""
+    """Return the first `size` examples of an evaluation set."""
     return EvaluationSet(chosen.task, min(size, chosen.size), chosen.inp.device, chosen.mask is not None)
 
 
 def level_rows(diffusion, chosen: EvaluationSet, answers: dict[str, torch.Tensor]) -> list[dict]:
-    """A row per level t. Of each kind of wrong answer, the model's own negatives of both modes and `answers`: `auc`
-    P(E(real) < E(fake)), `gap` mean E(fake) - E(real), `distance` from the solution (root mean square, in the
-    solution's units). `accepted`: share of IRED's two opt_steps kept. `alignment`: mean cosine of dE/dx at x_t with
-    x_t - sqrt(alphas_cumprod_t) y."""
+    """Return a row per level t, with each kind of wrong answer: the model's own negatives of both modes, and `answers`.
+
+    auc, gap: P(E(real) < E(fake)), and mean E(fake) - E(real).
+    distance: from the solution (root mean square, in the solution's units).
+    accepted: share of IRED's two opt_steps kept.
+    alignment: mean cosine of dE/dx at x_t with x_t - sqrt(alphas_cumprod_t) y.
+    """
     ebm, rows = diffusion.model.ebm, []
     target, noise, mask = chosen.target.float(), chosen.noise, chosen.mask
     cond = ebm.condition(chosen.inp, 0)
@@ -75,7 +78,7 @@ def level_rows(diffusion, chosen: EvaluationSet, answers: dict[str, torch.Tensor
 
 
 def inner_step_rows(diffusion, val, ood) -> list[dict]:
-    """The metrics against the opt_steps at each level of the sampler, and the size of the sets behind them."""
+    """Return the metrics by opt_steps at each level of the sampler, and the size of the sets behind them."""
     return [
         {"inner_steps": steps, **metrics_of_both(diffusion, val, ood, steps), "evaluation_size": val.size}
         for steps in (INNER_STEPS if diffusion.model.ebm.has_energy else (0,))
@@ -83,7 +86,7 @@ def inner_step_rows(diffusion, val, ood) -> list[dict]:
 
 
 def metrics_of_both(diffusion, val, ood, sampler, **options) -> dict:
-    """The metrics on both sets, by the names of result.json; those that are not defined there are left out."""
+    """Return the metrics on both sets, by the names of result.json, without those that are not defined there."""
     return {
         column(difficulty, metric): value
         for difficulty, chosen in zip(DIFFICULTIES, (val, ood), strict=True)
@@ -93,7 +96,7 @@ def metrics_of_both(diffusion, val, ood, sampler, **options) -> dict:
 
 
 def diffusion_step_rows(diffusion, val, ood) -> list[dict]:
-    """The metrics of the plain sampler against the number of levels that it visits, evenly chosen from all T."""
+    """Return the plain sampler's metrics by the number of levels that it visits, evenly chosen from all T."""
     total = diffusion.num_timesteps
     rows = []
     for count in sorted({1, 2, 3, 5, 7, total}):
@@ -105,7 +108,7 @@ def diffusion_step_rows(diffusion, val, ood) -> list[dict]:
 
 
 def difficulty_rows(diffusion, val, ood) -> list[dict]:
-    """Plain sampler: the task's first metric of the problems of both sets, by how hard they are; often none says it."""
+    """Return the first metric, plain sampler, by how hard the problems of both sets are; no rows if no task says it."""
     parts = [chosen.task.difficulty(chosen.exact_inp) for chosen in (val, ood)]
     if parts[0] is None:
         return []
@@ -127,7 +130,7 @@ def _scores(diffusion, chosen):
 
 
 def solved_example(diffusion, chosen: EvaluationSet) -> dict:
-    """Solve the first problem of the set with the task's own descents: `prediction`, its entries in order."""
+    """Solve the first problem of the set with the task's own descents; return `prediction`, its entries in order."""
     prediction = diffusion.sample_loop(
         chosen.inp[:1],
         mask=chosen.mask_of(slice(1)),

@@ -1,4 +1,4 @@
-"""Where each run of a study stands, read from its folder while jobs run."""
+"""Show where each run of a study stands, from its folder, also while jobs run."""
 
 import math
 import time
@@ -16,7 +16,7 @@ HEADERS = ("run", "state", "step", "steps/s", "time left", "where or why")
 
 
 def status_table(study: Path, folders: list[Path]) -> str:
-    """A line per run folder, and a line with their totals. Raises ConfigError where `study` has no valid config."""
+    """Write a line per run folder, and one with their totals. Raises ConfigError where `study` has no valid config."""
     total = read_config(study).get("train_steps", 0)
     names = [f"{folder.parent.name} {folder.name.replace('-', ' ')}" for folder in folders]
     lines = [[name, *run_status(folder, total)] for name, folder in zip(names, folders, strict=True)]
@@ -26,12 +26,12 @@ def status_table(study: Path, folders: list[Path]) -> str:
 
 
 def run_status(folder: Path, total: int) -> tuple[str, str, str, str, str]:
-    """State, step of the run's own total, steps/s, time left, and who has the run or why it stopped.
+    """Return state, step of the run's own total, steps/s, time left, and who has the run or why it stopped.
 
     total: the steps of a run that does not say its own.
     States: finished; failed (its loss or a metric is not finite; it is not repeated); running; interrupted (the next
-    start continues it); error (what the next start must find mended); waiting; unknown (the file
-    system does not say who has its lock).
+    start continues it); error (what the next start must find mended); waiting; unknown (the file system does not say
+    who has its lock).
     """
     try:
         result = ended_result(folder)
@@ -58,7 +58,7 @@ def run_status(folder: Path, total: int) -> tuple[str, str, str, str, str]:
 
 
 def read_progress(folder: Path) -> tuple[dict, float]:
-    """The content of progress.json and its age in seconds; nothing where it cannot be read."""
+    """Return the content of progress.json and its age in seconds; nothing where it cannot be read."""
     path = folder / "progress.json"
     with suppress(OSError, ConfigError):
         return read_json(path), time.time() - path.stat().st_mtime
@@ -75,7 +75,7 @@ def _rate(steps_per_second: float | None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """'42 s', '7 min', '3 h 05 min'."""
+    """Write seconds as '42 s', '7 min' or '3 h 05 min'."""
     seconds = max(0, math.ceil(seconds))
     if seconds < 120:
         return f"{seconds} s"

@@ -30,8 +30,9 @@ WITHOUT_WORK |= {"scale_factor": 1.0, "noise_scale": 1.0, "weight": 1.0, "start"
 class Strategy:
     """A way to train: the settings in which it differs from its study's.
 
-    compute_of, time_of: the strategy whose training FLOPs, or measured seconds, it is trained for. origin: the
-    strategy of which it is the choice of a search, itself where it is none. samplers: under which it is judged.
+    compute_of, time_of: the strategy whose training FLOPs, or measured seconds, it is trained for.
+    origin: the strategy of which it is the choice of a search; itself where it is none.
+    samplers: those under which it is judged.
     """
 
     name: str
@@ -52,7 +53,7 @@ class Strategy:
 
     @property
     def account(self) -> str:
-        """By what it is trained as long as another."""
+        """What it shares with the strategy that it is trained as long as: FLOPs, time or steps."""
         return FLOPS if self.compute_of else TIME if self.time_of else STEPS
 
 
@@ -69,18 +70,18 @@ STRATEGIES = {
 
 
 def known_strategies() -> dict[str, Strategy]:
-    """All that --strategies can name: the usual ones, one for each further mode, and the baseline of equal time."""
+    """Return all that --strategies can name: the default ones, one a further mode, the baseline of equal time."""
     modes = {name: Strategy(name, {"mode": name}) for name in MODES if name != "none" and name not in STRATEGIES}
     return STRATEGIES | modes | {"baseline-time": Strategy("baseline-time", {"mode": "none"}, time_of="adversarial")}
 
 
 def known_strategy(name: str) -> Strategy:
-    """A usual one by its name, or one of that name that is like no other."""
+    """Return a known strategy by its name, or a new one of that name without settings."""
     return known_strategies().get(name) or Strategy(name)
 
 
 class Variant(NamedTuple):
-    """A strategy at one combination of the varied settings. `label`: its name in folders and tables."""
+    """A strategy at one combination of the varied settings; `label` is its name in folders and tables."""
 
     label: str
     strategy: Strategy
@@ -97,7 +98,7 @@ class Pair(NamedTuple):
 
 
 class Run(NamedTuple):
-    """One variant on one seed. `config`: its own, the mining included. `folder`: where it is trained."""
+    """One variant on one seed, with its own `config`, the mining included, and the `folder` where it is trained."""
 
     label: str
     seed: int
@@ -111,7 +112,7 @@ class Run(NamedTuple):
 
 @dataclass(frozen=True)
 class Search:
-    """Settings that every strategy tries on seeds of their own, to be trained at its own best ones."""
+    """Settings that every strategy tries on other seeds, so that the study trains it at its own best ones."""
 
     seeds: list[int]
     vary: dict[str, tuple]
@@ -122,10 +123,12 @@ class Search:
 class Study:
     """Strategies trained on the same seeds. Raises ConfigError for what is not allowed.
 
-    settings: by name, what differs from the recipe of its task and model. vary: the values at which each strategy is
-    trained, of the settings that it uses. compare: the two strategies whose pair the verdict is about; the second
-    stands for all that differ from it only in how long they are trained, `alike`. declared: the strategies of its file,
-    of which `strategies` may be some. is_search: whether its runs only serve to choose settings: none are compared.
+    settings: by name, what differs from the recipe of its task and model.
+    vary: the values at which each strategy is trained, of the settings that it uses.
+    compare: the two strategies that the verdict compares; the second stands for all that differ from it only in how
+    long they are trained, `alike`.
+    declared: the strategies of its file, of which `strategies` may be some.
+    is_search: whether its runs only serve to choose settings: none are compared.
     """
 
     name: str
@@ -160,7 +163,7 @@ class Study:
             raise ConfigError("mode is not varied: each mode is a strategy's")
 
     def configuration(self, **changed) -> ExperimentConfig:
-        """The study's configuration with other settings: the recipe of its task and model, and over it what is said."""
+        """Return the study's configuration: its task and model's recipe, under its own settings and those `changed`."""
         said = {**self.settings, **changed}
         return configure(recipe(*(said.get(key) for key in ("dataset", "model", "match_release"))) | said)
 
@@ -174,7 +177,7 @@ class Study:
         return any(each.time_of for each in self.strategies.values())
 
     def joined(self, earlier: dict) -> "Study":
-        """This study with the strategies and values of an earlier command, as `read_study` returns them."""
+        """Return this study with the strategies and values of an earlier command, as `read_study` returns them."""
         vary = {
             key: tuple(dict.fromkeys((*earlier["vary"].get(key, ()), *self.vary.get(key, ()))))
             for key in earlier["vary"] | self.vary
@@ -182,7 +185,7 @@ class Study:
         return replace(self, vary=vary, declared=earlier["strategies"] | self.declared)
 
     def problems(self) -> list["Study"]:
-        """A study for each problem that this one solves, with a folder of its own where there are several."""
+        """Return a study for each problem that this one solves, with a folder of its own where there are several."""
         keys = [key for key in self.vary if key in PROBLEM]
         rest = {key: values for key, values in self.vary.items() if key not in keys}
         found = []
@@ -193,7 +196,7 @@ class Study:
         return found
 
     def variants(self, seconds: dict | None = None) -> dict[str, Variant]:
-        """By label, each strategy at each combination of the varied settings that it uses, or that decide its steps.
+        """Return by label each strategy at each combination of varied settings that it uses or that decide its steps.
 
         seconds: of a step, by `step_kind`; without them a strategy of equal time gets the steps of equal FLOPs.
         """
@@ -211,11 +214,11 @@ class Study:
         return found
 
     def labels(self) -> list[str]:
-        """Those of `variants`, whose steps are counted only where values are varied."""
+        """Return the labels of `variants`, whose steps are counted only where values are varied."""
         return list(self.variants() if self.vary else self.strategies)
 
     def _keys(self, strategy: Strategy) -> list[str]:
-        """The varied settings that the strategy uses, or the one that decides how long it is trained."""
+        """Return the varied settings that the strategy uses, or that decide how long it is trained."""
         used = {key for key in self.vary if self._uses(strategy, key)}
         if strategy.reference:
             used |= {key for key in self.vary if self._uses(self.known(strategy.reference), key)}
@@ -228,11 +231,11 @@ class Study:
         return key not in setting_names(MiningConfig) or MiningConfig(mode).uses(key)
 
     def known(self, name: str) -> Strategy:
-        """A strategy by its name, whether this command trains it or not."""
+        """Return a strategy by its name, whether this command trains it or not."""
         return (known_strategies() | self.declared | self.strategies)[name]
 
     def as_trained(self, folder: Path) -> "Study":
-        """This study with all strategies that any command trained in its folder, for a report."""
+        """Return this study with all strategies that any command trained in its folder, for a report."""
         trained = {path.parent.name for path in run_folders(folder)}
         every = replace(self, strategies=known_strategies() | self.declared | self.strategies)
         kept = {each.strategy.name for each in every.variants().values() if each.label in trained}
@@ -254,7 +257,7 @@ class Study:
         return config.change(train_steps=equal_compute_steps(config, reference))
 
     def runs(self, results: Path, seconds: dict | None = None) -> list[Run]:
-        """All runs, strategy by strategy, so that one that is added at the end renumbers none of those before it."""
+        """Return all runs, strategy by strategy, so that one added at the end renumbers none of those before it."""
         variants = self.variants(seconds).values()
         return [
             Run(each.label, seed, each.config, run_folder(results / self.name, each.label, seed))
@@ -263,7 +266,7 @@ class Study:
         ]
 
     def pairs(self, sampler: str) -> list[Pair]:
-        """The pairs that the verdict is about under a sampler, at equal FLOPs first, then time, then steps."""
+        """Return the pairs that the verdict is about under a sampler, at equal FLOPs first, then time, then steps."""
         variants = [each for each in self.variants().values() if sampler in each.strategy.samplers]
         found = []
         for one in (each for each in variants if each.strategy.origin == self.compare[0]):
@@ -278,12 +281,12 @@ class Study:
         return sorted(found, key=lambda pair: (FLOPS, TIME, STEPS).index(pair.account))
 
     def base(self) -> str:
-        """The strategy to whose errors a table sets all others in relation."""
+        """Return the strategy to whose errors a table relates those of all others."""
         plain = [name for name in self.alike if name in self.strategies and not self.strategies[name].reference]
         return next(iter(plain), self.compare[1])
 
     def bases(self) -> dict[str, str]:
-        """By label, the label of `base` at the same values of the varied settings, where there is just one."""
+        """Return by label the label of `base` at the same values of the varied settings, where there is just one."""
         variants = self.variants().values()
         plain = [each for each in variants if each.strategy.origin in self.alike and not each.strategy.reference]
         found = {}
@@ -296,12 +299,12 @@ class Study:
         return found
 
     def varied(self) -> list[str]:
-        """The settings that its runs may have differently, beside the mining's and the steps."""
+        """Return the settings in which its runs may differ, beside the mining's and the steps."""
         own = {key for each in self.strategies.values() for key in each.settings}
         return sorted(own.union(self.vary) - set(setting_names(MiningConfig)) - {"train_steps"})
 
     def search_study(self) -> "Study":
-        """The study of the search."""
+        """Return the study of the search."""
         problems = {key: self.vary[key] for key in self.vary if key in PROBLEM and key not in self.search.settings}
         settings = {**self.settings, **self.search.settings}
         return replace(
@@ -315,8 +318,9 @@ class Study:
         )
 
     def chosen(self, choices: dict[str, dict[str, dict]]) -> "Study":
-        """This study, each strategy at its choice. choices: by sampler and strategy, the values that the search chose.
+        """Return this study with each strategy at the values that its search chose.
 
+        choices: by sampler and strategy, those values.
         Where two samplers choose differently both choices are trained, each judged under its sampler.
         """
         strategies = {}
@@ -333,7 +337,7 @@ class Study:
 
 
 def _matters(key: str, grid: list[dict], configs: list[ExperimentConfig]) -> bool:
-    """Whether two combinations that differ in the setting alone have different configurations."""
+    """Return whether two combinations that differ in the setting alone have different configurations."""
     seen = {}
     for values, config in zip(grid, configs, strict=True):
         others = tuple((name, value) for name, value in values.items() if name != key)
@@ -343,12 +347,12 @@ def _matters(key: str, grid: list[dict], configs: list[ExperimentConfig]) -> boo
 
 
 def agree(one: dict, other: dict) -> bool:
-    """Whether two combinations have the same value of each setting that both have."""
+    """Return whether two combinations have the same value of each setting that both have."""
     return all(one[key] == other[key] for key in one.keys() & other.keys())
 
 
 def label_of(name: str, values: dict) -> str:
-    """`adversarial,opt_steps=5`."""
+    """Return a label such as `adversarial,opt_steps=5`."""
     return ",".join([*([name] if name else []), *(f"{key}={value}" for key, value in values.items())])
 
 
@@ -357,12 +361,12 @@ def run_folder(study: Path, label: str, seed: int) -> Path:
 
 
 def step_kind(config: ExperimentConfig) -> ExperimentConfig:
-    """What decides how long a step takes: configurations with the same one take the same time."""
+    """Return what decides how long a step takes: configurations of the same kind take the same time."""
     return config.change(**WITHOUT_WORK)
 
 
 def usual_strategies(config: ExperimentConfig) -> dict[str, Strategy]:
-    """Those that the task and the model of a configuration can be trained with, where a study names none."""
+    """Return the strategies that a configuration's task and model can be trained with, where a study names none."""
     if not MODELS[config.model].has_energy:
         return {"baseline": STRATEGIES["baseline"]}
     corrupt = {"corrupt": known_strategies()["corrupt"]} if TASKS[config.dataset].rules.corruption else {}
@@ -370,7 +374,7 @@ def usual_strategies(config: ExperimentConfig) -> dict[str, Strategy]:
 
 
 def presets() -> list[str]:
-    """The names of the studies in experiments/studies."""
+    """Return the names of the studies in experiments/studies."""
     return sorted(path.stem for path in STUDIES.glob("*.toml"))
 
 
@@ -386,7 +390,7 @@ KEYS = {
 
 
 def read_study(path: Path) -> dict:
-    """A study's file: `question`, `seeds`, `compare`, [config], [vary], [strategies], [search].
+    """Read a study's file: `question`, `seeds`, `compare`, [config], [vary], [strategies], [search].
 
     Returns what the file says, checked: seeds as a list, strategies as `Strategy`, the search as `Search`. Raises
     ConfigError, which names the file and the key.
@@ -456,19 +460,19 @@ def _strategy(name: str, said) -> Strategy:
 
 
 def require_keys(said: dict, allowed, where: str, further=()):
-    """Raises ConfigError for a key that is not allowed."""
+    """Raise ConfigError for a key that is not allowed."""
     unknown = [key for key in said if key not in allowed]
     if unknown:
         raise ConfigError(f"unknown {', '.join(unknown)} in {where}; allowed: {', '.join([*further, *allowed])}")
 
 
 def require_settings(said: Mapping):
-    """Raises ConfigError for a setting that is not one, or a value that it cannot have."""
+    """Raise ConfigError for a setting that is not one, or a value that it cannot have."""
     configure({**said})
 
 
 def checked_values(vary: dict) -> dict[str, tuple]:
-    """The values to vary, by setting. Raises ConfigError for one that is not allowed."""
+    """Return the values to vary, by setting. Raises ConfigError for one that is not allowed."""
     require_keys(vary, [name for name in setting_names() if name != "mode"], "vary")
     for key, values in vary.items():
         if not isinstance(values, list | tuple) or not values:
@@ -479,7 +483,7 @@ def checked_values(vary: dict) -> dict[str, tuple]:
 
 
 def study_text(study: Study) -> str:
-    """A study as the text of its file, which `read_study` reads."""
+    """Write a study as the text of its file, which `read_study` reads."""
     lines = [f"question = {_text(study.question)}", f"seeds = {_text(','.join(map(str, study.seeds)))}"]
     lines += [f"compare = {_text(list(study.compare))}", "", "[config]"]
     lines += [f"{key} = {_text(value)}" for key, value in study.settings.items()]
@@ -498,5 +502,5 @@ def study_text(study: Study) -> str:
 
 
 def _text(value) -> str:
-    """A value in TOML, which writes texts, numbers, truths and lists of them as JSON does."""
+    """Write a value in TOML, where texts, numbers, truths and lists of them look as in JSON."""
     return json.dumps(value)

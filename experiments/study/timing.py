@@ -1,6 +1,6 @@
-"""Seconds of a training step, measured side by side: for the verdict at equal time, and to plan a study.
+"""Measure the seconds of training steps side by side, for the verdict at equal time and to plan a study.
 
-The seconds that runs took decide nothing, since they share a machine with whatever else is at work on it.
+The seconds that whole runs took decide nothing, since they share a machine with other work.
 """
 
 from pathlib import Path
@@ -26,8 +26,9 @@ WARM_UP, LIMIT = 0.5, 5.0  # seconds
 def step_seconds(configs: dict[str, ExperimentConfig], device, threads: int, cuda_graph: bool) -> dict[str, float]:
     """Time steps of configurations in turn, in this process, and return the median seconds of each by its name.
 
-    threads: torch's, of a run. cuda_graph: as of Trainer1D. It writes nothing, and takes LIMIT seconds, or one turn
-    where that is longer. Raises ConfigError.
+    threads: torch's, of a run.
+    cuda_graph: as in Trainer1D.
+    It writes nothing, and takes LIMIT seconds, or one turn where that is longer. Raises ConfigError.
     """
     place, steps, before = chosen_device(device), {}, torch.get_num_threads()
     kinds = {step_kind(config): name for name, config in reversed(configs.items())}  # each kind is timed once
@@ -66,7 +67,7 @@ def write_step_times(study: Path, configs: dict[str, ExperimentConfig], device, 
 
 
 def read_step_times(study: Path, labels) -> dict | None:
-    """timing.json where the study has one with all of `labels`, else None. Raises ConfigError for damaged numbers."""
+    """Return timing.json where it has all of `labels`, else None. Raises ConfigError for damaged numbers."""
     path = study / "timing.json"
     if not path.exists():
         return None

@@ -1,4 +1,4 @@
-"""Working through the runs of a study. Processes that do the same share the runs by their locks."""
+"""Work through the runs of a study; processes that do the same share the runs by their locks."""
 
 import os
 import shutil
@@ -30,7 +30,7 @@ TABLES = (".csv", ".runs.csv")  # beside it
 
 
 class Outcome(NamedTuple):
-    """Name -> reason of the runs that failed, and of those that another process has."""
+    """The runs that failed, and those that another process has: name -> reason."""
 
     failures: dict[str, str]
     held: dict[str, str]
@@ -40,9 +40,9 @@ def run_all(runs: dict[str, Callable[[], dict]], at_once: int = 1, threads: int 
     """Call each run, by its name, until all have ended or are held by other processes.
 
     A call returns the content of result.json. An error of one run (diffusion_lib.system.errors.USER_ERRORS) does not
-    stop the others. With `at_once` above 1 that many processes of `threads` threads each do this, on the same runs,
-    which must be picklable. Raises Interrupted after a signal, when all have saved their work, and ChildProcessError
-    where a process died.
+    stop the others.
+    at_once: above 1, so many processes of `threads` threads each do this, on the same runs, which must be picklable.
+    Raises Interrupted after a signal, when all have saved their work, and ChildProcessError where a process died.
     """
     if at_once == 1:
         return work_through(runs)
@@ -61,13 +61,13 @@ def run_all(runs: dict[str, Callable[[], dict]], at_once: int = 1, threads: int 
 
 
 def _stop_all(workers, kind, *_):
-    """Left by an exception, ask all to stop before the first is waited for: the time to save may be short."""
+    """After an exception, ask all to stop before the first is waited for: the time to save may be short."""
     for worker in workers if kind else ():
         worker.stop()
 
 
 def work_through(runs: dict[str, Callable[[], dict]]) -> Outcome:
-    """`run_all` in this process."""
+    """Do `run_all` in this process."""
     failures, held, waiting = {}, {}, list(runs)
     while waiting:
         held = {}
@@ -89,7 +89,7 @@ def work_through(runs: dict[str, Callable[[], dict]]) -> Outcome:
 
 
 def require_deletable(study: Path, use_lock: bool = True):
-    """Raises ConfigError where --fresh must delete nothing: in what is no study, not all of it or in use.
+    """Raise ConfigError where --fresh must delete nothing: in what is no study, not all of it or in use.
 
     use_lock: False where the caller knows that no other process trains the study's runs (--no-lock). Raises OSError
     where the file system does not say whether one does.
@@ -112,7 +112,7 @@ def require_deletable(study: Path, use_lock: bool = True):
 
 
 def delete_study(study: Path, use_lock: bool = True):
-    """Delete a study, if there is one, and its tables. Raises what `require_deletable` raises, with all left."""
+    """Delete a study, if there is one, and its tables; nothing where `require_deletable` raises."""
     require_deletable(study, use_lock)
     delete_tables(study)
     if not study.exists():
@@ -124,7 +124,7 @@ def delete_study(study: Path, use_lock: bool = True):
 
 
 def delete_tables(study: Path):
-    """Delete what stands beside a study, which would be taken for the next study's."""
+    """Delete the tables beside a study, which would be taken for the next study's."""
     for name in TABLES:
         study.with_name(f"{study.name}{name}").unlink(missing_ok=True)
 
