@@ -167,7 +167,7 @@ WRONG_WORDS = (
     (["--vary", "opt_steps=1,x"], "opt_steps is 'x'; allowed: int"),
     (["--vary", "noise_scale=1,nan"], "noise_scale is nan"),
     (["--vary", "opt_steps=1,2", "--opt-steps", "3"], "--opt-steps is what the study varies"),
-    (["--preset", "x"], "preset is 'x'; allowed: demo"),
+    (["--preset", "x"], "preset is 'x'; allowed: arms"),
     (["--study", "/nowhere.toml"], "/nowhere.toml cannot be read as a study"),
     (["--strategies", "x"], "unknown strategy 'x'; allowed: baseline"),
     (["--task", "x"], "task is 'x'; allowed: inverse"),
@@ -212,9 +212,9 @@ def test_a_sweep_end_to_end(tmp_path, monkeypatch, capsys):
     words = small_study(tmp_path, "--vary", "learning_rate=1e-3,1e-2", "--train-steps", "3", "--at-once", "1")
     words += ["--strategies", "baseline", "adversarial", "baseline-compute", "baseline-time", "--seeds", "0"]
     assert main(words) == 0
-    said = capsys.readouterr().out
+    said, text = capsys.readouterr().out, (tmp_path / "shared" / "report.md").read_text()
     for account in ("FLOPs", "time", "steps"):
-        assert len(re.findall(rf"^No verdict at equal {account} \(.*(?:plain|innerloop)\): ", said, re.MULTILINE)) == 4
+        assert len(re.findall(rf"^No verdict at equal {account} \(.*(?:plain|innerloop)\): ", text, re.MULTILINE)) == 4
     with open(tmp_path / "shared.runs.csv", newline="") as file:
         assert len({row["run"] for row in csv.DictReader(file)}) == 8
     times = json.loads((tmp_path / "shared" / "timing.json").read_text())
@@ -279,7 +279,8 @@ def test_each_sampler_judges_the_settings_that_were_best_under_it(tmp_path, monk
         "adversarial,learning_rate=0.01,weight=0.5",
         "adversarial,learning_rate=0.0001,weight=0.05",
     }
-    verdicts = re.findall(r"^No verdict at equal FLOPs \(adversarial,(.*?), mlp.*, (\w+)\)", said, re.MULTILINE)
+    text = (tmp_path / "t" / "report.md").read_text()
+    verdicts = re.findall(r"^No verdict at equal FLOPs \(adversarial,(.*?), mlp.*, (\w+)\)", text, re.MULTILINE)
     assert verdicts == [("learning_rate=0.01,weight=0.5", "plain"), ("learning_rate=0.0001,weight=0.05", "innerloop")]
     assert "adversarial under plain: learning_rate 0.01, weight 0.5 (learning_rate, weight: an end of the grid" in said
     rows = [line.split("|") for line in (tmp_path / "t-search" / "search.md").read_text().splitlines() if "| " in line]

@@ -21,8 +21,8 @@ def screen(name: str, config: ExperimentConfig, study: Results, references: list
     about = "\n".join(textwrap.wrap(what_was_trained(name, config, study), WIDTH, break_on_hyphens=False))
     options = {"subsequent_indent": "  ", "max_lines": 2, "placeholder": " …"}
     gravest = [part for line in against[:2] for part in textwrap.wrap(f"- {line}", WIDTH, **options)]
-    lines = ["What speaks against it:", *gravest]
-    return "\n\n".join([about, error_table(study, references), verdict_words(study), "\n".join(lines)])
+    objections = ["\n".join(["What speaks against it:", *gravest])] if gravest else []
+    return "\n\n".join([about, error_table(study, references), verdict_words(study), *objections])
 
 
 def what_was_trained(name: str, config: ExperimentConfig, study: Results) -> str:
@@ -32,8 +32,9 @@ def what_was_trained(name: str, config: ExperimentConfig, study: Results) -> str
     every = [each for steps in others.values() for each in steps]
     words = ", ".join(f"{label} {' or '.join(f'{each:,}' for each in steps)}" for label, steps in others.items())
     words = words if len(words) < WIDTH // 2 else f"others {min(every):,} to {max(every):,}"
+    seeds = "1 seed" if len(study.seeds) == 1 else f"{len(study.seeds)} seeds"
     return (
-        f"{name}: energy {config.model}, task {config.dataset} of rank {config.rank}, {len(study.seeds)} seeds, "
+        f"{name}: energy {config.model}, task {config.dataset} of rank {config.rank}, {seeds}, "
         f"trained {config.train_steps:,} steps of batch {config.batch_size:,}{f' ({words})' if words else ''}, judged "
         f"by {config.evaluation_size:,} fixed problems of each difficulty"
     )
