@@ -50,12 +50,14 @@ def chosen_parts(command: Command) -> list[Study]:
     """Return each problem's study at the search's choices. Raises ConfigError where a strategy has none."""
     from experiments.analysis.search import choose  # here, as the report
 
-    searches, found = command.study.search_study().problems(), []
+    searches, made, found = command.study.search_study().problems(), {}, []
     for part in command.study.problems():
         own = [each for each in searches if all(each.settings.get(k) == part.settings.get(k) for k in PROBLEM)]
         source = (own or searches)[0]
-        writes = command.action in ("train", "report")
-        found.append(part.chosen(choose(source, command.results / source.name, writes)))
+        if source.name not in made:  # one search may serve several problems
+            writes = command.action in ("train", "report")
+            made[source.name] = choose(source, command.results / source.name, writes)
+        found.append(part.chosen(made[source.name]))
     return found
 
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import assert_same_weights
@@ -48,6 +49,18 @@ def test_the_blocks_of_the_library_page_run_one_after_the_other(tmp_path, monkey
     assert not torch.equal(names["plain"], names["descended"])
     errors = names["a"] @ names["inverses"] - torch.eye(30)
     assert errors.norm(dim=(1, 2)).max() < 1e-2
+
+
+def test_the_blocks_of_the_readme_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "results").symlink_to(ROOT / "results")
+    names, text = {}, PAGES[0].read_text()
+    for block in re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        exec(re.sub(r"(train_num_steps=)\d+", r"\g<1>4", block), names)
+    r = names["r"]
+    products = names["inverses"] @ (2 * r @ r.transpose(0, 2, 1) + 0.5 * np.eye(20))
+    assert np.abs(products - np.eye(20)).max() < 1e-2
+    assert (tmp_path / "sorting" / "last.pt").exists()
 
 
 def test_the_library_alone_needs_no_torch():

@@ -32,10 +32,13 @@ def what_was_trained(name: str, config: ExperimentConfig, study: Results) -> str
     every = [each for steps in others.values() for each in steps]
     words = ", ".join(f"{label} {' or '.join(f'{each:,}' for each in steps)}" for label, steps in others.items())
     words = words if len(words) < WIDTH // 2 else f"others {min(every):,} to {max(every):,}"
+    trained = f"{config.train_steps:,}" if [config.train_steps] in map(study.train_steps, study.strategies) else ""
+    if not trained:  # the budget is varied
+        trained, words = f"{min(every):,} to {max(every):,}", ""
     seeds = "1 seed" if len(study.seeds) == 1 else f"{len(study.seeds)} seeds"
     return (
         f"{name}: energy {config.model}, task {config.dataset} of rank {config.rank}, {seeds}, "
-        f"trained {config.train_steps:,} steps of batch {config.batch_size:,}{f' ({words})' if words else ''}, judged "
+        f"trained {trained} steps of batch {config.batch_size:,}{f' ({words})' if words else ''}, judged "
         f"by {config.evaluation_size:,} fixed problems of each difficulty"
     )
 
