@@ -191,7 +191,7 @@ def test_a_declared_study_is_whole(name, tmp_path):
     again = parse_command("", ["--study", str(write(tmp_path / "a.toml", study_text(study)))]).study
     assert replace(again, name=study.name, declared={}) == replace(study, declared={})
     for part in study.problems():
-        assert part.pairs("plain") or name == "published-rate"
+        assert part.pairs("plain") or name in ("check", "published-rate")
         assert all(isinstance(each.config, ExperimentConfig) for each in part.variants().values())
 
 
