@@ -1,6 +1,6 @@
 """The README's figure, drawn from the studies in results/published: error against training compute at two sizes.
 
-    python results/figure.py
+python results/figure.py
 """
 
 if __name__ == "__main__":
@@ -22,7 +22,11 @@ from results.tables import PUBLISHED, VAL, read, sizes_pair, study
 SAMPLER = "innerloop"  # IRED's own
 HEIGHTS = 1e-3, 0.2  # of the errors shown
 LINES = {"baseline": "without mining", "adversarial": "with mining"}
-NAMES = {"zero matrix": "answering zero", "mean predictor": "the mean inverse", "linear regression": "linear regression"}
+NAMES = {
+    "zero matrix": "answering zero",
+    "mean predictor": "the mean inverse",
+    "linear regression": "linear regression",
+}
 
 
 def panel(axis, n: int, labels: dict[str, list[str]], runs):
@@ -60,5 +64,3 @@ def main(arguments=None):
         axes[0, 0].set_ylabel("error of an entry of the inverse")
         legend_below(axes)
     (PUBLISHED / "answer.pdf").unlink()
-
-
