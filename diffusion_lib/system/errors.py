@@ -66,7 +66,8 @@ def one_line_for_full_memory():
 def say(line: str):
     """Print a line on stderr, or nothing where it cannot be written (a full disk, a terminal that is gone)."""
     with suppress(OSError, ValueError, AttributeError):
-        print(line, file=sys.stderr, flush=True)
+        # the line's end in the same write: another process's line must not come between
+        print(f"{line}\n", end="", file=sys.stderr, flush=True)
 
 
 def show(text: str):
