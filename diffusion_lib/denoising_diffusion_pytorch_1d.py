@@ -209,11 +209,11 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
             return denoising, (denoising, -1, -1)
         nce_noise = torch.randn_like(x_start) if nce_noise is None else nce_noise
         drawn = self._drawn(x_start, drawn)
-        if candidates is None:
-            candidates = self.candidates(cond, x_start, t, nce_noise, mask=mask, drawn=drawn)
         wrong = cond
         if self.mining.mode == "levels":  # the real sample itself, uncut, at a level that it is not of
             candidates, wrong = x_start, ebm.retime(cond, other_levels(t, drawn, self.num_timesteps))
+        elif candidates is None:
+            candidates = self.candidates(cond, x_start, t, nce_noise, mask=mask, drawn=drawn)
         real = self.noised(x_start, t, nce_noise, x_start, mask)
         fake = self.noised(candidates, t, nce_noise, x_start, mask)
         contrastive = self._contrastive_loss(self._energies(cond, real), self._energies(wrong, fake))

@@ -12,11 +12,9 @@ if __name__ == "__main__":
 
     startup.run("results.figure")
 
-import numpy as np
-
 from diffusion_lib.system.arguments import Parser
 from experiments.analysis.figures import drawing, label_log, legend_below, name_line, strategy_colors
-from experiments.analysis.setting_figure import budgets
+from experiments.analysis.setting_figure import draw_budgets
 from results.tables import PUBLISHED, VAL, read, sizes_pair, study
 
 SAMPLER = "innerloop"  # IRED's own
@@ -30,18 +28,13 @@ NAMES = {
 
 
 def panel(axis, n: int, labels: dict[str, list[str]], runs):
-    """A dot a run, a line through the medians of each strategy; spoiled runs as arrows at the upper edge."""
+    """Draw one size: its runs against their training FLOPs, and the answers without a network."""
     references = read(PUBLISHED / "references.csv", "rank", "strategy", val_mse=float)
-    limits = references[references["rank"] == n].set_index("strategy")["val_mse"]
+    limits, edge = references[references["rank"] == n].set_index("strategy")["val_mse"], []
     for (name, color), own in zip(strategy_colors(list(labels)).items(), labels.values(), strict=True):
         frame = runs.frame[runs.frame["strategy"].isin(own) & (runs.frame["sampler"] == SAMPLER)]
         x, y = frame["train_flops"].to_numpy(float), frame[VAL.column].to_numpy(float)
-        spoiled = ~(y < limits["mean predictor"])
-        axis.plot(x[~spoiled], y[~spoiled], "o", ms=4, alpha=0.5, color=color)
-        axis.plot(*np.transpose(budgets(x, y)), "D-", ms=5, color=color, label=LINES[name])
-        for place, count in budgets(x[spoiled], y[spoiled], len):
-            words = {"s": f"\N{UPWARDS ARROW}{count}", "ha": "center", "va": "bottom", "color": color}
-            axis.text(place, 1, **words, transform=axis.get_xaxis_transform())
+        draw_budgets(axis, x, y, color, LINES[name], limits["mean predictor"], edge)
     for name, words in NAMES.items():
         name_line(axis, limits[name], words)
     axis.set(xscale="log", yscale="log", xlabel="training FLOPs", ylim=HEIGHTS)
@@ -58,9 +51,8 @@ def main(arguments=None):
     ladder = study(PUBLISHED, "ladder")
     every = ladder.frame["strategy"].unique()
     large = {name: [label for label in every if label.startswith((f"{name},", f"{name}-compute,"))] for name in LINES}
-    with drawing(PUBLISHED / "answer.png", (9.6, 4.2), columns=2, width_ratios=(3, 2), sharey=True) as axes:
+    with drawing(PUBLISHED / "answer.png", (9.6, 4.2), columns=2, pdf=False, width_ratios=(3, 2), sharey=True) as axes:
         panel(axes[0, 0], 6, small, pairs[0].runs)
         panel(axes[0, 1], 20, large, ladder)
         axes[0, 0].set_ylabel("error of an entry of the inverse")
         legend_below(axes)
-    (PUBLISHED / "answer.pdf").unlink()

@@ -73,7 +73,7 @@ def make_accelerator(device: str | None = None, log_with: str | None = None, fol
 
 
 def require_tracker(name: str | None):
-    """Raises ConfigError for a tracker that accelerate does not know, or that is not installed."""
+    """Raise ConfigError for a tracker that accelerate does not know, or that is not installed."""
     installed = [str(each) for each in get_available_trackers()]
     if name in LOGGER_TYPE_TO_CLASS and name not in installed:
         raise ConfigError(f"log_with is {name!r}, which is not installed; installed: {', '.join(installed) or 'none'}")

@@ -74,12 +74,12 @@ def guarded(draw):
 
 
 @contextmanager
-def drawing(path: Path, size: tuple[float, float], rows: int = 1, columns: int = 1, **options):
+def drawing(path: Path, size: tuple[float, float], rows: int = 1, columns: int = 1, pdf: bool = True, **options):
     """Yield the axes (rows, columns) of a figure; write it at the end to `path`, a PNG, and beside it as PDF."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=size, layout="constrained")
         yield figure.subplots(rows, columns, squeeze=False, **options)
-        for file, form in ((path, "png"), (path.with_suffix(".pdf"), "pdf")):
+        for file, form in ((path, "png"), (path.with_suffix(".pdf"), "pdf"))[: 1 + pdf]:
             buffer = io.BytesIO()
             # without its date the same figure is the same file
             figure.savefig(buffer, format=form, metadata={"CreationDate": None} if form == "pdf" else None)

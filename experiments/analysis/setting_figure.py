@@ -49,15 +49,7 @@ def budget_figure(results: Results, study: Study, references: list[dict], path: 
         axis = axes[0, 0]
         for (name, color), labels in zip(strategy_colors(list(lines)).items(), lines.values(), strict=True):
             x, y = (np.concatenate([each[label] for label in labels]) for each in (flops, values))
-            x, y = (each[np.isfinite(x) & np.isfinite(y)] for each in (x, y))
-            spoiled = y > results.mean_error
-            axis.plot(x[~spoiled], y[~spoiled], "o", ms=4, alpha=0.5, color=color)
-            axis.plot(*np.reshape(budgets(x, y), (-1, 2)).T, "D-", ms=5, color=color, label=f"{name}, median")
-            for place, runs in budgets(x[spoiled], y[spoiled], len):
-                tier = sum(abs(place / other - 1) < 0.1 for other in edge)
-                words = {"s": f"\N{UPWARDS ARROW}{runs}", "ha": "center", "va": "bottom", "color": color}
-                axis.text(place, 1 + 0.05 * tier, **words, transform=axis.get_xaxis_transform())
-                edge.append(place)
+            draw_budgets(axis, x, y, color, f"{name}, median", results.mean_error, edge)
         metric_scale(axis, metric, shown)
         if np.isfinite(results.mean_error):
             ends = [results.mean_error, *(row[metric.column] for row in limits)]
@@ -70,6 +62,23 @@ def budget_figure(results: Results, study: Study, references: list[dict], path: 
         legend_below(axes)
 
 
+def draw_budgets(axis, flops: np.ndarray, values: np.ndarray, color: str, label: str, mean_error: float, edge: list):
+    """Draw a dot for each finite run, a line through the medians, and an arrow with the number of spoiled runs.
+
+    mean_error: of the mean predictor, above which a run is spoiled.
+    edge: the places of the arrows so far, to which this adds its own.
+    """
+    x, y = (each[np.isfinite(flops) & np.isfinite(values)] for each in (flops, values))
+    spoiled = y > mean_error
+    axis.plot(x[~spoiled], y[~spoiled], "o", ms=4, alpha=0.5, color=color)
+    axis.plot(*np.reshape(budgets(x, y), (-1, 2)).T, "D-", ms=5, color=color, label=label)
+    for place, runs in budgets(x[spoiled], y[spoiled], len):
+        tier = sum(abs(place / other - 1) < 0.1 for other in edge)
+        words = {"s": f"\N{UPWARDS ARROW}{runs}", "ha": "center", "va": "bottom", "color": color}
+        axis.text(place, 1 + 0.05 * tier, **words, transform=axis.get_xaxis_transform())
+        edge.append(place)
+
+
 def budget_lines(results: Results, study: Study, sampler: str) -> dict[str, list[str]]:
     """Return the labels whose runs differ only in how long they were trained, by the name of the first of them.
 
@@ -80,12 +89,13 @@ def budget_lines(results: Results, study: Study, sampler: str) -> dict[str, list
         each = variants.get(label)
         if each and sampler not in each.strategy.samplers:
             continue
-        if each and each.strategy.origin != each.strategy.name:
-            alike = study.alike[0] if each.strategy.origin in study.alike else each.strategy.origin
-            lines.setdefault(alike, []).append(label)
-            continue
-        alike = str(each.config.change(train_steps=1).to_dict()) if each else label
-        lines.setdefault(names.setdefault(alike, each.strategy.name if each else label), []).append(label)
+        if not each:
+            alike = name = label
+        elif each.strategy.origin == each.strategy.name:
+            alike, name = str(each.config.change(train_steps=1).to_dict()), each.strategy.name
+        else:
+            alike = name = study.alike[0] if each.strategy.origin in study.alike else each.strategy.origin
+        lines.setdefault(names.setdefault(alike, name), []).append(label)
     return lines
 
 
