@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from scipy.stats import gmean
 
@@ -22,6 +23,7 @@ from experiments.analysis.tables import load_results
 from experiments.matrix_inversion_mining_comparison import main
 from experiments.study.flags import parse_command
 from experiments.study.workers import Outcome
+from results import freeze
 
 ROOT = Path(__file__).resolve().parent.parent
 METRICS = tuple(metric.column for metric in task_metrics(Inverse))
@@ -300,8 +302,26 @@ def test_what_is_no_result_of_its_run_is_left_out_and_said(results, tmp_path, ca
     }
 
 
+def test_a_frozen_study_says_what_its_folder_does(results, tmp_path, monkeypatch):
+    monkeypatch.setattr(freeze, "PUBLISHED", tmp_path)
+    freeze.main(["--name", "a", "--results", str(results), "--to", "frozen"])
+    runs, _ = read_runs(results / "a")
+    frozen = wide_form(pd.read_csv(tmp_path / "frozen" / "runs.csv"))
+    for metric in METRICS:
+        assert frozen.set_index(KEYS)[metric].to_dict() == runs.set_index(KEYS)[metric].to_dict()
+    again = parse_command("", ["--study", str(tmp_path / "frozen" / "study.toml"), "--name", "a"]).study
+    labels = {"baseline", "adversarial,opt_steps=1"}
+    assert labels <= set(again.labels())
+    for name, rows in (("curves", "step"), ("levels", "auc_regression")):
+        table = pd.read_csv(tmp_path / "frozen" / f"{name}.csv")
+        assert set(table["strategy"]) == labels and table[rows].notna().all()
+    with pytest.raises(ConfigError, match="allowed: a"):
+        freeze.main(["--name", "a", "--results", str(results), "--problem", "b", "--to", "other"])
+    assert not (tmp_path / "other").exists()
+
+
 IGNORED = (
-    *("results/demo-mlp/report.md", "results/demo-mlp.runs.csv", "results/benchmark.png", "results/ds_inverse/last.pt"),
+    *("results/demo/report.md", "results/demo.runs.csv", "results/benchmark.png", "results/ds_inverse/last.pt"),
     "results/published/a/last.pt",
 )
 KEPT = (
@@ -319,5 +339,5 @@ def test_git_sees_published_results_alone():
     )
     assert done.stdout.splitlines() == list(IGNORED)
     tracked = subprocess.run(["git", "ls-files", "results"], cwd=ROOT, capture_output=True, text=True).stdout.split()
-    here = {"results/README.md", "results/tables.py", "results/figure.py"}
+    here = {"results/README.md", "results/tables.py", "results/figure.py", "results/freeze.py"}
     assert all(path in here or path.startswith("results/published/") for path in tracked)

@@ -1,0 +1,62 @@
+"""Freeze a study for results/published: study.toml, runs.csv, curves.csv, and levels.csv, what its energies rank.
+
+python results/freeze.py --name arms --to arms
+python results/freeze.py --name sizes --to sizes-6 --problem sizes/rank=6
+python results/freeze.py --name sizes --to sizes-search --problem sizes-search
+"""
+
+if __name__ == "__main__":
+    import sys
+    from pathlib import Path
+
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, whichever one is installed
+    from diffusion_lib.system import startup
+
+    startup.run("results.freeze")
+
+import pandas as pd
+
+from diffusion_lib.run_folder import read_json
+from diffusion_lib.system.arguments import Parser, header
+from diffusion_lib.system.errors import ConfigError
+from diffusion_lib.system.files import write_atomic
+from experiments.analysis.runs import long_form, read_ended, read_runs
+from experiments.parts import chosen_parts
+from experiments.study.flags import parse_command
+from experiments.study.study import study_text
+from results.tables import PUBLISHED
+
+
+def main(arguments=None):
+    """Write a study's files. Raises ConfigError where it has none of that name, a damaged run, or none that ended."""
+    parser = Parser(__doc__)
+    parser.add_argument("--name", required=True, help="the study")
+    parser.add_argument("--results", default="results", help="the folder that it is in")
+    parser.add_argument("--problem", help="the folder of one of its problems, or of its search, in that one")
+    parser.add_argument("--to", required=True, help="its name in results/published")
+    options = parser.parse_args(arguments)
+    command = parse_command("", ["--name", options.name, "--results", options.results, "--report-only"])
+    searches = command.study.search_study().problems() if command.study.search else []
+    parts = {
+        part.name: part for part in (*searches, *(chosen_parts(command) if searches else command.study.problems()))
+    }
+    part = parts.get(options.problem or options.name)
+    if part is None:
+        raise ConfigError(f"problem is {options.problem}; allowed: {', '.join(parts)}")
+    folder, target = command.results / part.name, PUBLISHED / options.to
+    frame, damaged = read_runs(folder)
+    if damaged or frame.empty:
+        raise ConfigError("\n".join(damaged.values()) or f"{folder} has no run that ended")
+    header(study=folder, published=target)
+    target.mkdir(exist_ok=True)
+    write_atomic(target / "study.toml", study_text(part))
+    write_atomic(target / "runs.csv", long_form(frame, part).to_csv(index=False))
+    curves, levels = [], []
+    for run in read_ended(folder)[0]:
+        about = {"strategy": run.folder.parent.name, "seed": run.result["seed"]}
+        curves.append(pd.read_csv(run.folder / "metrics.csv").assign(**about))
+        rows = read_json(run.folder / "diagnostics.json")["levels"]
+        levels += [about | {key: row[key] for key in row if key == "t" or key.startswith("auc_")} for row in rows]
+    for name, table in (("curves", pd.concat(curves)), ("levels", pd.DataFrame(levels))):
+        table = table.set_index(["strategy", "seed"]).dropna(axis="columns", how="all")
+        write_atomic(target / f"{name}.csv", table.to_csv(float_format="%.6g"))
