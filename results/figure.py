@@ -15,7 +15,7 @@ if __name__ == "__main__":
 from diffusion_lib.system.arguments import Parser
 from experiments.analysis.figures import drawing, label_log, legend_below, name_line, strategy_colors
 from experiments.analysis.setting_figure import draw_budgets
-from results.tables import PUBLISHED, VAL, read, sizes_pair, study
+from results.tables import ACCOUNTS, PUBLISHED, VAL, read, sizes_pair, study
 
 SAMPLER = "innerloop"  # IRED's own
 HEIGHTS = 1e-3, 0.2  # of the errors shown
@@ -46,7 +46,7 @@ def panel(axis, n: int, labels: dict[str, list[str]], runs):
 def main(arguments=None):
     """Draw results/published/answer.png. Raises ConfigError where a study is missing or damaged."""
     Parser(__doc__).parse_args(arguments)
-    pairs = [sizes_pair(PUBLISHED, 6, equal, SAMPLER) for equal in ("FLOPs", "steps")]
+    pairs = [sizes_pair(PUBLISHED, 6, equal, SAMPLER) for equal in ACCOUNTS]
     small = {"baseline": [pair.other for pair in pairs], "adversarial": [pairs[0].one]}
     ladder = study(PUBLISHED, "ladder")
     every = ladder.frame["strategy"].unique()
