@@ -97,6 +97,9 @@ class Runs:
     def steps(self, label: str) -> int:
         return int(self.frame["train_steps"][self.frame["strategy"] == label].iloc[0])
 
+    def flops(self, label: str) -> float:
+        return float(self.frame["train_flops"][self.frame["strategy"] == label].iloc[0])
+
     def values(self, label: str, metric: Metric, sampler: str) -> pd.Series:
         """Return the values by seed; nan of a run that diverged."""
         chosen = (self.frame["strategy"] == label) & (self.frame["sampler"] == sampler)
@@ -317,6 +320,32 @@ def sizes_table(root: Path) -> str:
 def sizes(root: Path) -> list[int]:
     """Return the sizes that were run."""
     return [n for n in SIZES if (root / f"sizes-{n}").exists()]
+
+
+KINDS = {  # of negatives and contrasts, a strategy of the study each
+    RANDOM: "the sample, noised three times as much",
+    "independent": "the same, with noise of its own",
+    "near": "the inverse of a near matrix",
+    "levels": "none: the sample's own energy, at another level",
+    "mixed": "half random, half adversarial",
+    "langevin": "the noisier sample after two Langevin steps",
+    ADVERSARIAL: "the noisier sample after two descents, IRED's",
+    "hinge": "the same, in a hinge loss",
+    "late": "the same, in the last fifth of the steps alone",
+}
+
+
+def kinds_table(root: Path) -> str:
+    """Write what each kind of negatives costs and brings at equal steps, over training without."""
+    runs, rows = study(root, "arms"), []
+    for name, words in KINDS.items():
+        pair = Pair(runs, name, BASELINE)
+        cost = runs.flops(name) / runs.flops(BASELINE)
+        ratios = [pair.ratio(VAL, sampler) for sampler in reversed(list(SAMPLERS))]
+        recon = runs.effect(name, BASELINE, RECON, "innerloop")
+        rows.append([f"`{name}`", words, f"{cost:.2f}", *ratios, recon, pair.verdict(VAL, "innerloop")])
+    ratios = ("val_mse over none's, IRED's sampler; seeds ahead", "plain", "recon_error, IRED's sampler")
+    return markdown(rows, ("kind", "a wrong answer is", "FLOPs", *ratios, "at equal steps"))
 
 
 def answer_table(root: Path) -> str:

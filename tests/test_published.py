@@ -11,7 +11,7 @@ from matplotlib.image import imread
 from diffusion_lib.system.errors import ConfigError, exit_status
 from experiments.analysis.runs import long_form, wide_form
 from experiments.study.flags import parse_command
-from results import figure, tables
+from results import figure, phrases, tables
 
 ROOT = Path(__file__).resolve().parent.parent
 STUDIES = sorted(path.parent for path in tables.PUBLISHED.glob("*/study.toml"))
@@ -30,6 +30,12 @@ def test_a_page_holds_the_table_of_the_frozen_runs(page, make):
     differing = [line for line in made.splitlines() if line not in text.splitlines()]
     assert not differing, f"{page} lacks these lines; python results/tables.py --write puts them there"
     assert made == text
+
+
+@pytest.mark.parametrize("page", phrases.PHRASES)
+def test_a_pages_sentences_hold_the_numbers_of_the_frozen_runs(page):
+    text = " ".join((ROOT / page).read_text().split())
+    assert [phrase for phrase in phrases.PHRASES[page](tables.PUBLISHED) if phrase not in text] == []
 
 
 def test_another_number_in_a_runs_csv_is_another_table(tmp_path):
