@@ -293,6 +293,12 @@ def test_predictors_that_are_not_beaten_and_a_small_budget_are_named():
     assert "the budget, 640,000 examples, is 1% of the published 64,000,000." in text
 
 
+def test_a_curve_that_still_falls_is_named():
+    text = against(study({**ALL, "baseline-compute": 0.5 * BASE * NOISE}))
+    assert re.search(r"val_mse still improves, .*: baseline-compute against baseline under plain 0\.\d{3}× \[", text)
+    assert "still improves" not in against(study({**ALL, "baseline-compute": 1.4 * BASE * NOISE}))
+
+
 def test_there_are_at_most_five_objections_whatever_was_wrong():
     names = [f"s{i}" for i in range(20)]
     values = {**ALL, "adversarial": 100 * BASE / NOISE, **dict.fromkeys(names, 100 * BASE)}

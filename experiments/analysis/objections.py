@@ -10,7 +10,7 @@ from experiments.analysis.references import PUBLISHED, main_references
 from experiments.analysis.statistics import Paired
 from experiments.analysis.tables import Results
 from experiments.analysis.verdict import COMPUTE, as_loss
-from experiments.study.study import FLOPS, Pair
+from experiments.study.study import FLOPS, STEPS, Pair
 
 EXACT_PAIRS = 6  # pairs that an exact two-sided test at 5% needs: 2 of 2^5 sign flips are 0.063
 OUTLIER = 2.0  # times the median
@@ -23,9 +23,9 @@ def objections(study: Results, config: ExperimentConfig, references: list[dict])
     kinds = (
         compute_objections(study),
         run_objections(study),
+        budget_objections(study, config, references),
         metric_objections(study),
-        reference_objections(study, references),
-        [*seed_objections(study), *budget_objections(study, config, references)],
+        [*seed_objections(study), *reference_objections(study, references)],
     )
     return [f"{'; '.join(parts)}." for parts in kinds if parts]
 
@@ -163,9 +163,17 @@ def _best_mean(study: Results, metric: Metric) -> float:
 
 
 def budget_objections(study: Results, config: ExperimentConfig, references: list[dict]) -> list[str]:
-    """Say how small the budget is beside a published one."""
+    """Say where training is far from its end, and how small the budget is beside a published one."""
+    lines, metric, bases = [], study.metrics[0], study.pair(STEPS)
+    for sampler, (_, _, longer) in study.pair(FLOPS).items():
+        base = bases[sampler].other if sampler in bases else study.base
+        found = study.comparison(longer, base, metric, sampler)
+        if found and found.n > 1 and _side(metric, found) == "better":
+            lines.append(f"{longer} against {base} under {sampler} {metric.words(found)}")
+    if lines:
+        lines = [f"{metric.column} still improves, and later the verdict may be another: {', '.join(lines)}"]
     seen = max(study.train_steps(study.label("plain")), default=0) * config.batch_size
     published = max((row.get("examples", 0) for row in references if row["sampler"] == PUBLISHED), default=0)
-    if not 0 < seen < published:
-        return []
-    return [f"the budget, {seen:,} examples, is {100 * seen / published:.2g}% of the published {published:,}"]
+    if 0 < seen < published:
+        lines.append(f"the budget, {seen:,} examples, is {100 * seen / published:.2g}% of the published {published:,}")
+    return lines
