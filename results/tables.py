@@ -24,7 +24,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from tabulate import tabulate
 
 from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.names import DIFFICULTIES, SAMPLERS
@@ -37,6 +36,7 @@ from experiments.analysis.metrics import Metric, task_metrics
 from experiments.analysis.references import PAPER
 from experiments.analysis.runs import wide_form
 from experiments.analysis.statistics import Mean, Paired, holm
+from experiments.analysis.tables import markdown
 from experiments.analysis.verdict import ADVERSARIAL, BASELINE, COMPUTE, scenario
 from experiments.study.study import read_study
 
@@ -157,10 +157,6 @@ def read(path: Path, *columns: str, **numbers) -> pd.DataFrame:
 @cache
 def study(root: Path, name: str) -> Runs:
     return Runs(root / name)
-
-
-def markdown(rows, headers) -> str:
-    return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
 
 
 def with_interval(middle: float, low: float, high: float, write: str) -> str:

@@ -2,11 +2,13 @@
 
 import csv
 import json
+from dataclasses import replace
 from math import isnan, nan
 
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import study_of
 
 from diffusion_lib.build import describe_data
 from diffusion_lib.config import ExperimentConfig
@@ -25,7 +27,6 @@ from experiments.analysis.tables import (
     run_cells,
     summarise,
 )
-from experiments.study.study import Study, known_strategy
 
 METRICS = task_metrics(Inverse)
 CONFIG = ExperimentConfig(rank=3, batch_size=8, train_steps=5, evaluation_size=16)
@@ -53,16 +54,12 @@ def study(values: dict, metrics=METRICS, failed=()) -> Results:
         for seed, value in enumerate(row)
         for sampler in ("plain", "innerloop")
     ]
-    return Results(rows, list(values), metrics)
-
-
-def usual(*names) -> Study:
-    return Study("it", {}, [], {name: known_strategy(name) for name in names})
+    return Results(rows, study_of(*values), metrics)
 
 
 def plain_row(found: Results, metric="val_mse", strategy="adversarial") -> dict:
     """A row of the summary, under the plain sampler."""
-    rows = summarise(found, usual(*found.strategies), []).to_dict("records")
+    rows = summarise(found, study_of(*found.strategies), []).to_dict("records")
     wanted = (strategy, "plain", metric)
     return next(row for row in rows if (row["strategy"], row["sampler"], row["metric"]) == wanted)
 
@@ -99,7 +96,7 @@ def test_the_summary_compares_at_equal_flops_first():
     row = plain_row(study(values))
     assert (row["other"], row["account"]) == ("baseline-compute", "FLOPs")
     assert row["ratio"] == ratio(BASE, values["baseline-compute"]).ratio
-    table = summarise(study(values), usual(*values), [{"strategy": "zero", "sampler": "reference", "val_mse": 0.02}])
+    table = summarise(study(values), study_of(*values), [{"strategy": "zero", "sampler": "reference", "val_mse": 0.02}])
     keys = ["strategy", "sampler", "metric"]
     assert table[keys].notna().all(axis=None) and len(table.groupby(keys)) == len(table)
     assert table.iloc[-1]["mean"] == 0.02
@@ -196,7 +193,7 @@ def reported(tmp_path, monkeypatch, capsys):
         write_study(tmp_path / "it", values, CONFIG, steps)
         if timing:
             (tmp_path / "it" / "timing.json").write_text(json.dumps(timing))
-        report.write_report(tmp_path / "it", CONFIG, usual("baseline", "adversarial", "baseline-compute"))
+        report.write_report(tmp_path / "it", CONFIG, study_of("baseline", "adversarial", "baseline-compute"))
         return (tmp_path / "it" / "report.md").read_text(), capsys.readouterr()
 
     return write
@@ -254,7 +251,7 @@ def test_a_report_names_a_damaged_run_and_has_the_others(reported, tmp_path, dam
     path.write_text(json.dumps(result))
     (tmp_path / "it/runs/adversarial/seed-1/config.json").write_text("[1]")  # of a run without a result: none of it
     (tmp_path / "it/runs/adversarial/seed-1/result.json").unlink()
-    damaged = report.write_report(tmp_path / "it", CONFIG, usual("baseline", "adversarial"))
+    damaged = report.write_report(tmp_path / "it", CONFIG, study_of("baseline", "adversarial"))
     assert list(damaged) == [path.parent] and str(path) in damaged[path.parent]
     assert f"- left out: {path}" in (tmp_path / "it" / "report.md").read_text()
     with open(tmp_path / "it.runs.csv", newline="") as file:
@@ -268,7 +265,7 @@ def test_a_report_of_runs_of_other_data_is_refused(reported, tmp_path):
     made = {"source": "a file", "fingerprint": [number + 1 for number in describe_data(CONFIG)["fingerprint"]]}
     path.write_text(json.dumps(json.loads(path.read_text()) | {"data": made}))
     with pytest.raises(ConfigError, match=r"seed-0 was made from other data: there a file .*, now generated"):
-        report.write_report(tmp_path / "it", CONFIG, usual("baseline", "adversarial"))
+        report.write_report(tmp_path / "it", CONFIG, study_of("baseline", "adversarial"))
 
 
 @pytest.mark.parametrize(
@@ -297,7 +294,7 @@ REFERENCES = [
 def test_what_is_printed_fits_a_screen_and_says_what_it_leaves_out(count):
     vary = {"opt_steps": (1, 2, 5, 10), "scale_factor": (0.5, 1.0, 2.0)}
     names = ("baseline", "adversarial", "baseline-compute")
-    declared = Study("it", {}, [], {name: known_strategy(name) for name in names}, vary if count > 1 else {})
+    declared = replace(study_of(*names), vary=vary if count > 1 else {})
     found = Results(study(dict.fromkeys(declared.variants(), BASE)).frame, declared, METRICS, 0.0115)
     lines = screen("it", CONFIG, found, REFERENCES, ["grave " * 40, "less grave", "small"]).splitlines()
     assert len(lines) <= 38 and max(map(len, lines)) <= 100

@@ -5,6 +5,7 @@ from math import isnan, nan
 
 import numpy as np
 import pytest
+from conftest import study_of
 
 from diffusion_lib.config import ExperimentConfig
 from experiments.analysis import verdict
@@ -102,7 +103,7 @@ def study(values: dict, metrics=METRICS, steps=None, failed=(), **columns) -> Re
         for seed, value in enumerate(row)
         for sampler, scale in (("plain", 1), ("innerloop", 0.99))
     ]
-    return Results(rows, list(values), metrics)
+    return Results(rows, study_of(*values), metrics)
 
 
 BASE = np.array([0.010, 0.011, 0.0105, 0.0098, 0.0102])
@@ -164,7 +165,7 @@ def test_a_run_without_a_finite_metric_diverged():
     assert "- no divergence: not met, 1 of 5 runs of adversarial diverged." in criteria_lines(chosen, CONFIG, None)
     assert "unstable" not in "".join(verdict_lines(chosen, CONFIG))
     chosen.frame.loc[plain & chosen.frame["seed"].eq(2), "val_mse"] = nan
-    lines = verdict_lines(Results(chosen.frame, chosen.strategies, METRICS), CONFIG)
+    lines = verdict_lines(Results(chosen.frame, study_of(*chosen.strategies), METRICS), CONFIG)
     assert lines[0].endswith("plain): unstable.") and lines[1] == "- 1 of 5 runs of adversarial diverged."
     assert not any("innerloop): unstable" in line for line in lines)
 

@@ -4,8 +4,6 @@ import json
 from functools import partial
 from pathlib import Path
 
-from tabulate import tabulate
-
 from diffusion_lib.build import describe_data
 from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.names import SAMPLERS
@@ -24,6 +22,7 @@ from experiments.analysis.tables import (
     Results,
     cost_table,
     format_table,
+    markdown,
     middle_table,
     summarise,
 )
@@ -178,7 +177,7 @@ def pair_table(study: Results) -> str:
         for sampler in SAMPLERS
         for strategy, found in study.comparisons(metric, sampler).items()
     ]
-    return tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True)
+    return markdown(rows, "keys")
 
 
 def configuration_parts(folder: Path, config: ExperimentConfig) -> list[str]:

@@ -81,8 +81,7 @@ def strategy_cells(study: Results, name: str, columns: list[tuple[Metric, str]])
         cell = mean_cell(study.values(metric.column, sampler)[name], metric, study.count(name))
         spoiled = study.spoiled(name, sampler) if metric is study.metrics[0] else 0
         cells.append(f"{cell}, {spoiled} spoiled" if spoiled else cell)
-    seconds = study.of(name)["train_seconds"].mean() if "train_seconds" in study.frame else math.nan
-    return [*cells, f"{seconds:.0f}" if math.isfinite(seconds) else ""]
+    return [*cells, study.train_seconds(name)]
 
 
 def reference_cells(row: dict, columns: list[tuple[Metric, str]]) -> list[str]:

@@ -14,7 +14,7 @@ from experiments.analysis.metrics import Metric, number, task_metrics
 from experiments.analysis.runs import COSTS, wide_form
 from experiments.analysis.statistics import Paired, interquartile_mean, with_holm
 from experiments.study.flags import parse_command
-from experiments.study.study import STEPS, Pair, Study, known_strategy
+from experiments.study.study import STEPS, Pair, Study
 
 HEADLINE_SAMPLER = "plain"
 
@@ -23,17 +23,15 @@ class Results:
     """The runs of a study as arrays over its seeds; nan where a run is absent or failed.
 
     runs: of `read_runs`.
-    study: whose strategies are compared; a list of the names of known strategies will do.
+    study: whose strategies are compared.
     metrics: the task's.
     mean_error: the mean predictor's first metric, where that is an error: a run with a larger one is spoiled.
     """
 
-    def __init__(self, runs, study: Study | list[str], metrics: tuple[Metric, ...], mean_error: float = math.nan):
+    def __init__(self, runs, study: Study, metrics: tuple[Metric, ...], mean_error: float = math.nan):
         self.frame, self.metrics, self.mean_error = pd.DataFrame(runs), metrics, mean_error
         self._values, self._comparisons = {}, {}  # each is asked for many times, and takes milliseconds
         present = set(self.frame["strategy"])
-        if not isinstance(study, Study):
-            study = Study("", {}, [], {name: known_strategy(name) for name in study if name in present})
         labels = [name for name in study.variants() if name in present]
         self.strategies = labels + sorted(present - set(labels))
         self.seeds = sorted(set(self.frame["seed"]))
@@ -62,6 +60,11 @@ class Results:
     def count(self, strategy: str, status: str | None = None) -> int:
         statuses = self.of(strategy)["status"]
         return len(statuses) if status is None else int((statuses == status).sum())
+
+    def train_seconds(self, strategy: str) -> str:
+        """Write the mean seconds that a strategy's runs were trained for; nothing where all failed."""
+        seconds = self.of(strategy)["train_seconds"].mean()
+        return f"{seconds:.0f}" if math.isfinite(seconds) else ""
 
     def measured(self, metric: Metric, sampler: str) -> bool:
         """Return whether any run has a finite value: a metric that none has is not defined on these problems."""
@@ -213,7 +216,12 @@ def format_table(results: Results, references: list[dict]) -> str:
         "train s",
     ]
     cells = run_cells(results, first, others) + [reference_cells(row, first, others) for row in references]
-    return tabulate(cells, headers, tablefmt="github", disable_numparse=True)
+    return markdown(cells, headers)
+
+
+def markdown(rows, headers) -> str:
+    """Write a table as Markdown, its cells as they are; headers: "keys" where the rows are dicts."""
+    return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
 
 
 def run_cells(results: Results, first: Metric, others: list[Metric]) -> list[list[str]]:
@@ -224,7 +232,6 @@ def run_cells(results: Results, first: Metric, others: list[Metric]) -> list[lis
         values = {metric: results.values(metric.column, sampler) for metric in (first, *others)}
         for name in results.strategies:
             finished, found = results.count(name, "finished"), against.get(name)
-            seconds = results.of(name)["train_seconds"].mean() if "train_seconds" in results.frame else math.nan
             effect = "" if name.partition(",")[0] == results.base else first.words(found)
             rows.append(
                 [
@@ -235,7 +242,7 @@ def run_cells(results: Results, first: Metric, others: list[Metric]) -> list[lis
                     effect,
                     f"{found.p_holm:.2g}" if found and math.isfinite(found.p_holm) else "",
                     *(mean_cell(values[metric][name], metric, finished) for metric in others),
-                    f"{seconds:.0f}" if math.isfinite(seconds) else "",
+                    results.train_seconds(name),
                 ]
             )
     return rows
@@ -271,7 +278,7 @@ def middle_table(results: Results) -> str:
         for name, values in results.values(metric.column, sampler).items():
             rows.append([name, sampler, *map(number, interquartile_mean(values)[1:])])
     headers = ["strategy", "sampler", f"interquartile mean of {metric.column}", "low", "high"]
-    return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
+    return markdown(rows, headers)
 
 
 def cost_table(results: Results) -> str:
@@ -284,4 +291,4 @@ def cost_table(results: Results) -> str:
         [name, results.count(name, "finished"), *map(number, row)]
         for name, row in zip(means.index, means.values, strict=True)
     ]
-    return tabulate(rows, ["strategy", "runs", *means], tablefmt="github", disable_numparse=True)
+    return markdown(rows, ["strategy", "runs", *means])

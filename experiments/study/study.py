@@ -75,11 +75,6 @@ def known_strategies() -> dict[str, Strategy]:
     return STRATEGIES | modes | {"baseline-time": Strategy("baseline-time", {"mode": "none"}, time_of="adversarial")}
 
 
-def known_strategy(name: str) -> Strategy:
-    """Return a known strategy by its name, or a new one of that name without settings."""
-    return known_strategies().get(name) or Strategy(name)
-
-
 class Variant(NamedTuple):
     """A strategy at one combination of the varied settings; `label` is its name in folders and tables."""
 
