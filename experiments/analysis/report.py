@@ -95,8 +95,8 @@ def write_tables(folder: Path, study: Results, declared: Study, references: list
 
 def write_figures(folder: Path, config, study: Results, declared: Study, task, references: list[dict]) -> list[str]:
     """Draw the figures for which the study has data, and return their names in the report's order."""
-    diagnoses = read_diagnoses(folder, config, study)
-    first = {key[0]: key for key in sorted(diagnoses, reverse=True) if diagnoses[key].get("example")}
+    diagnoses = read_diagnoses(folder, study)
+    first = {key[0]: key for key in sorted(diagnoses, reverse=True)}
     solvers = [first[name] for name in (study.base, study.label(study.samplers[-1])) if name in first]
     draw = {}
     if has_budgets(study, declared):
