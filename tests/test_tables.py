@@ -201,14 +201,6 @@ def reported(tmp_path, monkeypatch, capsys):
     return write
 
 
-def test_times_that_cannot_be_read_are_named_before_anything_is_written(reported, tmp_path):
-    with pytest.raises(ConfigError, match=r"adversarial in .*timing.json is None; allowed: a positive number"):
-        reported(
-            {"baseline": [0.02], "adversarial": [0.01]}, timing={"batch_size": 8, "baseline": 0.1, "adversarial": None}
-        )
-    assert not (tmp_path / "it.runs.csv").exists()
-
-
 def test_a_report_begins_with_the_verdict_at_equal_compute(reported, tmp_path):
     values = {"baseline": [0.02, 0.022, 0.021], "adversarial": BASE[:3], "baseline-compute": [0.0101, 0.0119, 0.0112]}
     timing = {"baseline": 0.1, "adversarial": 0.25, "batch_size": 8, "threads": 1}

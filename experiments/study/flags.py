@@ -9,6 +9,7 @@ from diffusion_lib.config import (
     ExperimentConfig,
     add_flags,
     check_name,
+    configure,
     given,
     parse_seeds,
     parse_value,
@@ -27,9 +28,10 @@ from experiments.study.study import (
     known_strategies,
     presets,
     read_study,
-    require_settings,
     usual_strategies,
 )
+
+LEFT = ("report", "status")  # actions that take what an earlier command left in the study's folder
 
 
 @dataclass(frozen=True)
@@ -94,9 +96,12 @@ def parse_command(description: str, arguments=None) -> Command:
         metavar="TRACKER",
         help="tensorboard, or another of accelerate that is installed: wandb, mlflow, …",
     )
-    add("--report-only", action="store_true", help="train nothing; report the finished runs")
-    add("--status", action="store_true", help="train nothing; show where each run stands")
-    add("--check", action="store_true", help="train and write nothing; check the command, print its plan")
+    for flag, action, text in (
+        ("--report-only", "report", "train nothing; report the finished runs"),
+        ("--status", "status", "train nothing; show where each run stands"),
+        ("--check", "check", "train and write nothing; check the command, print its plan"),
+    ):
+        add(flag, action="store_const", dest="action", const=action, default="train", help=text)
     add(
         "--run",
         type=int,
@@ -113,8 +118,7 @@ def parse_command(description: str, arguments=None) -> Command:
     return Command(
         study=resolve_study(options),
         results=options.results,
-        action=next((name for name in ("check", "status") if getattr(options, name)), None)
-        or ("report" if options.report_only else "train"),
+        action=options.action,
         run=options.run,
         fresh=options.fresh and os.environ.get("SLURM_RESTART_COUNT", "0") == "0",  # a requeued job continues its own
         device=options.device,
@@ -136,7 +140,7 @@ def resolve_study(options: argparse.Namespace) -> Study:
     for key in settings.keys() & vary.keys():
         if key in given(options):
             raise ConfigError(f"--{key.replace('_', '-')} is what the study varies; allowed: --vary {key}=…")
-    require_settings(settings)
+    configure(settings)
     first = {key: values[0] for key, values in vary.items() if key in ("dataset", "model")}
     study = Study("unnamed", {**settings, **first}, [0], {})
     name = check_name(options.name if options.name is not None else usual_name(options, study.config, vary))
@@ -158,7 +162,7 @@ def left_strategies(options, name: str) -> dict:
     They need no task and no model, whose imports take seconds.
     """
     path = options.results / name / DECLARATION
-    return read_study(path)["strategies"] if (options.status or options.report_only) and path.exists() else {}
+    return read_study(path)["strategies"] if options.action in LEFT and path.exists() else {}
 
 
 def study_file(options) -> Path | None:
@@ -171,7 +175,7 @@ def study_file(options) -> Path | None:
         return options.study
     if not options.preset:
         left = options.results / (options.name or "") / DECLARATION
-        return left if (options.status or options.report_only) and left.exists() else None
+        return left if options.action in LEFT and left.exists() else None
     if options.preset not in presets():
         raise ConfigError(f"preset is {options.preset!r}; allowed: {', '.join(presets())}, or --study FILE")
     return STUDIES / f"{options.preset}.toml"

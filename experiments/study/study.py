@@ -214,10 +214,8 @@ class Study:
 
     def _keys(self, strategy: Strategy) -> list[str]:
         """Return the varied settings that the strategy uses, or that decide how long it is trained."""
-        used = {key for key in self.vary if self._uses(strategy, key)}
-        if strategy.reference:
-            used |= {key for key in self.vary if self._uses(self.known(strategy.reference), key)}
-        return [key for key in self.vary if key in used]
+        both = [strategy, *([self.known(strategy.reference)] if strategy.reference else [])]
+        return [key for key in self.vary if any(self._uses(each, key) for each in both)]
 
     def _uses(self, strategy: Strategy, key: str) -> bool:
         if key in strategy.settings or (key == "train_steps" and strategy.reference):
@@ -373,15 +371,9 @@ def presets() -> list[str]:
     return sorted(path.stem for path in STUDIES.glob("*.toml"))
 
 
-KEYS = {
-    "question": str,
-    "seeds": str,
-    "compare": list,
-    "config": dict,
-    "vary": dict,
-    "strategies": dict,
-    "search": dict,
-}
+KEYS = {"question": str, "seeds": str, "compare": list} | dict.fromkeys(
+    ("config", "vary", "strategies", "search"), dict
+)
 
 
 def read_study(path: Path) -> dict:
@@ -406,7 +398,7 @@ def _checked(said: dict) -> dict:
         if not isinstance(value, KEYS[key]):
             kind = {str: "a text", list: "a list of names", dict: "a table"}[KEYS[key]]
             raise ConfigError(f"{key} is {value!r}; allowed: {kind}")
-    require_settings(said.get("config", {}))
+    configure(said.get("config", {}))
     found = dict(said)
     if "seeds" in said:
         found["seeds"] = parse_seeds(said["seeds"])
@@ -424,10 +416,9 @@ def _checked(said: dict) -> dict:
             raise ConfigError("search lacks its seeds (a text) or its vary (a table)")
         seeds, vary = parse_seeds(search.pop("seeds")), checked_values(search.pop("vary"))
         if not vary or set(vary) & set(PROBLEM):
-            raise ConfigError(
-                f"search varies {', '.join(vary) or 'nothing'}; allowed: settings but {', '.join(PROBLEM)}"
-            )
-        require_settings(search)
+            there = ", ".join(vary) or "nothing"
+            raise ConfigError(f"search varies {there}; allowed: settings but {', '.join(PROBLEM)}")
+        configure(search)
         found["search"] = Search(seeds, vary, search)
     return found
 
@@ -437,21 +428,15 @@ def _strategy(name: str, said) -> Strategy:
         check_name(part.replace("=", "-"))
     if not isinstance(said, dict):
         raise ConfigError(f"strategy {name} is {said!r}; allowed: a table such as {{ mode = 'adversarial' }}")
-    said = dict(said)
-    lengths = {key: said.pop(key, None) for key in ("compute_of", "time_of")}
-    chosen = {key: said.pop(key) for key in ("origin", "samplers") if key in said}
-    if not isinstance(chosen.get("origin", ""), str) or not set(chosen.get("samplers", SAMPLERS)) <= set(SAMPLERS):
-        raise ConfigError(f"strategy {name} has {chosen}; allowed: a name, and samplers of {', '.join(SAMPLERS)}")
-    if all(lengths.values()):
+    own = {key: value for key, value in said.items() if key in ("compute_of", "time_of", "origin", "samplers")}
+    settings = {key: value for key, value in said.items() if key not in own}
+    if own.keys() >= {"compute_of", "time_of"}:
         raise ConfigError(f"strategy {name} has compute_of and time_of; allowed: one of them")
-    for key, value in lengths.items():
-        if value is not None and not isinstance(value, str):
-            raise ConfigError(f"{key} of strategy {name} is {value!r}; allowed: the name of a strategy")
-    require_keys(said, setting_names(), f"strategy {name}", ("compute_of", "time_of"))
-    require_settings(said)
-    if "samplers" in chosen:
-        chosen["samplers"] = tuple(chosen["samplers"])
-    return Strategy(name, said, **lengths, **chosen)
+    require_keys(settings, setting_names(), f"strategy {name}", ("compute_of", "time_of"))
+    configure(settings)
+    if "samplers" in own:
+        own["samplers"] = tuple(own["samplers"])
+    return Strategy(name, settings, **own)
 
 
 def require_keys(said: dict, allowed, where: str, further=()):
@@ -461,11 +446,6 @@ def require_keys(said: dict, allowed, where: str, further=()):
         raise ConfigError(f"unknown {', '.join(unknown)} in {where}; allowed: {', '.join([*further, *allowed])}")
 
 
-def require_settings(said: Mapping):
-    """Raise ConfigError for a setting that is not one, or a value that it cannot have."""
-    configure({**said})
-
-
 def checked_values(vary: dict) -> dict[str, tuple]:
     """Return the values to vary, by setting. Raises ConfigError for one that is not allowed."""
     require_keys(vary, [name for name in setting_names() if name != "mode"], "vary")
@@ -473,7 +453,7 @@ def checked_values(vary: dict) -> dict[str, tuple]:
         if not isinstance(values, list | tuple) or not values:
             raise ConfigError(f"vary has {key} = {values!r}; allowed: a list of values")
         for value in values:
-            require_settings({key: value})
+            configure({key: value})
     return {key: tuple(dict.fromkeys(values)) for key, values in vary.items()}
 
 
