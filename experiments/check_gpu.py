@@ -73,12 +73,13 @@ def main(arguments=None) -> int:
     best = {mps: best_at_once([row for row in shared if row["mps"] == mps]) for mps in (False, True)}
     if device.type == "cuda":
         record_best(options.results, {mps: row["at_once"] for mps, row in best.items()})
-    failed = [row for row in checks if not row["ok"]]
     path = options.results / "check-gpu.md"
-    text = report(device, sizes, checks, steps, shared, best, [*notes, took(started)])
+    notes.append(f"The check took {time.monotonic() - started:.0f} s.")
+    text = report(device, sizes, checks, steps, shared, best, notes)
     write_atomic(path, text)
     print(text)
     say(f"written to {path}")
+    failed = [row for row in checks if not row["ok"]]
     for row in failed:
         say(f"failed: {row['check']}: {row['found']}, allowed {row['allowed']}")
     return EXIT_BAD_INPUT if failed else 0
@@ -115,10 +116,6 @@ def settings(best: dict) -> list[str]:
     if mps["round_ms"] * WORTH < alone["round_ms"]:
         return ["nvidia-cuda-mps-control -d", f"python {STUDY} --at-once {mps['at_once']}"]
     return [f"python {STUDY} --at-once {alone['at_once']}"]
-
-
-def took(started: float) -> str:
-    return f"The check took {time.monotonic() - started:.0f} s."
 
 
 def report(device, sizes: Sizes, checks, steps, shared, best, notes) -> str:
@@ -164,5 +161,4 @@ def report(device, sizes: Sizes, checks, steps, shared, best, notes) -> str:
 
 
 def table(rows: list[dict]) -> str:
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    return tabulate([[row.get(key) for key in columns] for row in rows], columns, tablefmt="github", floatfmt=".3g")
+    return tabulate(rows, "keys", tablefmt="github", floatfmt=".3g")

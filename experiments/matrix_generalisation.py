@@ -80,13 +80,8 @@ def inverse_task(config: ExperimentConfig, n: int, ridge: float | None = None) -
 def sampler_rows(models: dict, chosen: EvaluationSet, **columns) -> list[dict]:
     """Return a row of errors per run and sampler on one set."""
     return [
-        {
-            "strategy": strategy,
-            "seed": seed,
-            "sampler": sampler,
-            **columns,
-            **sampler_metrics(diffusion, chosen, sampler, BATCH),
-        }
+        {"strategy": strategy, "seed": seed, "sampler": sampler, **columns}
+        | sampler_metrics(diffusion, chosen, sampler, BATCH)
         for (strategy, seed), diffusion in models.items()
         for sampler in SAMPLERS
     ]
@@ -139,11 +134,8 @@ def ridge_figure(rows: list[dict], path: Path):
 def solutions(diffusion, chosen: EvaluationSet, sampler: str, batch_size: int = BATCH) -> torch.Tensor:
     """Return what a sampler makes of the whole set, (size, n * n)."""
     options = {"inner_steps": SAMPLERS[sampler](diffusion.rules), "bound": chosen.task.bound}
-    parts = [
-        diffusion.sample_loop(chosen.inp[rows], start=chosen.start[rows], **options)
-        for rows in chosen.batches(batch_size)
-    ]
-    return torch.cat(parts)
+    batches = chosen.batches(batch_size)
+    return torch.cat([diffusion.sample_loop(chosen.inp[b], start=chosen.start[b], **options) for b in batches])
 
 
 def scale_rows(models: dict, config: ExperimentConfig, count: int) -> list[dict]:
