@@ -20,7 +20,7 @@ from experiments.analysis.figures import (
     share_scale,
     strategy_colors,
 )
-from experiments.analysis.runs import read_curves
+from experiments.analysis.runs import read_curve
 from experiments.analysis.tables import HEADLINE_SAMPLER, Results
 from experiments.study.landscape import MINED
 
@@ -109,14 +109,9 @@ def causes_figure(study_folder: Path, diagnoses, study: Results, task, path: Pat
 def draw_clipped(axis, study_folder: Path, strategies: list[str]):
     """Draw the share of steps whose gradient was clipped over the course of a run, the mean over its seeds."""
     for strategy, color in strategy_colors(strategies).items():
-        tables = [
-            [(row["step"], row.get("clipped", np.nan)) for row in rows]
-            for rows in read_curves(study_folder, strategy).values()
-        ]
-        if tables:
-            length = min(map(len, tables))
-            points = np.array([table[:length] for table in tables])
-            axis.plot(points[0, :, 0] / points[0, -1, 0], points[:, :, 1].mean(0), color=color, label=strategy)
+        clipped = read_curve(study_folder, strategy, "clipped")
+        if clipped.size:
+            axis.plot(clipped.index / clipped.index[-1], clipped.mean(axis=1), color=color, label=strategy)
     axis.set(xlabel="share of the run", title="gradients clipped", ylabel="share of steps")
     share_scale(axis)
 

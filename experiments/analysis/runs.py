@@ -10,7 +10,6 @@ from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.names import SAMPLERS
 from diffusion_lib.run_folder import read_data, read_environment, recorded_config, run_folders, trusted_result
 from diffusion_lib.system.errors import ConfigError
-from diffusion_lib.system.files import read_csv
 from diffusion_lib.tasks import TASKS
 from experiments.analysis.metrics import task_metrics
 from experiments.study.study import Study
@@ -118,12 +117,12 @@ def wide_form(table: pd.DataFrame) -> pd.DataFrame:
     return frame.drop(columns=settings)
 
 
-def read_curves(study: Path, label: str) -> dict[int, list[dict]]:
-    """Return the rows of metrics.csv of the runs of a label, by seed."""
-    curves = {}
+def read_curve(study: Path, label: str, column: str) -> pd.DataFrame:
+    """Return a column of metrics.csv of the runs of a label: a row per step at which all have it, a column per seed."""
     paths = [folder / "metrics.csv" for folder in run_folders(study) if folder.parent.name == label]
-    for path in (path for path in paths if path.exists()):
-        curves[int(path.parent.name[5:])] = [
-            {key: float(value) if value else math.nan for key, value in row.items()} for row in read_csv(path)
-        ]
-    return curves
+    curves = [
+        pd.read_csv(path, index_col="step").reindex(columns=[column])[column].rename(path.parent.name)
+        for path in paths
+        if path.exists()
+    ]
+    return pd.concat(curves, axis=1).replace(math.inf, math.nan).dropna() if curves else pd.DataFrame()

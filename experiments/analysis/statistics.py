@@ -80,13 +80,13 @@ def geometric_mean(values) -> Mean:
 
     One finite entry: the bounds are nan; none: all nan. Raises ValueError for values that are not positive.
     """
-    n, *logs = _t_interval(_logs(_finite(values)))
+    n, *logs = _t_interval(_logs(finite(values)))
     return Mean(n, *map(_exp, logs))
 
 
 def arithmetic_mean(values, share: bool = True) -> Mean:
     """Return the mean of the finite entries of `values` (seeds,) and its t-interval; share: cut at 0 and 1."""
-    values = _finite(values)
+    values = finite(values)
     if not share:
         return _t_interval(values)
     n, mean, *bounds = _t_interval(_shares(values))
@@ -99,16 +99,16 @@ def interquartile_mean(values) -> Mean:
     As in rliable (Agarwal et al. 2021) the interval is the percentile one, so it lies within the values. One value has
     no interval; no value gives nan.
     """
-    finite = _finite(values)
-    if finite.size == 0:
+    values = finite(values)
+    if values.size == 0:
         return Mean(0, nan, nan, nan)
     low = high = nan
-    if finite.size > 1:
+    if values.size > 1:
         low, high = stats.bootstrap(
-            (finite,), _middle_mean, n_resamples=10_000, method="percentile", rng=BOOTSTRAP_SEED
+            (values,), _middle_mean, n_resamples=10_000, method="percentile", rng=BOOTSTRAP_SEED
         ).confidence_interval
-    least, greatest = finite.min(), finite.max()  # a mean of equal values can leave them by one rounding
-    return Mean(finite.size, *np.clip((_middle_mean(finite), low, high), least, greatest).tolist())
+    least, greatest = values.min(), values.max()  # a mean of equal values can leave them by one rounding
+    return Mean(values.size, *np.clip((_middle_mean(values), low, high), least, greatest).tolist())
 
 
 def _middle_mean(values, axis=-1):
@@ -227,7 +227,8 @@ def _welch(treatment, baseline) -> tuple[float, float, float]:
         return *map(float, found.confidence_interval()), float(found.pvalue)
 
 
-def _finite(values):
+def finite(values) -> np.ndarray:
+    """Return the finite ones of `values` (n,)."""
     vector = np.asarray(values, dtype=np.float64)
     return vector[np.isfinite(vector)]
 
