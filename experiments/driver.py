@@ -211,8 +211,8 @@ class Part:
         command, runs = self.command, self.runs()
         counts = Counter(run.label for run in runs)
         configs = {run.label: run.config for run in runs}
-        memory = f"memory of a run: {max(sum(memory_needs(each).values()) for each in configs.values()) / 1e9:.3g} GB"
-        memory += " or more"
+        needed = max(sum(memory_needs(each).values()) for each in configs.values())
+        memory = f"memory of a run: {needed / 1e9:.3g} GB or more"
         try:
             at_once, threads = shares(command, len(runs))
             device = chosen_device(command.device)

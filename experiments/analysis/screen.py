@@ -9,7 +9,7 @@ from diffusion_lib.config import ExperimentConfig
 from experiments.analysis.metrics import Metric, number
 from experiments.analysis.references import main_references
 from experiments.analysis.tables import Results, mean_cell
-from experiments.analysis.verdict import ACCOUNTS, compare_pairs, not_run, scenario, too_few
+from experiments.analysis.verdict import ACCOUNTS, compare_pairs, not_run, pair_scenario, too_few
 
 WIDTH = 100
 ROWS, PAIRS = 10, 7  # strategies, and pairs of a table, at most: with all else they fill 40 lines
@@ -105,7 +105,7 @@ def verdict_words(study: Results) -> str:
 
 def outcome(study: Results, pair, sampler: str, comparison) -> str:
     metric = study.metrics[0]
-    found = scenario(metric, comparison, study.diverged(pair.treated, [metric], [sampler]))
+    found = pair_scenario(study, pair, sampler, comparison)
     words = f"{found or f'none, {too_few(metric, comparison)},'} under {sampler}"
     if comparison is None or comparison.n < 2:
         return words
@@ -120,7 +120,7 @@ def pair_table(study: Results, found: dict) -> str:
 
     def cell(account, pair, sampler) -> str:
         comparison = compared.get((account, sampler, pair))
-        verdict = scenario(metric, comparison, study.diverged(pair.treated, [metric], [sampler])) or "-"
+        verdict = pair_scenario(study, pair, sampler, comparison) or "-"
         return f"{metric.words(comparison).partition(' [')[0]} {verdict}"
 
     rows = [
