@@ -165,7 +165,7 @@ class Part:
         study = self.study
         wanted = {label for sampler in SAMPLERS for pair in study.pairs(sampler) for label in pair[1:]}
         by_time = [each for each in study.strategies.values() if each.time_of]
-        references = {each.time_of: study.known(each.time_of) for each in by_time}
+        references = {each.time_of: study.known[each.time_of] for each in by_time}
         names = references.keys() | {each.name for each in by_time}
         variants = replace(study, strategies=study.strategies | references).variants()
         return {
