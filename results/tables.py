@@ -109,6 +109,14 @@ class Pair(NamedTuple):
     def steps(self) -> str:
         return f"{self.runs.steps(self.one):,} against {self.runs.steps(self.other):,}{self.about}"
 
+    def means(self, metric: Metric, sampler: str) -> list[str]:
+        """Write the means of both."""
+        return [f"{self.runs.mean(label, metric, sampler).mean:.3g}" for label in (self.one, self.other)]
+
+    def without(self) -> list[str]:
+        """Write the other one's error and reconstruction error, under IRED's sampler."""
+        return [self.means(metric, "innerloop")[1] for metric in (VAL, RECON)]
+
     def ratio(self, metric: Metric, sampler: str) -> str:
         """Write the ratio with its interval, and in how many seeds the first one's error is smaller."""
         found = self.runs.compare(self.one, self.other, metric, sampler)
@@ -153,6 +161,11 @@ def tuned_pair(root: Path, equal: str) -> Pair:
     return Pair(runs, runs.label(ADVERSARIAL), runs.label(EQUAL[equal]), ", each tuned")
 
 
+def whole_pair(root: Path, name: str, equal: str) -> Pair:
+    """Return the pair of a study that varies nothing."""
+    return Pair(study(root, name), ADVERSARIAL, EQUAL[equal])
+
+
 def verdicts_table(root: Path) -> str:
     """Write adversarial over baseline at equal compute by val_mse, and the verdicts by the protocol's rule."""
     others = [steps for steps in BUDGETS if steps not in PRIMARY]
@@ -160,7 +173,7 @@ def verdicts_table(root: Path) -> str:
         "MLP, primary": ladder_pairs(root, "FLOPs", PRIMARY),
         "MLP": ladder_pairs(root, "FLOPs", others),
         "MLP, each tuned": [tuned_pair(root, "FLOPs")._replace(about="")],
-        "matrix-free": [Pair(study(root, "matrix-free-1200"), ADVERSARIAL, COMPUTE)],
+        "matrix-free": [whole_pair(root, "matrix-free-1200", "FLOPs")],
     }
     rows = []
     for family, pairs in families.items():
@@ -267,12 +280,9 @@ def sizes_table(root: Path) -> str:
         if pair.one not in pair.runs or pair.other not in pair.runs:
             continue
         p = pair.runs.compare(pair.one, pair.other, VAL, sampler).p
-        means = [
-            " / ".join(f"{pair.runs.mean(label, metric, sampler).mean:.3g}" for label in (pair.one, pair.other))
-            for metric in (VAL, RECON)
-        ]
-        ratio = pair.ratio(VAL, sampler)
-        rows.append([f"{n} × {n}", equal, pair.steps, SAMPLER_WORDS[sampler], *means, ratio, f"{p:.1g}"])
+        means = [" / ".join(pair.means(metric, sampler)) for metric in (VAL, RECON)]
+        about = (f"{n} × {n}", equal, pair.steps, SAMPLER_WORDS[sampler])
+        rows.append([*about, *means, pair.ratio(VAL, sampler), f"{p:.1g}"])
     means = ("val_mse with / without", "recon_error with / without")
     steps = ("matrices", "equal", "steps with against without", "sampler")
     return markdown(rows, (*steps, *means, "val_mse, with over without [95%]; seeds ahead", "p"))
@@ -287,11 +297,12 @@ def answer_table(root: Path) -> str:
     """Write what the README says first: at equal FLOPs, under IRED's sampler."""
     pairs = {f"IRED's MLP, {n} × {n}": sizes_pair(root, n, "FLOPs", "innerloop") for n in sizes(root)}
     pairs["IRED's MLP, 20 × 20"] = ladder_pairs(root, "FLOPs", (5_000,))[0]
-    pairs["`matrix-free`, 20 × 20"] = Pair(study(root, "matrix-free-1200"), ADVERSARIAL, COMPUTE)
-    rows = []
-    for energy, pair in pairs.items():
-        means = [f"{pair.runs.mean(label, VAL, 'innerloop').mean:.3g}" for label in (pair.one, pair.other)]
-        rows.append([energy, pair.steps, *means, pair.ratio(VAL, "innerloop"), pair.verdict(VAL, "innerloop")])
+    pairs["`matrix-free`, 20 × 20"] = whole_pair(root, "matrix-free-1200", "FLOPs")
+    judged = (VAL, "innerloop")
+    rows = [
+        [energy, pair.steps, *pair.means(*judged), pair.ratio(*judged), pair.verdict(*judged)]
+        for energy, pair in pairs.items()
+    ]
     errors = ("error with", "without", "with over without [95%]; seeds ahead")
     return markdown(rows, ("energy, matrices", "steps with against without", *errors, "in words"))
 
@@ -300,40 +311,32 @@ def learned_table(root: Path) -> str:
     """Whether anything is learned: errors without training, and without mining, under IRED's sampler."""
     references = pd.read_csv(root / "references.csv")
     by_size = references.set_index(["rank", "strategy"])[[VAL.column, RECON.column]]
-    ladder = Pair(study(root, "ladder"), "", f"{COMPUTE},train_steps=5000")
-    free = Pair(study(root, "matrix-free-1200"), "", COMPUTE)
-    shown = {SIZES[0]: sizes_pair(root, SIZES[0], "FLOPs", "innerloop"), 20: ladder, "free": free}
-    means = {
-        key: [pair.runs.mean(pair.other, metric, "innerloop").mean for metric in (VAL, RECON)]
-        for key, pair in shown.items()
-    }
+    small = sizes_pair(root, SIZES[0], "FLOPs", "innerloop")
+    large = ladder_pairs(root, "FLOPs", (5_000,))[0]
+    free = whole_pair(root, "matrix-free-1200", "FLOPs")
     rows = [
         [name, *(f"{value:.3g}" for n in (SIZES[0], 20) for value in by_size.loc[n, name])]
         for name in ("zero matrix", "mean predictor", "linear regression")
     ]
     rows.append(["IRED's paper, MLP (not rerun)", "-", "-", f"{PAPER['val_mse']:.2g}", "-"])
-    rows.append(
-        ["IRED's MLP without mining, as above", *(f"{value:.3g}" for n in (SIZES[0], 20) for value in means[n])]
-    )
-    rows.append(["`matrix-free` without mining, as above", "-", "-", *(f"{value:.3g}" for value in means["free"])])
+    rows.append(["IRED's MLP without mining, as above", *small.without(), *large.without()])
+    rows.append(["`matrix-free` without mining, as above", "-", "-", *free.without()])
     words = [f"{n} × {n}: {what}" for n in (SIZES[0], 20) for what in ("error", "A·Y off by")]
     return markdown(rows, ("answer", *words))
 
 
 def energies_table(root: Path) -> str:
     """Write what mining does to energies on 20 x 20 matrices, under IRED's sampler, at equal FLOPs and steps."""
-    free, matrix = (study(root, name) for name in ("matrix-free-1200", "matrix-cpu-1k"))
     pairs = {
         "IRED's MLP": [ladder_pairs(root, equal, (5_000,))[0] for equal in EQUAL],
         "IRED's MLP, each tuned": [tuned_pair(root, equal)._replace(about="") for equal in EQUAL],
-        "`matrix-free`": [Pair(free, ADVERSARIAL, other) for other in EQUAL.values()],
-        "`matrix`": [Pair(matrix, ADVERSARIAL, other) for other in EQUAL.values()],
+        "`matrix-free`": [whole_pair(root, "matrix-free-1200", equal) for equal in EQUAL],
+        "`matrix`": [whole_pair(root, "matrix-cpu-1k", equal) for equal in EQUAL],
     }
     rows = []
     for energy, (flops, steps) in pairs.items():
-        error, recon = (f"{flops.runs.mean(flops.other, metric, 'innerloop').mean:.3g}" for metric in (VAL, RECON))
         ratios = [pair.ratio(VAL, "innerloop") for pair in (flops, steps)]
-        rows.append([energy, flops.steps, error, recon, *ratios, flops.verdict(VAL, "innerloop")])
+        rows.append([energy, flops.steps, *flops.without(), *ratios, flops.verdict(VAL, "innerloop")])
     means = ("val_mse without", "recon_error without (zero: 4.47)")
     ratios = ("with over without, equal FLOPs; seeds ahead", "the same, equal steps")
     return markdown(rows, ("energy", "steps with against without", *means, *ratios, "at equal FLOPs"))
