@@ -25,6 +25,7 @@ from experiments.analysis.tables import (
     markdown,
     middle_table,
     summarise,
+    write_table,
 )
 from experiments.analysis.verdict import RULE, criteria_lines, verdict_lines
 from experiments.study.run import diagnosed_size, evaluation_sets
@@ -62,16 +63,16 @@ def write_report(folder: Path, config: ExperimentConfig, declared: Study) -> dic
     runs, damaged = read_runs(folder)
     if runs.empty:
         raise ConfigError("; ".join(damaged.values()) or f"no run in {folder} has ended; nothing to report")
-    require_study_data(
-        folder, describe_data(config), "Start it where the first data are, or remove the runs of one of them"
-    )
+    remedy = "Start it where the first data are, or remove the runs of one of them"
+    require_study_data(folder, describe_data(config), remedy)
     sets = evaluation_sets(config, config.evaluation_size, "cpu")
     task = sets[0].task
     metrics = task_metrics(task)
     references = reference_rows(sets, metrics) + published_rows(task, config)
     study = Results(runs, declared, metrics, mean_error(references, metrics[0]))
     timing = read_step_times(folder, next(iter(study.pair(STEPS).values()), ())[1:])
-    write_tables(folder, study, declared, references)
+    write_table(folder, "csv", summarise(study, declared, references))
+    write_table(folder, "runs.csv", long_form(study.frame, declared))
     drawn = write_figures(folder, config, study, declared, task, references)
     left_out = [f"left out: {'; '.join(damaged.values())}"] if damaged else []
     against = [*left_out, *objections(study, config, references)][:OBJECTIONS]
@@ -82,15 +83,6 @@ def write_report(folder: Path, config: ExperimentConfig, declared: Study) -> dic
     write_atomic(folder / "report.md", "\n\n".join(parts) + "\n")
     show(f"{text}\n\nReport: {folder / 'report.md'}")
     return damaged
-
-
-def write_tables(folder: Path, study: Results, declared: Study, references: list[dict]):
-    """Write the study's two CSVs beside its folder."""
-    for name, table in (
-        ("csv", summarise(study, declared, references)),
-        ("runs.csv", long_form(study.frame, declared)),
-    ):
-        write_atomic(folder.with_name(f"{folder.name}.{name}"), table.to_csv(index=False))
 
 
 def write_figures(folder: Path, config, study: Results, declared: Study, task, references: list[dict]) -> list[str]:
@@ -169,11 +161,8 @@ def pair_table(study: Results) -> str:
     """Write all that each strategy's comparison with the baseline holds, in the metric that decides."""
     metric = study.metrics[0]
     rows = [
-        {
-            "strategy": strategy,
-            "sampler": sampler,
-            **{key: number(value) for key, value in metric.columns(found).items()},
-        }
+        {"strategy": strategy, "sampler": sampler}
+        | {key: number(value) for key, value in metric.columns(found).items()}
         for sampler in SAMPLERS
         for strategy, found in study.comparisons(metric, sampler).items()
     ]

@@ -9,6 +9,7 @@ from tabulate import tabulate
 
 from diffusion_lib.names import SAMPLERS
 from diffusion_lib.system.errors import ConfigError
+from diffusion_lib.system.files import write_atomic
 from diffusion_lib.tasks import TASKS
 from experiments.analysis.metrics import Metric, number, task_metrics
 from experiments.analysis.runs import COSTS, wide_form
@@ -170,6 +171,11 @@ def summarise(results: Results, study: Study, references: list[dict]) -> pd.Data
             if metric.column in row
         ]
     return pd.DataFrame(rows)
+
+
+def write_table(folder: Path, ending: str, table: pd.DataFrame):
+    """Write one of the tables beside a study's folder."""
+    write_atomic(folder.with_name(f"{folder.name}.{ending}"), table.to_csv(index=False))
 
 
 def load_results(path: Path | str) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -136,14 +136,15 @@ def resolve_study(options: argparse.Namespace) -> Study:
     if options.dataset not in (None, *TASKS):
         raise ConfigError(f"task is {options.dataset!r}; allowed: {', '.join(TASKS)}")
     settings = {**said.get("config", {}), **given(options)}
-    vary = {**said.get("vary", {}), **parse_vary(options.vary or ())}
+    extra = parse_vary(options.vary or ())
+    vary = {**said.get("vary", {}), **extra}
     for key in settings.keys() & vary.keys():
         if key in given(options):
             raise ConfigError(f"--{key.replace('_', '-')} is what the study varies; allowed: --vary {key}=…")
     configure(settings)
     first = {key: values[0] for key, values in vary.items() if key in ("dataset", "model")}
     study = Study("unnamed", {**settings, **first}, [0], {})
-    name = check_name(options.name if options.name is not None else usual_name(options, study.config, vary))
+    name = check_name(options.name if options.name is not None else usual_name(options, study.config, vary, extra))
     declared = said.get("strategies") or left_strategies(options, name) or usual_strategies(study.config)
     return Study(
         name=name,
@@ -181,19 +182,13 @@ def study_file(options) -> Path | None:
     return STUDIES / f"{options.preset}.toml"
 
 
-def usual_name(options, config: ExperimentConfig, vary: dict) -> str:
-    """The name of a study that was given none."""
+def usual_name(options, config: ExperimentConfig, vary: dict, extra: dict) -> str:
+    """The name of a study that was given none; extra: what the flags vary."""
     if options.study:
         return options.study.stem
-    extra = parse_vary(options.vary or ())
-    return "-".join(
-        [
-            options.preset or "custom",
-            *([config.dataset] if options.dataset else []),
-            *([config.model] if "model" not in vary else []),
-            *(["by", *extra] if extra else []),
-        ]
-    )
+    task = [config.dataset] if options.dataset else []
+    model = [config.model] if "model" not in vary else []
+    return "-".join([options.preset or "custom", *task, *model, *(["by", *extra] if extra else [])])
 
 
 def chosen_strategies(names: list[str] | None, declared: dict) -> dict:
