@@ -68,7 +68,7 @@ def write_report(folder: Path, config: ExperimentConfig, declared: Study) -> dic
     sets = evaluation_sets(config, config.evaluation_size, "cpu")
     task = sets[0].task
     metrics = task_metrics(task)
-    references = reference_rows(sets, metrics) + published_rows(task, config)
+    references = reference_rows(sets) + published_rows(task, config)
     study = Results(runs, declared, metrics, mean_error(references, metrics[0]))
     timing = read_step_times(folder, next(iter(study.pair(STEPS).values()), ())[1:])
     write_table(folder, "csv", summarise(study, declared, references))
