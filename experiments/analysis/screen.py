@@ -27,14 +27,16 @@ def screen(name: str, config: ExperimentConfig, study: Results, references: list
 
 def what_was_trained(name: str, config: ExperimentConfig, study: Results) -> str:
     """Say what the table does not; it has the strategies, their runs and their seconds of training."""
-    others = {label: study.train_steps(label) for label in study.strategies}
-    others = {label: steps for label, steps in others.items() if steps != [config.train_steps]}
-    every = [each for steps in others.values() for each in steps]
-    words = ", ".join(f"{label} {' or '.join(f'{each:,}' for each in steps)}" for label, steps in others.items())
-    words = words if len(words) < WIDTH // 2 else f"others {min(every):,} to {max(every):,}"
-    trained = f"{config.train_steps:,}" if [config.train_steps] in map(study.train_steps, study.strategies) else ""
-    if not trained:  # the budget is varied
-        trained, words = f"{min(every):,} to {max(every):,}", ""
+    steps = {label: study.train_steps(label) for label in study.strategies}
+    others = {label: own for label, own in steps.items() if own != [config.train_steps]}
+    every = [each for own in others.values() for each in own]
+    spread = f"{min(every):,} to {max(every):,}" if every else ""
+    trained = f"{config.train_steps:,}"
+    words = ", ".join(f"{label} {' or '.join(f'{each:,}' for each in own)}" for label, own in others.items())
+    if len(others) == len(steps):  # the budget is varied
+        trained, words = spread, ""
+    elif len(words) >= WIDTH // 2:
+        words = f"others {spread}"
     seeds = "1 seed" if len(study.seeds) == 1 else f"{len(study.seeds)} seeds"
     return (
         f"{name}: energy {config.model}, task {config.dataset} of rank {config.rank}, {seeds}, "
