@@ -73,20 +73,20 @@ def write_report(folder: Path, config: ExperimentConfig, declared: Study) -> dic
     timing = read_step_times(folder, next(iter(study.pair(STEPS).values()), ())[1:])
     write_table(folder, "csv", summarise(study, declared, references))
     write_table(folder, "runs.csv", long_form(study.frame, declared))
-    drawn = write_figures(folder, config, study, declared, task, references)
+    figures = figure_parts(folder, config, study, declared, task, references)
     left_out = [f"left out: {'; '.join(damaged.values())}"] if damaged else []
     against = [*left_out, *objections(study, config, references)][:OBJECTIONS]
     text = screen(folder.name, config, study, references, against)
     in_full = full_parts(folder, config, study, references, against, criteria_lines(study, config, timing))
-    parts = [f"# {folder.name}", declared.question, f"```\n{text}\n```", *in_full, *figure_parts(folder, drawn)]
+    parts = [f"# {folder.name}", declared.question, f"```\n{text}\n```", *in_full, *figures]
     parts += ["## The rule", RULE, "## Configuration and command", *configuration_parts(folder, config)]
     write_atomic(folder / "report.md", "\n\n".join(parts) + "\n")
     show(f"{text}\n\nReport: {folder / 'report.md'}")
     return damaged
 
 
-def write_figures(folder: Path, config, study: Results, declared: Study, task, references: list[dict]) -> list[str]:
-    """Draw the figures for which the study has data, and return their names in the report's order."""
+def figure_parts(folder: Path, config, study: Results, declared: Study, task, references: list[dict]) -> list[str]:
+    """Draw the figures for which the study has data; return a section for each, which says where one is missing."""
     diagnoses = read_diagnoses(folder, study)
     first = {key[0]: key for key in sorted(diagnoses, reverse=True)}
     solvers = [first[name] for name in (study.base, study.label(study.samplers[-1])) if name in first]
@@ -103,18 +103,11 @@ def write_figures(folder: Path, config, study: Results, declared: Study, task, r
     if solvers:
         chosen, _ = evaluation_sets(config, diagnosed_size(config), "cpu")
         draw["example"] = partial(example_figure, diagnoses, solvers, chosen)
-    for name, figure in draw.items():
-        figure(path=folder / f"{name}.png")
-    return [name for name in FIGURES if name in draw]
-
-
-def figure_parts(folder: Path, names: list[str]) -> list[str]:
-    """Return a section for each figure; one that could not be drawn is said to be missing."""
     parts = []
-    for name in names:
-        title, words = FIGURES[name]
-        there = (folder / f"{name}.png").exists()
-        image = f"![{title.lower()}]({name}.png)" if there else f"({name}: the figure was not drawn)"
+    for name, figure in draw.items():
+        path, (title, words) = folder / f"{name}.png", FIGURES[name]
+        figure(path=path)
+        image = f"![{title.lower()}]({name}.png)" if path.exists() else f"({name}: the figure was not drawn)"
         parts += [f"## {title}", words, image]
     return parts
 
