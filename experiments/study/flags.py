@@ -31,8 +31,6 @@ from experiments.study.study import (
     usual_strategies,
 )
 
-LEFT = ("report", "status")  # actions that take what an earlier command left in the study's folder
-
 
 @dataclass(frozen=True)
 class Command:
@@ -145,7 +143,10 @@ def resolve_study(options: argparse.Namespace) -> Study:
     first = {key: values[0] for key, values in vary.items() if key in ("dataset", "model")}
     study = Study("unnamed", {**settings, **first}, [0], {})
     name = check_name(options.name if options.name is not None else usual_name(options, study.config, vary, extra))
-    declared = said.get("strategies") or left_strategies(options, name) or usual_strategies(study.config)
+    declared = said.get("strategies")
+    if not declared and (file := left(options, name)):
+        declared = read_study(file)["strategies"]
+    declared = declared or usual_strategies(study.config)
     return Study(
         name=name,
         settings=settings,
@@ -157,26 +158,21 @@ def resolve_study(options: argparse.Namespace) -> Study:
     )
 
 
-def left_strategies(options, name: str) -> dict:
-    """Of a command that trains nothing, those that an earlier one left in the study's folder; {} where there are none.
+def left(options, name: str) -> Path | None:
+    """Return the file that an earlier command left in the study's folder, for a command that trains nothing.
 
-    They need no task and no model, whose imports take seconds.
+    Such a command needs no other flags, and no task and no model, whose imports take seconds.
     """
     path = options.results / name / DECLARATION
-    return read_study(path)["strategies"] if options.action in LEFT and path.exists() else {}
+    return path if options.action in ("report", "status") and path.exists() else None
 
 
 def study_file(options) -> Path | None:
-    """What declares the study: the flag's file, the preset's, or what an earlier command left in its folder.
-
-    The last only for a command that trains nothing, and so needs no other flags. Raises ConfigError for an unknown
-    preset.
-    """
+    """Return what declares the study: the flag's file, the preset's, or what is `left`. Raises ConfigError."""
     if options.study:
         return options.study
     if not options.preset:
-        left = options.results / (options.name or "") / DECLARATION
-        return left if options.action in LEFT and left.exists() else None
+        return left(options, options.name or "")
     if options.preset not in presets():
         raise ConfigError(f"preset is {options.preset!r}; allowed: {', '.join(presets())}, or --study FILE")
     return STUDIES / f"{options.preset}.toml"
