@@ -108,7 +108,7 @@ def released_sampling(inner_steps, rank, batch_size, device):
     return lambda: plain_sample(diffusion, inp, start, inner_steps)
 
 
-def compare(name, ours: dict, released: RemoteTimer, options, repeats=None, **more) -> dict:
+def compare(name, ours: dict, released: RemoteTimer, options, repeats=None) -> dict:
     """Time `ours`, and what `released` has prepared, by torch's default and with our products; return a table's row."""
     products = torch.get_float32_matmul_precision()
     functions = {**ours, "released": released}
@@ -121,7 +121,6 @@ def compare(name, ours: dict, released: RemoteTimer, options, repeats=None, **mo
         **{f"{key}_ms": 1e3 * value for key, value in times.items()},
         "ratio": times["released"] / times["ours"],
         "ratio_same_products": times["released_same_products"] / times["ours"],
-        **more,
     }
 
 

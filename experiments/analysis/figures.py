@@ -89,9 +89,9 @@ def drawing(path: Path, size: tuple[float, float], rows: int = 1, columns: int =
 
 
 @contextmanager
-def panels(path: Path, count: int, most: int):
-    """Yield the axes (1, count) of a `drawing` of `count` panels, at most `most` of them side by side."""
-    columns = min(most, count)
+def panels(path: Path, count: int):
+    """Yield the axes (1, count) of a `drawing` of `count` panels, at most four of them side by side."""
+    columns = min(4, count)
     rows = -(-count // columns)
     with drawing(path, (PANEL[0] * columns, PANEL[1] * rows), rows, columns) as axes:
         for axis in axes.flat[count:]:
@@ -171,7 +171,7 @@ LOSS = Metric("loss_denoise")
 def learning_curves(study_folder: Path, study: Results, references: list[dict], path: Path):
     """Draw loss and first metric of both difficulties against the step: mean over seeds, and the band of all."""
     shown = (LOSS, *study.metrics[:2])
-    with panels(path, len(shown), most=len(shown)) as axes:
+    with panels(path, len(shown)) as axes:
         for strategy, color in strategy_colors(study.strategies).items():
             for axis, metric in zip(axes.flat, shown, strict=True):
                 curve = read_curve(study_folder, strategy, metric.column)

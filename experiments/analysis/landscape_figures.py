@@ -89,7 +89,7 @@ def effort_panels(diagnoses, study: Results, task) -> list[tuple[str, str, str, 
 def causes_figure(study_folder: Path, diagnoses, study: Results, task, path: Path):
     """Draw what energies rank, by level; the metric by effort of sampling and by difficulty; gradients clipped."""
     ranked, effort = ranked_columns(diagnoses), effort_panels(diagnoses, study, task)
-    with panels(path, len(ranked) + len(effort) + 1, most=4) as axes:
+    with panels(path, len(ranked) + len(effort) + 1) as axes:
         for axis, column in zip(axes.flat, ranked, strict=False):
             draw(axis, rows_with_runs(diagnoses, "levels"), study.strategies, "t", column)
             axis.set(
