@@ -59,7 +59,7 @@ def rows_with_runs(diagnoses: dict[tuple[str, int], dict], part: str) -> list[di
 def draw(axis, rows, strategies, x, y):
     """Draw the mean over seeds and the band from the least to the greatest, a line per strategy that has rows."""
     for strategy, color in strategy_colors(strategies).items():
-        chosen = [row for row in rows if row["strategy"] == strategy]
+        chosen = [row for row in rows if row["strategy"] == strategy and y in row]  # undefined on some sets
         if not chosen:
             continue
         places = sorted({row[x] for row in chosen})
