@@ -108,7 +108,7 @@ def released_sampling(inner_steps, rank, batch_size, device):
     return lambda: plain_sample(diffusion, inp, start, inner_steps)
 
 
-def compare(name, ours: dict, released: RemoteTimer, options, repeats=None, **more) -> dict:
+def compare(name, ours: dict, released: RemoteTimer, options, repeats=None) -> dict:
     """Time `ours`, and what `released` has prepared, by torch's default and with our products; return a table's row."""
     products = torch.get_float32_matmul_precision()
     functions = {**ours, "released": released}
@@ -116,16 +116,11 @@ def compare(name, ours: dict, released: RemoteTimer, options, repeats=None, **mo
         functions["released_same_products"] = RemoteTimer(released.process, options.device, products)
     times = alternate(functions, repeats or options.repeats, options.device)
     times.setdefault("released_same_products", times["released"])
-    return row(name, times, **more)
-
-
-def row(name, times, **more) -> dict:
     return {
         "measured": name,
         **{f"{key}_ms": 1e3 * value for key, value in times.items()},
         "ratio": times["released"] / times["ours"],
         "ratio_same_products": times["released_same_products"] / times["ours"],
-        **more,
     }
 
 
@@ -178,22 +173,12 @@ def measure_matrix_steps(options, released) -> list[dict]:
 def measure_data(options, released) -> dict:
     task, generator = Inverse("train", options.rank), seeded_generator("benchmark data", device=options.device)
     released.prepare(released_data, options.rank, options.batch_size, options.device, options.workers)
-    chunk = 16 if options.device == "cuda" else 1
-    times = alternate(
-        {
-            "ours": lambda: task.sample(chunk * options.batch_size, generator, options.device),
-            "released": released,
-        },
-        options.repeats,
-        options.device,
-    )
-    times["ours"] /= chunk
-    return row("data, one batch", times | {"released_same_products": times["released"]})
+    ours = {"ours": lambda: task.sample(options.batch_size, generator, options.device)}
+    return compare("data, one batch", ours, released, options)
 
 
 def measure_sampling(options, released) -> list[dict]:
-    rows = []
-    setting = (options.rank, options.batch_size, options.device)
+    rows, setting = [], (options.rank, options.batch_size, options.device)
     diffusion, inp, start = sampling_problem(*setting)
     for name, inner in (("plain", 0), ("innerloop", 5)):
         released.prepare(released_sampling, inner, *setting)
@@ -217,14 +202,9 @@ def measure_runs_at_once(options) -> list[dict]:
                     timer.prepare(our_step, *setting)
                 alone = alternate({"alone": our_step(*setting)}, options.repeats, options.device)["alone"]
                 shared = shared_seconds(timers, options.repeats)
+                times = {"alone_ms": 1e3 * alone, "shared_ms": 1e3 * shared, "ratio_alone": alone / shared}
                 rows.append(
-                    {
-                        "measured": f"{model} step, {mode}, batch {batch_size}",
-                        "batch_size": batch_size,
-                        "alone_ms": 1e3 * alone,
-                        "shared_ms": 1e3 * shared,
-                        "ratio_alone": alone / shared,
-                    }
+                    {"measured": f"{model} step, {mode}, batch {batch_size}", "batch_size": batch_size, **times}
                 )
     return rows
 
@@ -273,8 +253,10 @@ def scaling_figure(rows, path):
         legend_below(axes)
 
 
-def print_table(rows, columns):
-    print(tabulate([[r.get(column) for column in columns] for r in rows], columns, floatfmt=".3g"))
+def print_table(rows, columns: str):
+    """Print columns, named in one text, as far as the rows have them."""
+    names = columns.split()
+    print(tabulate([[r.get(name) for name in names] for r in rows], names, floatfmt=".3g"))
 
 
 @one_line_for_full_memory()
@@ -305,26 +287,13 @@ def main(arguments=None):
     )
     print_table(
         rows,
-        (
-            "measured",
-            "released_ms",
-            "released_same_products_ms",
-            "ours_ms",
-            "ratio",
-            "ratio_same_products",
-            "share_of_peak",
-            "bf16_ms",
-            "ratio_bf16",
-            "share_of_bf16_peak",
-            "loss_error",
-            "gradient_error",
-        ),
+        "measured released_ms released_same_products_ms ours_ms ratio ratio_same_products share_of_peak bf16_ms "
+        "ratio_bf16 share_of_bf16_peak loss_error gradient_error",
     )
     print(f"\n{options.at_once} runs at once, {max(1, about['threads'] // options.at_once)} threads each:")
-    print_table(shared, ("measured", "alone_ms", "shared_ms", "ratio_alone"))
-    fixed = {
-        key: about[key] for key in ("cpu", "gpu", "threads", "float32_products", "torch", "python", "commit", "command")
-    }
+    print_table(shared, "measured alone_ms shared_ms ratio_alone")
+    made_by = ("cpu", "gpu", "threads", "float32_products", "torch", "python", "commit", "command")
+    fixed = {key: about[key] for key in made_by}
     settings = {
         "rank": options.rank,
         "batch_size": options.batch_size,
@@ -332,8 +301,6 @@ def main(arguments=None):
         "default_peak_gflops": plain_peak / 1e9,
         "bf16_peak_gflops": bf16_peak / 1e9,
     }
-    write_csv(options.results / "benchmark.csv", [{**settings, **r, **fixed} for r in rows])
-    write_csv(
-        options.results / "benchmark-at-once.csv",
-        [{**settings, **r, "at_once": options.at_once, **fixed} for r in shared],
-    )
+    write_csv(options.results / "benchmark.csv", [settings | r | fixed for r in rows])
+    fixed = {"at_once": options.at_once, **fixed}
+    write_csv(options.results / "benchmark-at-once.csv", [settings | r | fixed for r in shared])

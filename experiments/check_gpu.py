@@ -73,12 +73,13 @@ def main(arguments=None) -> int:
     best = {mps: best_at_once([row for row in shared if row["mps"] == mps]) for mps in (False, True)}
     if device.type == "cuda":
         record_best(options.results, {mps: row["at_once"] for mps, row in best.items()})
-    failed = [row for row in checks if not row["ok"]]
     path = options.results / "check-gpu.md"
-    text = report(device, sizes, checks, steps, shared, best, [*notes, took(started)])
+    notes.append(f"The check took {time.monotonic() - started:.0f} s.")
+    text = report(device, sizes, checks, steps, shared, best, notes)
     write_atomic(path, text)
     print(text)
     say(f"written to {path}")
+    failed = [row for row in checks if not row["ok"]]
     for row in failed:
         say(f"failed: {row['check']}: {row['found']}, allowed {row['allowed']}")
     return EXIT_BAD_INPUT if failed else 0
@@ -117,52 +118,34 @@ def settings(best: dict) -> list[str]:
     return [f"python {STUDY} --at-once {alone['at_once']}"]
 
 
-def took(started: float) -> str:
-    return f"The check took {time.monotonic() - started:.0f} s."
-
-
 def report(device, sizes: Sizes, checks, steps, shared, best, notes) -> str:
     about = environment(device)
     failed = sum(not row["ok"] for row in checks)
     name = about["gpu"] or f"{about['cpu']} (a trial of the check: its times say nothing of a GPU)"
     fastest = min(row["round_ms"] for row in best.values())
     times = [{**row, "projected_hours": projected_seconds(row["round_ms"]) / 3600} for row in shared]
-    lines = [
+    parts = [
         f"# Check of {name}",
-        "",
         f"torch {about['torch']}, CUDA {torch.version.cuda}, Python {about['python']}, commit {about['commit']}, "
         f"`{about['command']}`",
-        "",
         f"**{len(checks)} checks of its numbers: {f'{failed} failed' if failed else 'all passed'}.** The full preset's "
         f"steps: {projected_seconds(fastest) / 60:.0f} minutes, projected from the times below, by",
-        "",
-        *[f"    {command}" for command in settings(best)],
-        "",
+        "\n".join(f"    {command}" for command in settings(best)),
         "## Several runs at once",
-        "",
         f"A round is one step of every strategy, rank {sizes.rank}, batch {sizes.batch_size}, float32, over the number "
         "of runs at once. Evaluation and report are not in it; from two runs at once on they overlap with training.",
-        "",
         table(times),
-        *["", *notes],
-        "",
+        "\n".join(notes),
         "## A step",
-        "",
         "Of one run alone. A share is that of the card's own rate in a square product of "
         f"{sizes.peak_side} x {sizes.peak_side} with the same precision; `eager`: float32 without a CUDA graph.",
-        "",
         table(steps),
-        "",
         "## Numbers",
-        "",
         "Relative errors: of loss and gradient as a whole, of negatives and samples the median over examples.",
-        "",
         table([{**row, "ok": "yes" if row["ok"] else "NO"} for row in checks]),
-        "",
     ]
-    return "\n".join(lines)
+    return "\n\n".join(parts) + "\n"
 
 
 def table(rows: list[dict]) -> str:
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    return tabulate([[row.get(key) for key in columns] for row in rows], columns, tablefmt="github", floatfmt=".3g")
+    return tabulate(rows, "keys", tablefmt="github", floatfmt=".3g")

@@ -158,22 +158,19 @@ class Part:
         return run_all(runs, at_once, threads)
 
     def timed(self) -> dict:
-        """Return by label the configurations whose steps are timed: those of pairs, and of what is trained by time."""
-        variants = self.study.variants()
-        pairs = [pair for sampler in SAMPLERS for pair in self.study.pairs(sampler)]
-        wanted = {label for pair in pairs for label in pair[1:]}
-        by_time = [each.strategy for each in variants.values() if each.strategy.time_of]
-        origins = {name for each in by_time for name in (each.name, each.time_of)}
-        return {
-            label: each.config for label, each in variants.items() if label in wanted or each.strategy.name in origins
-        } | self.references(by_time, variants)
+        """Return by label the configurations whose steps are timed: those of pairs, and of what is trained by time.
 
-    def references(self, by_time, variants) -> dict:
-        """Return the configurations of strategies by whose time others are trained, and that are not of this study."""
-        absent = {each.time_of for each in by_time} - {each.strategy.name for each in variants.values()}
-        known = {name: self.study.known(name) for name in sorted(absent)}
-        others = replace(self.study, strategies=known).variants() if known else {}
-        return {label: each.config for label, each in others.items()}
+        A strategy by whose time another is trained need not be of this study.
+        """
+        study = self.study
+        wanted = {label for sampler in SAMPLERS for pair in study.pairs(sampler) for label in pair[1:]}
+        by_time = [each for each in study.strategies.values() if each.time_of]
+        references = {each.time_of: study.known[each.time_of] for each in by_time}
+        names = references.keys() | {each.name for each in by_time}
+        variants = replace(study, strategies=study.strategies | references).variants()
+        return {
+            label: each.config for label, each in variants.items() if label in wanted or each.strategy.name in names
+        }
 
     def time_steps(self, threads: int):
         """Write timing.json, where the study has a pair, or a strategy that is trained by time."""
@@ -214,8 +211,8 @@ class Part:
         command, runs = self.command, self.runs()
         counts = Counter(run.label for run in runs)
         configs = {run.label: run.config for run in runs}
-        memory = f"memory of a run: {max(sum(memory_needs(each).values()) for each in configs.values()) / 1e9:.3g} GB"
-        memory += " or more"
+        needed = max(sum(memory_needs(each).values()) for each in configs.values())
+        memory = f"memory of a run: {needed / 1e9:.3g} GB or more"
         try:
             at_once, threads = shares(command, len(runs))
             device = chosen_device(command.device)

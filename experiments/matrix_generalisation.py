@@ -29,15 +29,16 @@ from diffusion_lib.evaluation import EvaluationSet, prediction_metrics, sampler_
 from diffusion_lib.inference import load_model
 from diffusion_lib.names import SAMPLERS
 from diffusion_lib.precision import choose_products
-from diffusion_lib.run_folder import read_result, recorded_config, run_folders
+from diffusion_lib.run_folder import recorded_config
 from diffusion_lib.system.arguments import Parser, directory, header, whole
 from diffusion_lib.system.environment import ROOT
-from diffusion_lib.system.errors import ConfigError, one_line_for_full_memory, show
+from diffusion_lib.system.errors import ConfigError, one_line_for_full_memory, say, show
 from diffusion_lib.system.files import require_writable, write_csv
 from diffusion_lib.tasks import Inverse
 from diffusion_lib.tasks.matrix_references import exact_inverse, fitted, newton_schulz
 from experiments.analysis.figures import choose_scale, drawing, guarded, legend_below
 from experiments.analysis.landscape_figures import draw
+from experiments.analysis.runs import read_runs
 from experiments.speed.timing import alternate
 
 SIZES = (10, 20, 30, 40)
@@ -52,21 +53,21 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     parser.add_argument("--study", required=True, metavar="NAME", help="a folder of results/")
     parser.add_argument("--results", type=directory, default=ROOT / "results", help="default: results/ of this project")
     add_flags(parser, ExperimentConfig, only=("evaluation_size",), defaults=DEFAULTS)
-    parser.add_argument(
-        "--repeats", type=whole(1, 10**6), default=7, metavar="N", help="measurements behind each time (default 7)"
-    )
+    times = "measurements behind each time (default 7)"
+    parser.add_argument("--repeats", type=whole(1, 10**6), default=7, metavar="N", help=times)
     return parser.parse_args(arguments)
 
 
 def finished_runs(study: Path) -> dict[tuple[str, int], Path]:
     """Return (strategy, seed) -> folder of every finished run. Raises ConfigError where there is none."""
-    runs = {}
-    for folder in run_folders(study):
-        if (read_result(folder) or {}).get("status") == "finished" and (folder / "last.pt").exists():
-            runs[folder.parent.name, int(folder.name.removeprefix("seed-"))] = folder
-    if not runs or not (study / "config.json").exists():
+    runs, damaged = read_runs(study)
+    for reason in damaged.values():
+        say(f"left out: {reason}")
+    finished = {(run.strategy, run.seed): study / run.run for run in runs.itertuples() if run.status == "finished"}
+    found = {key: folder for key, folder in finished.items() if (folder / "last.pt").exists()}
+    if not found:
         raise ConfigError(f"{study} has no finished run with its last.pt; train first, or name another --study")
-    return dict(sorted(runs.items()))
+    return found
 
 
 def inverse_task(config: ExperimentConfig, n: int, ridge: float | None = None) -> Inverse:
@@ -80,13 +81,8 @@ def inverse_task(config: ExperimentConfig, n: int, ridge: float | None = None) -
 def sampler_rows(models: dict, chosen: EvaluationSet, **columns) -> list[dict]:
     """Return a row of errors per run and sampler on one set."""
     return [
-        {
-            "strategy": strategy,
-            "seed": seed,
-            "sampler": sampler,
-            **columns,
-            **sampler_metrics(diffusion, chosen, sampler, BATCH),
-        }
+        {"strategy": strategy, "seed": seed, "sampler": sampler, **columns}
+        | sampler_metrics(diffusion, chosen, sampler, BATCH)
         for (strategy, seed), diffusion in models.items()
         for sampler in SAMPLERS
     ]
@@ -139,11 +135,8 @@ def ridge_figure(rows: list[dict], path: Path):
 def solutions(diffusion, chosen: EvaluationSet, sampler: str, batch_size: int = BATCH) -> torch.Tensor:
     """Return what a sampler makes of the whole set, (size, n * n)."""
     options = {"inner_steps": SAMPLERS[sampler](diffusion.rules), "bound": chosen.task.bound}
-    parts = [
-        diffusion.sample_loop(chosen.inp[rows], start=chosen.start[rows], **options)
-        for rows in chosen.batches(batch_size)
-    ]
-    return torch.cat(parts)
+    batches = chosen.batches(batch_size)
+    return torch.cat([diffusion.sample_loop(chosen.inp[b], start=chosen.start[b], **options) for b in batches])
 
 
 def scale_rows(models: dict, config: ExperimentConfig, count: int) -> list[dict]:
@@ -195,12 +188,12 @@ def main(arguments=None):
     sizes = size_rows(models, config, count)
     if sizes:
         write_csv(study / "sizes.csv", sizes)
+    else:
+        show(f"sizes left out: the weights of {config.model} depend on n")
     ridges = ridge_rows(models, config, count)
     write_csv(study / "ridge.csv", ridges)
     ridge_figure(ridges, path=study / "ridge.png")
     write_csv(study / "scale.csv", scale_rows(models, config, count))
     write_csv(study / "timing.csv", timing_rows(next(iter(models.values())), config, options.repeats))
     written = ["sizes.csv"] * bool(sizes) + ["ridge.csv", "ridge.png", "scale.csv", "timing.csv"]
-    if not sizes:
-        show(f"sizes left out: the weights of {config.model} depend on n")
     show(f"{len(models)} runs; written to {study}: {', '.join(written)}")

@@ -24,7 +24,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from tabulate import tabulate
 
 from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.names import DIFFICULTIES, SAMPLERS
@@ -37,6 +36,7 @@ from experiments.analysis.metrics import Metric, task_metrics
 from experiments.analysis.references import PAPER
 from experiments.analysis.runs import wide_form
 from experiments.analysis.statistics import Mean, Paired, holm
+from experiments.analysis.tables import markdown
 from experiments.analysis.verdict import ADVERSARIAL, BASELINE, COMPUTE, scenario
 from experiments.study.study import read_study
 
@@ -51,45 +51,27 @@ SAMPLER_WORDS = {"plain": "plain", "innerloop": "IRED's inner loop"}
 
 
 class Runs:
-    """The runs of a published study; `frame` has a row per label, seed and sampler. Raises ConfigError."""
+    """The runs of a published study; `frame` has a row per label, seed and sampler. Raises ConfigError without one."""
 
     def __init__(self, folder: Path):
-        self.path = folder / "runs.csv"
         declared = read_study(folder / "study.toml")
         config, self.strategies = declared.get("config", {}), declared.get("strategies", {})
         self.metrics = task_metrics(TASKS[config.get("dataset", ExperimentConfig.dataset)])
-        keys = ("strategy", "seed", "sampler", "metric")
-        table = read(self.path, *keys, "train_steps", "train_flops", "run", value=float)
-        try:
-            self.frame = wide_form(table)
-        except (KeyError, ValueError) as error:
-            raise ConfigError(f"{self.path} is damaged ({error})") from None
+        self.frame = wide_form(pd.read_csv(folder / "runs.csv"))
         self.frame["name"] = self.frame["strategy"].str.partition(",")[0]
-        for metric in (metric for metric in self.metrics if metric.column in self.frame):
-            if not self.frame[metric.column].map(metric.possible).all():
-                raise ConfigError(f"{self.path} is damaged (no {metric.column} has such a value)")
-
-    def column(self, metric: Metric) -> pd.Series:
-        if metric.column not in self.frame:
-            raise ConfigError(f"{self.path} is damaged (no {metric.column})")
-        return self.frame[metric.column]
 
     def __contains__(self, label: str) -> bool:
         return label in set(self.frame["strategy"])
 
     def label(self, name: str) -> str:
         """Return the label of a strategy that was trained at one setting alone."""
-        found = self.frame["strategy"][self.frame["name"] == name].unique()
-        if len(found) != 1:
-            raise ConfigError(f"{self.path} is damaged (of {name} it has {', '.join(found) or 'nothing'})")
-        return found[0]
+        (found,) = self.frame["strategy"][self.frame["name"] == name].unique()
+        return found
 
     def choice(self, name: str, sampler: str) -> str:
         """Return the strategy that a search chose for `name` under a sampler."""
-        found = [each.name for each in self.strategies.values() if each.origin == name and sampler in each.samplers]
-        if len(found) != 1:
-            raise ConfigError(f"{self.path.parent} is damaged (for {name} under {sampler} it has {len(found)} choices)")
-        return found[0]
+        (found,) = (each for each in self.strategies.values() if each.origin == name and sampler in each.samplers)
+        return found.name
 
     def order(self, names) -> list[str]:
         return [name for name in names if name in self]
@@ -103,9 +85,7 @@ class Runs:
     def values(self, label: str, metric: Metric, sampler: str) -> pd.Series:
         """Return the values by seed; nan of a run that diverged."""
         chosen = (self.frame["strategy"] == label) & (self.frame["sampler"] == sampler)
-        if not chosen.any():
-            raise ConfigError(f"{self.path} is damaged (no run of {label} under {sampler})")
-        return self.column(metric)[chosen].set_axis(self.frame["seed"][chosen])
+        return self.frame[chosen].set_index("seed")[metric.column]
 
     def mean(self, label: str, metric: Metric, sampler: str) -> Mean:
         return metric.mean(self.values(label, metric, sampler).to_numpy())
@@ -132,12 +112,20 @@ class Pair(NamedTuple):
     def steps(self) -> str:
         return f"{self.runs.steps(self.one):,} against {self.runs.steps(self.other):,}{self.about}"
 
+    def means(self, metric: Metric, sampler: str) -> list[str]:
+        """Write the means of both."""
+        return [f"{self.runs.mean(label, metric, sampler).mean:.3g}" for label in (self.one, self.other)]
+
+    def without(self) -> list[str]:
+        """Write the other one's error and reconstruction error, under IRED's sampler."""
+        return [self.means(metric, "innerloop")[1] for metric in (VAL, RECON)]
+
     def ratio(self, metric: Metric, sampler: str) -> str:
         """Write the ratio with its interval, and in how many seeds the first one's error is smaller."""
         found = self.runs.compare(self.one, self.other, metric, sampler)
         one, other = (self.runs.values(label, metric, sampler) for label in (self.one, self.other))
         ahead = int((one < other.reindex(one.index)).sum())
-        return f"{with_interval(found.ratio, found.low, found.high, '{:.3f}')}; {ahead} of {found.n}"
+        return f"{with_interval(found.effect, found.low, found.high, '{:.3f}')}; {ahead} of {found.n}"
 
     def verdict(self, metric: Metric, sampler: str) -> str | None:
         """Return the verdict by the protocol's rule; None of too few seeds."""
@@ -145,25 +133,9 @@ class Pair(NamedTuple):
         return scenario(metric, self.runs.compare(self.one, self.other, metric, sampler), diverged)
 
 
-def read(path: Path, *columns: str, **numbers) -> pd.DataFrame:
-    """Read a CSV; numbers: columns that hold numbers, and their types. Raises ConfigError, which names the file."""
-    try:
-        table = pd.read_csv(path, dtype=numbers)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read ({' '.join(str(error).split())})") from None
-    absent = [name for name in (*columns, *numbers) if name not in table]
-    if absent:
-        raise ConfigError(f"{path} is damaged (no {', '.join(absent)})")
-    return table
-
-
 @cache
 def study(root: Path, name: str) -> Runs:
     return Runs(root / name)
-
-
-def markdown(rows, headers) -> str:
-    return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
 
 
 def with_interval(middle: float, low: float, high: float, write: str) -> str:
@@ -192,6 +164,11 @@ def tuned_pair(root: Path, equal: str) -> Pair:
     return Pair(runs, runs.label(ADVERSARIAL), runs.label(EQUAL[equal]), ", each tuned")
 
 
+def whole_pair(root: Path, name: str, equal: str) -> Pair:
+    """Return the pair of a study that varies nothing."""
+    return Pair(study(root, name), ADVERSARIAL, EQUAL[equal])
+
+
 def verdicts_table(root: Path) -> str:
     """Write adversarial over baseline at equal compute by val_mse, and the verdicts by the protocol's rule."""
     others = [steps for steps in BUDGETS if steps not in PRIMARY]
@@ -199,7 +176,7 @@ def verdicts_table(root: Path) -> str:
         "MLP, primary": ladder_pairs(root, "FLOPs", PRIMARY),
         "MLP": ladder_pairs(root, "FLOPs", others),
         "MLP, each tuned": [tuned_pair(root, "FLOPs")._replace(about="")],
-        "matrix-free": [Pair(study(root, "matrix-free-1200"), ADVERSARIAL, COMPUTE)],
+        "matrix-free": [whole_pair(root, "matrix-free-1200", "FLOPs")],
     }
     rows = []
     for family, pairs in families.items():
@@ -237,7 +214,7 @@ def ladder_means_table(root: Path) -> str:
 
 def rises_table(root: Path) -> str:
     """Write a row per strategy and budget: how far the runs' denoising loss rose again, least and most over seeds."""
-    curves = read(root / "ladder" / "curves.csv", "strategy", "seed", train_steps=int, loss_denoise=float)
+    curves = pd.read_csv(root / "ladder" / "curves.csv")
     curves["name"] = curves["strategy"].str.partition(",")[0].replace(NAMES)
     rises = curves.groupby(["name", "train_steps", "seed"])["loss_denoise"].agg(loss_rise)
     over_seeds = rises.groupby(["name", "train_steps"]).agg(["size", "min", "max"])
@@ -279,7 +256,7 @@ def pilot_runs_table(root: Path) -> str:
 
 def pilot_curves_table(root: Path) -> str:
     """Write a row per number of steps: val_mse on the way under the plain sampler, of the runs that came so far."""
-    curves = read(root / "pilot" / "curves.csv", "strategy", "seed", step=int, val_mse=float).dropna(subset="val_mse")
+    curves = pd.read_csv(root / "pilot" / "curves.csv").dropna(subset="val_mse")
     names = (BASELINE, ADVERSARIAL)
     words = curves.assign(words=curves["val_mse"].map("{:.4g}".format)).sort_values("seed", kind="stable")
     reached = words.groupby(["step", "strategy"])["words"].agg(" / ".join).unstack(fill_value="")
@@ -306,12 +283,9 @@ def sizes_table(root: Path) -> str:
         if pair.one not in pair.runs or pair.other not in pair.runs:
             continue
         p = pair.runs.compare(pair.one, pair.other, VAL, sampler).p
-        means = [
-            " / ".join(f"{pair.runs.mean(label, metric, sampler).mean:.3g}" for label in (pair.one, pair.other))
-            for metric in (VAL, RECON)
-        ]
-        ratio = pair.ratio(VAL, sampler)
-        rows.append([f"{n} × {n}", equal, pair.steps, SAMPLER_WORDS[sampler], *means, ratio, f"{p:.1g}"])
+        means = [" / ".join(pair.means(metric, sampler)) for metric in (VAL, RECON)]
+        about = (f"{n} × {n}", equal, pair.steps, SAMPLER_WORDS[sampler])
+        rows.append([*about, *means, pair.ratio(VAL, sampler), f"{p:.1g}"])
     means = ("val_mse with / without", "recon_error with / without")
     steps = ("matrices", "equal", "steps with against without", "sampler")
     return markdown(rows, (*steps, *means, "val_mse, with over without [95%]; seeds ahead", "p"))
@@ -352,53 +326,46 @@ def answer_table(root: Path) -> str:
     """Write what the README says first: at equal FLOPs, under IRED's sampler."""
     pairs = {f"IRED's MLP, {n} × {n}": sizes_pair(root, n, "FLOPs", "innerloop") for n in sizes(root)}
     pairs["IRED's MLP, 20 × 20"] = ladder_pairs(root, "FLOPs", (5_000,))[0]
-    pairs["`matrix-free`, 20 × 20"] = Pair(study(root, "matrix-free-1200"), ADVERSARIAL, COMPUTE)
-    rows = []
-    for energy, pair in pairs.items():
-        means = [f"{pair.runs.mean(label, VAL, 'innerloop').mean:.3g}" for label in (pair.one, pair.other)]
-        rows.append([energy, pair.steps, *means, pair.ratio(VAL, "innerloop"), pair.verdict(VAL, "innerloop")])
+    pairs["`matrix-free`, 20 × 20"] = whole_pair(root, "matrix-free-1200", "FLOPs")
+    judged = (VAL, "innerloop")
+    rows = [
+        [energy, pair.steps, *pair.means(*judged), pair.ratio(*judged), pair.verdict(*judged)]
+        for energy, pair in pairs.items()
+    ]
     errors = ("error with", "without", "with over without [95%]; seeds ahead")
     return markdown(rows, ("energy, matrices", "steps with against without", *errors, "in words"))
 
 
 def learned_table(root: Path) -> str:
     """Whether anything is learned: errors without training, and without mining, under IRED's sampler."""
-    references = read(root / "references.csv", "rank", "strategy", val_mse=float, recon_error=float)
+    references = pd.read_csv(root / "references.csv")
     by_size = references.set_index(["rank", "strategy"])[[VAL.column, RECON.column]]
-    ladder = Pair(study(root, "ladder"), "", f"{COMPUTE},train_steps=5000")
-    free = Pair(study(root, "matrix-free-1200"), "", COMPUTE)
-    shown = {SIZES[0]: sizes_pair(root, SIZES[0], "FLOPs", "innerloop"), 20: ladder, "free": free}
-    means = {
-        key: [pair.runs.mean(pair.other, metric, "innerloop").mean for metric in (VAL, RECON)]
-        for key, pair in shown.items()
-    }
+    small = sizes_pair(root, SIZES[0], "FLOPs", "innerloop")
+    large = ladder_pairs(root, "FLOPs", (5_000,))[0]
+    free = whole_pair(root, "matrix-free-1200", "FLOPs")
     rows = [
         [name, *(f"{value:.3g}" for n in (SIZES[0], 20) for value in by_size.loc[n, name])]
         for name in ("zero matrix", "mean predictor", "linear regression")
     ]
     rows.append(["IRED's paper, MLP (not rerun)", "-", "-", f"{PAPER['val_mse']:.2g}", "-"])
-    rows.append(
-        ["IRED's MLP without mining, as above", *(f"{value:.3g}" for n in (SIZES[0], 20) for value in means[n])]
-    )
-    rows.append(["`matrix-free` without mining, as above", "-", "-", *(f"{value:.3g}" for value in means["free"])])
+    rows.append(["IRED's MLP without mining, as above", *small.without(), *large.without()])
+    rows.append(["`matrix-free` without mining, as above", "-", "-", *free.without()])
     words = [f"{n} × {n}: {what}" for n in (SIZES[0], 20) for what in ("error", "A·Y off by")]
     return markdown(rows, ("answer", *words))
 
 
 def energies_table(root: Path) -> str:
     """Write what mining does to energies on 20 x 20 matrices, under IRED's sampler, at equal FLOPs and steps."""
-    free, matrix = (study(root, name) for name in ("matrix-free-1200", "matrix-cpu-1k"))
     pairs = {
         "IRED's MLP": [ladder_pairs(root, equal, (5_000,))[0] for equal in EQUAL],
         "IRED's MLP, each tuned": [tuned_pair(root, equal)._replace(about="") for equal in EQUAL],
-        "`matrix-free`": [Pair(free, ADVERSARIAL, other) for other in EQUAL.values()],
-        "`matrix`": [Pair(matrix, ADVERSARIAL, other) for other in EQUAL.values()],
+        "`matrix-free`": [whole_pair(root, "matrix-free-1200", equal) for equal in EQUAL],
+        "`matrix`": [whole_pair(root, "matrix-cpu-1k", equal) for equal in EQUAL],
     }
     rows = []
     for energy, (flops, steps) in pairs.items():
-        error, recon = (f"{flops.runs.mean(flops.other, metric, 'innerloop').mean:.3g}" for metric in (VAL, RECON))
         ratios = [pair.ratio(VAL, "innerloop") for pair in (flops, steps)]
-        rows.append([energy, flops.steps, error, recon, *ratios, flops.verdict(VAL, "innerloop")])
+        rows.append([energy, flops.steps, *flops.without(), *ratios, flops.verdict(VAL, "innerloop")])
     means = ("val_mse without", "recon_error without (zero: 4.47)")
     ratios = ("with over without, equal FLOPs; seeds ahead", "the same, equal steps")
     return markdown(rows, ("energy", "steps with against without", *means, *ratios, "at equal FLOPs"))
@@ -418,12 +385,12 @@ PUBLIC_PAIRS = (
 
 def public_table(root: Path) -> str:
     """Write adversarial over none, seed by seed, in the published setting, by curves that others made."""
-    curves = read(root / "public-curves" / "curves.csv", "strategy", "seed", step=int, val_mse=float)
+    curves = pd.read_csv(root / "public-curves" / "curves.csv")
     by_step, rows = curves.set_index(["strategy", "step", "seed"])["val_mse"].sort_index(), []
     for steps, other_steps, equal in PUBLIC_PAIRS:
         mined, plain = by_step["adversarial", steps], by_step["none", other_steps]
         found = VAL.compare(mined.to_numpy(), plain.reindex(mined.index).to_numpy())
-        ratio = with_interval(found.ratio, found.low, found.high, "{:.3f}")
+        ratio = with_interval(found.effect, found.low, found.high, "{:.3f}")
         means = (f"{geometric_mean(errors):.5f}" for errors in (mined, plain))
         rows.append([f"{steps:,}", f"{other_steps:,}", equal, *means, ratio, f"{(mined < plain).sum()} of {found.n}"])
     errors = ("val_mse with", "without", "with over without [95%]", "seeds ahead")
@@ -486,9 +453,9 @@ def matrix_table(root: Path) -> str:
 
 def scale_table(root: Path) -> str:
     """Write a row per strategy of the matrix energy: its error by sampler before and after the factor it learned."""
-    columns = ("mse", "mse_rescaled")
-    table = read(root / "matrix-cpu-1k" / "scale.csv", "strategy", "sampler", **dict.fromkeys(columns, float))
-    means = table.groupby(["strategy", "sampler"])[list(columns)].agg(geometric_mean)
+    columns = ["mse", "mse_rescaled"]
+    table = pd.read_csv(root / "matrix-cpu-1k" / "scale.csv")
+    means = table.groupby(["strategy", "sampler"])[columns].agg(geometric_mean)
     keys = [(sampler, column) for sampler in SAMPLERS for column in columns]
     words = means.map("{:.2g}".format).unstack()
     rows = [[name, *(words.loc[name, (column, sampler)] for sampler, column in keys)] for name in INVERSION]
@@ -515,20 +482,15 @@ def free_table(root: Path) -> str:
 def free_curve_table(root: Path) -> str:
     """Write a row per budget of the trial before it: how far the baseline's error falls with more steps."""
     runs = study(root, "matrix-free-trial")
-    means = runs.frame.pivot_table(
-        VAL.column, "train_steps", "sampler", lambda errors: VAL.mean(errors.to_numpy()).mean
-    )
+    means = runs.frame.pivot_table(VAL.column, "train_steps", "sampler", geometric_mean)
     falls = means.shift() / means
+    shown, divided = means.map("{:.2g}".format), falls.map("{:.1f}".format).replace("nan", "")
     rows = [
         [f"{steps:,}", runs.frame["seed"][runs.frame["train_steps"] == steps].nunique()]
-        + [words for s in SAMPLERS for words in (f"{means.loc[steps, s]:.2g}", fall_words(falls.loc[steps, s]))]
+        + [words.loc[steps, sampler] for sampler in SAMPLERS for words in (shown, divided)]
         for steps in means.index
     ]
     return markdown(rows, ("steps", "seeds", "val_mse, plain", "divided by", "val_mse, inner loop", "divided by"))
-
-
-def fall_words(fall: float) -> str:
-    return "" if math.isnan(fall) else f"{fall:.1f}"
 
 
 TABLES = {

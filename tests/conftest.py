@@ -16,10 +16,16 @@ from diffusion_lib.denoising_diffusion_pytorch_1d import GaussianDiffusion1D, Tr
 from diffusion_lib.system.lock import RunLock
 from diffusion_lib.system.signals import SIGNALS
 from diffusion_lib.tasks import matrix_references
+from experiments.study.study import Strategy, Study, known_strategies
 from models import EBM, DiffusionWrapper
 
 settings.register_profile("project", deadline=None, max_examples=25, derandomize=True)
 settings.load_profile("project")
+
+
+def study_of(*names) -> Study:
+    """A study of known strategies, or of new ones without settings."""
+    return Study("it", {}, [], {name: known_strategies().get(name) or Strategy(name) for name in names})
 
 
 @pytest.fixture(autouse=True)

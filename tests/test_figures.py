@@ -7,6 +7,7 @@ import sys
 import matplotlib
 import numpy as np
 import pytest
+from conftest import study_of
 from matplotlib.axes import Axes
 
 from diffusion_lib.evaluation import EvaluationSet
@@ -17,7 +18,6 @@ from experiments.analysis.landscape_figures import causes_figure, effort_panels,
 from experiments.analysis.metrics import Metric, task_metrics
 from experiments.analysis.setting_figure import budget_figure
 from experiments.analysis.tables import Results
-from experiments.study.study import Study, known_strategy
 
 METRICS = (Metric("val_mse"), Metric("ood_mse"))
 
@@ -37,7 +37,7 @@ def study():
         for seed in range(3)
         for sampler in ("plain", "innerloop")
     ]
-    return Results(rows, ["baseline", "random"], METRICS)
+    return Results(rows, study_of("baseline", "random"), METRICS)
 
 
 def test_no_setting_of_the_user_breaks_a_figure(tmp_path):
@@ -83,7 +83,7 @@ def test_a_strategy_has_one_colour_everywhere():
 def test_the_points_of_a_strategy_have_its_colour(monkeypatch, tmp_path, study):
     seen = []
     monkeypatch.setattr(figures, "points_and_interval", lambda *given: seen.append(given[3]))
-    interval_plot(Results(study.frame, ["random", "baseline"], METRICS), [], path=tmp_path / "a.png")
+    interval_plot(Results(study.frame, study_of("random", "baseline"), METRICS), [], path=tmp_path / "a.png")
     assert seen == [COLORS["random"], COLORS["baseline"]] * 2
 
 
@@ -119,7 +119,7 @@ def test_errors_have_a_log_axis_and_rates_a_linear_one(tmp_path, monkeypatch, st
     assert [axis.get_title() for axis in axes] == ["val_mse, plain sampler", "val_mse, innerloop sampler"]
     assert {axis.get_yscale() for axis in axes} == {"log"}
     rows = study.frame.assign(val_accuracy=0.5 + 0.1 * study.frame["seed"])
-    rates = Results(rows, ["baseline", "random"], (Metric("val_accuracy", rate=True),))
+    rates = Results(rows, study_of("baseline", "random"), (Metric("val_accuracy", rate=True),))
     axes = drawn_axes(monkeypatch, tmp_path, rates)
     assert {axis.get_yscale() for axis in axes} == {"linear"}
     assert {axis.get_ylim() for axis in axes} == {(-0.03, 1.03)}
@@ -128,14 +128,14 @@ def test_errors_have_a_log_axis_and_rates_a_linear_one(tmp_path, monkeypatch, st
 @pytest.mark.filterwarnings("error")
 def test_a_score_below_0_is_drawn_as_it_is(tmp_path, monkeypatch, study):
     rows = study.frame.assign(val_gain=-0.5 - study.frame["seed"])
-    scores = Results(rows, ["baseline", "random"], (Metric("val_gain", rate=True, share=False),))
+    scores = Results(rows, study_of("baseline", "random"), (Metric("val_gain", rate=True, share=False),))
     low, high = drawn_axes(monkeypatch, tmp_path, scores)[0].get_ylim()
     assert low < -2.5 and high > -0.5
 
 
 def test_a_sampler_that_no_run_has_is_no_panel(tmp_path, monkeypatch, study):
     rows = study.frame[study.frame["sampler"] == "plain"]
-    axes = drawn_axes(monkeypatch, tmp_path, Results(rows, study.strategies, METRICS))
+    axes = drawn_axes(monkeypatch, tmp_path, Results(rows, study_of(*study.strategies), METRICS))
     assert [axis.get_title() for axis in axes] == ["val_mse, plain sampler"]
 
 
@@ -171,7 +171,9 @@ def test_a_wide_interval_leaves_the_runs_readable(tmp_path, monkeypatch, study):
     values = study.values("val_mse", "plain")["baseline"]
     low, high = drawn_axes(monkeypatch, tmp_path, study)[0].get_ylim()
     assert values.min() / 10 <= low < values.min() and high <= 10 * 10 * values.max()
-    two = Results(study.frame[study.frame["seed"] < 2], study.strategies, METRICS)  # intervals over 20 decades
+    two = Results(
+        study.frame[study.frame["seed"] < 2], study_of(*study.strategies), METRICS
+    )  # intervals over 20 decades
     low, high = drawn_axes(monkeypatch, tmp_path, two)[0].get_ylim()
     assert low == pytest.approx(0.1 / 10) and high == pytest.approx(10 * 10)
 
@@ -202,7 +204,7 @@ def test_error_against_flops_joins_what_differs_only_in_length_and_counts_spoile
         for seed, error in enumerate(row)
         for sampler in ("plain", "innerloop")
     ]
-    declared = Study("it", {}, [], {name: known_strategy(name) for name in errors})
+    declared = study_of(*errors)
     references = [
         {"strategy": name, "sampler": "reference", "val_mse": value}
         for name, value in (("zero matrix", 0.25), ("mean predictor", 0.2), ("solver 1", 0.19), ("solver 2", 1e-30))
@@ -245,7 +247,9 @@ def test_a_figure_that_fails_is_one_line_and_leaves_no_old_one(tmp_path, capsys)
 
 def test_a_model_without_energy_has_the_figures_of_the_rest(tmp_path, capsys):
     task = Parity("val", 4)
-    study = Results([{"strategy": "baseline", "seed": 0, "sampler": "plain"}], ["baseline"], task_metrics(Parity))
+    study = Results(
+        [{"strategy": "baseline", "seed": 0, "sampler": "plain"}], study_of("baseline"), task_metrics(Parity)
+    )
     steps = [{"diffusion_steps": count, "val_balanced_accuracy": 0.5} for count in (1, 2)]
     nothing = {"levels": [], "conditioning": []}
     found = {**nothing, "inner_steps": [{"inner_steps": 0}], "diffusion_steps": steps, "example": {"prediction": [0.5]}}

@@ -11,7 +11,6 @@ from diffusion_lib.evaluation import EvaluationSet, Share, energy_auc, predictio
 from diffusion_lib.tasks import matrix_references
 from diffusion_lib.tasks.matrix_references import Fitted, exact_inverse, newton_schulz
 from experiments.analysis import references
-from experiments.analysis.metrics import task_metrics
 from experiments.analysis.references import predictor_metrics, published_rows, reference_rows
 
 
@@ -105,7 +104,7 @@ def test_linear_regression_against_least_squares():
 def test_reference_rows_are_in_the_known_order_of_quality(monkeypatch):
     monkeypatch.setattr(matrix_references, "FIT_SAMPLES", 3000)
     sets = tuple(EvaluationSet(Inverse("val", 5, ood=ood), 500, "cpu") for ood in (False, True))
-    rows = reference_rows(sets, task_metrics(Inverse))
+    rows = reference_rows(sets)
     ordered = ["zero matrix", "mean predictor", "linear regression", "Newton-Schulz 8", "Newton-Schulz 10"]
     assert [row["strategy"] for row in rows] == [*ordered, "Newton-Schulz 12", "exact inverse (float32)"]
     for metric in ("val_mse", "ood_mse"):
@@ -133,7 +132,7 @@ def test_other_tasks_have_the_predictors_that_they_name():
             return {**super().reference_predictions(inp, generator), "a guess": drawn}
 
     sets = tuple(EvaluationSet(Coin("val", 2, ood=ood), 40, "cpu") for ood in (False, True))
-    one, two = (reference_rows(sets, task_metrics(Coin)) for _ in range(2))
+    one, two = (reference_rows(sets) for _ in range(2))
     assert one == two and [set(row) for row in one] == [{"strategy", "sampler", "val_mse", "ood_mse"}] * 2
 
 

@@ -9,13 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from plain_forms import plain_graph_energy, plain_plan_energy
 
 import models
 from diffusion_lib.energies import max_plus as products
 from diffusion_lib.energies.max_plus import max_plus
 from diffusion_lib.system.errors import ConfigError
-from experiments.speed import plain_forms, timing
-from experiments.speed.plain_forms import plain_graph_energy, plain_plan_energy
 from models import EBM, MODELS, DiffusionWrapper, GNNConvEBM, GraphEBM, MLPReverse, NoiseModel, SudokuEBM
 
 GOLDEN = Path(__file__).parent / "golden" / "tasks"
@@ -334,11 +333,3 @@ def test_a_model_can_be_copied(name):
 def test_impossible_sizes_are_refused(make, message):
     with pytest.raises(ConfigError, match=message):
         make()
-
-
-def test_the_plain_forms_are_measured(monkeypatch):
-    monkeypatch.setattr(timing, "WARM_UP", 0.0)
-    monkeypatch.setattr(timing, "SETTLE", 0.0)
-    rows = plain_forms.measure_all(batch_size=1, repeats=1)
-    assert [row["measured"] for row in rows] == ["GraphEBM, N 12, batch 1", "GNNConv1DEBMV2, N 20, batch 1"]
-    assert all(row["ratio"] == row["plain_ms"] / row["ours_ms"] for row in rows)

@@ -22,7 +22,8 @@ from diffusion_lib.system.errors import say
 from diffusion_lib.system.files import write_atomic
 from experiments.analysis.metrics import Metric
 from experiments.analysis.references import REFERENCE
-from experiments.analysis.runs import read_curves
+from experiments.analysis.runs import read_curve
+from experiments.analysis.statistics import finite
 from experiments.analysis.tables import Results
 
 # matplotlib's own defaults, whatever the user's matplotlibrc says, and over them ours.
@@ -88,9 +89,9 @@ def drawing(path: Path, size: tuple[float, float], rows: int = 1, columns: int =
 
 
 @contextmanager
-def panels(path: Path, count: int, most: int):
-    """Yield the axes (1, count) of a `drawing` of `count` panels, at most `most` of them side by side."""
-    columns = min(most, count)
+def panels(path: Path, count: int):
+    """Yield the axes (1, count) of a `drawing` of `count` panels, at most four of them side by side."""
+    columns = min(4, count)
     rows = -(-count // columns)
     with drawing(path, (PANEL[0] * columns, PANEL[1] * rows), rows, columns) as axes:
         for axis in axes.flat[count:]:
@@ -100,9 +101,8 @@ def panels(path: Path, count: int, most: int):
 
 def spans_decades(values) -> bool:
     """Return whether all (finite) values are positive and the greatest is over ten times the least."""
-    finite = np.asarray(values, dtype=float)
-    finite = finite[np.isfinite(finite)]
-    return bool(finite.size and finite.min() > 0 and finite.max() / finite.min() > 10)
+    values = finite(values)
+    return bool(values.size and values.min() > 0 and values.max() / values.min() > 10)
 
 
 def choose_scale(axis, which: str, values):
@@ -150,8 +150,7 @@ def name_ticks(axis, names: Sequence[str]):
 
 def reference_lines(axis, references: list[dict], metric: Metric):
     """Draw a named line for each predictor without training; of errors only those near the ones shown."""
-    shown = plotted(axis)
-    shown = shown[np.isfinite(shown)]
+    shown = finite(plotted(axis))
     for row in (row for row in references if row["sampler"] == REFERENCE and shown.size):
         value = row.get(metric.column, np.nan)
         if np.isfinite(value) if metric.rate else shown.min() / NEAR <= value <= NEAR * shown.max():
@@ -172,12 +171,12 @@ LOSS = Metric("loss_denoise")
 def learning_curves(study_folder: Path, study: Results, references: list[dict], path: Path):
     """Draw loss and first metric of both difficulties against the step: mean over seeds, and the band of all."""
     shown = (LOSS, *study.metrics[:2])
-    with panels(path, len(shown), most=len(shown)) as axes:
+    with panels(path, len(shown)) as axes:
         for strategy, color in strategy_colors(study.strategies).items():
-            curves = read_curves(study_folder, strategy)
             for axis, metric in zip(axes.flat, shown, strict=True):
-                steps, values = _aligned(curves, metric.column)
-                if steps.size:
+                curve = read_curve(study_folder, strategy, metric.column)
+                if curve.size:
+                    steps, values = curve.index, curve.to_numpy().T
                     mean = values.mean(0) if metric.rate else gmean(values)
                     axis.plot(steps, mean, color=color, label=f"{strategy} (n = {len(values)})")
                     axis.fill_between(steps, values.min(0), values.max(0), color=color, alpha=0.2, lw=0)
@@ -190,18 +189,9 @@ def learning_curves(study_folder: Path, study: Results, references: list[dict], 
         legend_below(axes)
 
 
-def _aligned(curves: dict[int, list[dict]], column: str):
-    """Return the steps (k,) at which every seed has a value, and the values (seeds, k)."""
-    tables = [
-        {row["step"]: row[column] for row in rows if np.isfinite(row.get(column, np.nan))} for rows in curves.values()
-    ]
-    steps = sorted(set.intersection(*(set(table) for table in tables))) if tables else []
-    return np.array(steps), np.array([[table[step] for step in steps] for table in tables])
-
-
 def points_and_interval(axis, place: float, values: np.ndarray, color: str, metric: Metric):
     """Draw every finite value as a point, and beside them the metric's mean with its 95% interval."""
-    values = values[np.isfinite(values)]
+    values = finite(values)
     interval = metric.mean(values)
     axis.plot(np.full(values.size, place - 0.12), values, "o", ms=3.5, alpha=0.7, color=color)
     if np.isfinite(interval.low):
@@ -224,14 +214,14 @@ def metric_scale(axis, metric: Metric, values):
     if metric.rate and metric.share:
         share_scale(axis)
         return
-    finite = np.asarray(values, dtype=float)
-    finite = finite[np.isfinite(finite) & (finite > 0)]
-    if metric.rate or not finite.size:
+    values = finite(values)
+    values = values[values > 0]
+    if metric.rate or not values.size:
         axis.yaxis.set_major_locator(MaxNLocator(5))
         return
     axis.set_yscale("log")
     low, high = axis.get_ylim()
-    axis.set_ylim(max(low, finite.min() / 10), min(high, finite.max() * 10))
+    axis.set_ylim(max(low, values.min() / 10), min(high, values.max() * 10))
     label_log(axis.yaxis, *axis.get_ylim())
 
 

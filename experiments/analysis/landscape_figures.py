@@ -5,11 +5,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.evaluation import EvaluationSet
-from diffusion_lib.inference import load_model
 from diffusion_lib.system.errors import say
-from diffusion_lib.system.files import read_json, write_json
+from diffusion_lib.system.files import read_json
 from diffusion_lib.tasks import Inverse
 from experiments.analysis.figures import (
     choose_scale,
@@ -22,10 +20,9 @@ from experiments.analysis.figures import (
     share_scale,
     strategy_colors,
 )
-from experiments.analysis.runs import read_curves
+from experiments.analysis.runs import read_curve
 from experiments.analysis.tables import HEADLINE_SAMPLER, Results
-from experiments.study.landscape import MINED, diagnose
-from experiments.study.run import diagnosed_size, evaluation_sets
+from experiments.study.landscape import MINED
 
 RANKED = "P(E(real) < E(fake))"
 # What is ranked behind the solution, by the name of a task's wrong answers; another name stands for itself.
@@ -37,27 +34,17 @@ ANSWERS = {
 }
 
 
-def read_diagnoses(folder: Path, config: ExperimentConfig, study: Results) -> dict[tuple[str, int], dict]:
+def read_diagnoses(folder: Path, study: Results) -> dict[tuple[str, int], dict]:
     """Return (strategy, seed) -> the diagnosis of each finished run of a study, without those that have none."""
     runs = study.frame[study.frame["sampler"] == HEADLINE_SAMPLER].query("status == 'finished'")
-    found = {
-        (label, seed): run_diagnosis(folder / run, config)
+    paths = {
+        (label, seed): folder / run / "diagnostics.json"
         for label, seed, run in zip(runs["strategy"], runs["seed"], runs["run"], strict=True)
     }
-    missing = sum(diagnosis is None for diagnosis in found.values())
-    if missing:
-        say(f"{missing} runs have neither diagnostics.json nor last.pt: their energy landscape is not shown")
-    return {key: diagnosis for key, diagnosis in found.items() if diagnosis}
-
-
-def run_diagnosis(run: Path, config: ExperimentConfig) -> dict | None:
-    """Return the run's diagnosis, made from its weights where an earlier version left none; None without weights."""
-    path = run / "diagnostics.json"
-    if not path.exists():
-        if not (run / "last.pt").exists():
-            return None
-        write_json(path, diagnose(load_model(run), *evaluation_sets(config, diagnosed_size(config), "cpu")))
-    return read_json(path)
+    found = {key: read_json(path) for key, path in paths.items() if path.exists()}
+    if len(found) < len(paths):
+        say(f"{len(paths) - len(found)} runs have no diagnostics.json: their energy landscape is not shown")
+    return found
 
 
 def rows_with_runs(diagnoses: dict[tuple[str, int], dict], part: str) -> list[dict]:
@@ -72,7 +59,7 @@ def rows_with_runs(diagnoses: dict[tuple[str, int], dict], part: str) -> list[di
 def draw(axis, rows, strategies, x, y):
     """Draw the mean over seeds and the band from the least to the greatest, a line per strategy that has rows."""
     for strategy, color in strategy_colors(strategies).items():
-        chosen = [row for row in rows if row["strategy"] == strategy and y in row]  # an earlier version's may lack it
+        chosen = [row for row in rows if row["strategy"] == strategy and y in row]  # undefined on some sets
         if not chosen:
             continue
         places = sorted({row[x] for row in chosen})
@@ -102,7 +89,7 @@ def effort_panels(diagnoses, study: Results, task) -> list[tuple[str, str, str, 
 def causes_figure(study_folder: Path, diagnoses, study: Results, task, path: Path):
     """Draw what energies rank, by level; the metric by effort of sampling and by difficulty; gradients clipped."""
     ranked, effort = ranked_columns(diagnoses), effort_panels(diagnoses, study, task)
-    with panels(path, len(ranked) + len(effort) + 1, most=4) as axes:
+    with panels(path, len(ranked) + len(effort) + 1) as axes:
         for axis, column in zip(axes.flat, ranked, strict=False):
             draw(axis, rows_with_runs(diagnoses, "levels"), study.strategies, "t", column)
             axis.set(
@@ -122,14 +109,9 @@ def causes_figure(study_folder: Path, diagnoses, study: Results, task, path: Pat
 def draw_clipped(axis, study_folder: Path, strategies: list[str]):
     """Draw the share of steps whose gradient was clipped over the course of a run, the mean over its seeds."""
     for strategy, color in strategy_colors(strategies).items():
-        tables = [
-            [(row["step"], row.get("clipped", np.nan)) for row in rows]
-            for rows in read_curves(study_folder, strategy).values()
-        ]
-        if tables:
-            length = min(map(len, tables))
-            points = np.array([table[:length] for table in tables])
-            axis.plot(points[0, :, 0] / points[0, -1, 0], points[:, :, 1].mean(0), color=color, label=strategy)
+        clipped = read_curve(study_folder, strategy, "clipped")
+        if clipped.size:
+            axis.plot(clipped.index / clipped.index[-1], clipped.mean(axis=1), color=color, label=strategy)
     axis.set(xlabel="share of the run", title="gradients clipped", ylabel="share of steps")
     share_scale(axis)
 

@@ -1,6 +1,6 @@
 """The metrics of a study: their columns in runs.csv, and the scale on which each is compared."""
 
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 from math import isfinite
 
 import numpy as np
@@ -10,12 +10,10 @@ from experiments.analysis.statistics import (
     ROUNDING,
     Mean,
     Paired,
+    arithmetic_mean,
     difference,
     geometric_mean,
-    mean_rate,
-    mean_score,
     ratio,
-    score_difference,
 )
 
 
@@ -28,7 +26,7 @@ class Metric:
     share: bool = True
 
     @property
-    def effect(self) -> str:
+    def effect_name(self) -> str:
         """The name of what a comparison estimates: a `difference` in percentage points, or a `ratio`."""
         return "difference" if self.rate else "ratio"
 
@@ -44,16 +42,11 @@ class Metric:
         """Return the geometric mean of errors or the mean of rates, with interval; nan where an error is exactly 0."""
         if self.zeros(values):
             return Mean(int(np.isfinite(values).sum()), np.nan, np.nan, np.nan)
-        if not self.rate:
-            return geometric_mean(values)
-        return (mean_rate if self.share else mean_score)(values)
+        return arithmetic_mean(values, self.share) if self.rate else geometric_mean(values)
 
-    @property
-    def compare(self):
-        """The function of statistics.py that compares it: `difference`, `score_difference` or `ratio`."""
-        if not self.rate:
-            return ratio
-        return difference if self.share else score_difference
+    def compare(self, treatment, baseline) -> Paired:
+        """Compare values, both (seeds,), seed by seed: by `ratio` or by `difference`."""
+        return difference(treatment, baseline, self.share) if self.rate else ratio(treatment, baseline)
 
     def effect_words(self, effect: float, low: float, high: float) -> str:
         """Write an effect: `0.752× [0.681, 0.824]`, `+3.20 points [+1.10, +5.30]`; '-' where there is none."""
@@ -67,17 +60,13 @@ class Metric:
         """Write the effect of a comparison."""
         if comparison is None:
             return "-"
-        return self.effect_words(self.value(comparison), comparison.low, comparison.high)
-
-    def value(self, comparison: Paired) -> float:
-        """Return the effect that a comparison estimates."""
-        return getattr(comparison, self.effect)
+        return self.effect_words(comparison.effect, comparison.low, comparison.high)
 
     def columns(self, comparison: Paired) -> dict[str, float]:
         """Return a comparison's fields by the endings of their columns: `ratio`, `pairs`, `ratio_low`, `p`, …"""
-        renamed = {"n": "pairs", "low": f"{self.effect}_low", "high": f"{self.effect}_high"}
-        values = {renamed.get(each.name, each.name): getattr(comparison, each.name) for each in fields(comparison)}
-        return {self.effect: values.pop(self.effect)} | values
+        effect = self.effect_name
+        renamed = {"effect": effect, "n": "pairs", "low": f"{effect}_low", "high": f"{effect}_high"}
+        return {renamed.get(name, name): value for name, value in asdict(comparison).items()}
 
     def better(self, one: float, other: float) -> bool:
         """Return whether the value `one` is better than `other`; False where one is nan."""

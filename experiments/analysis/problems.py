@@ -9,7 +9,7 @@ from diffusion_lib.tasks import TASKS
 from experiments.analysis.figures import draw_runs, drawing, guarded, legend_below
 from experiments.analysis.metrics import task_metrics
 from experiments.analysis.runs import read_runs
-from experiments.analysis.tables import Results
+from experiments.analysis.tables import Results, write_table
 from experiments.analysis.verdict import verdict_lines
 from experiments.study.study import PROBLEM, Study
 
@@ -24,7 +24,7 @@ def join_reports(folder: Path, parts: dict[Path, Study]):
         return
     for ending in ("csv", "runs.csv"):
         tables = [problem_table(path, part, ending) for path, part in parts.items()]
-        write_atomic(folder.with_name(f"{folder.name}.{ending}"), pd.concat(tables).to_csv(index=False))
+        write_table(folder, ending, pd.concat(tables))
     found = {
         path: Results(read_runs(path)[0], part.as_trained(path), task_metrics(TASKS[part.config.dataset]))
         for path, part in parts.items()

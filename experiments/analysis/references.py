@@ -29,8 +29,8 @@ PUBLISHED_ROWS = {
 }
 
 
-def reference_rows(sets: tuple[EvaluationSet, EvaluationSet], metrics: tuple[Metric, ...]) -> list[dict]:
-    """Return a row per predictor that the task has: `strategy` is its name, the rest the columns of `metrics`.
+def reference_rows(sets: tuple[EvaluationSet, EvaluationSet]) -> list[dict]:
+    """Return a row per predictor that the task has: `strategy` is its name, the rest the columns of its metrics.
 
     sets: of the usual and the harder difficulty.
     """
@@ -39,15 +39,13 @@ def reference_rows(sets: tuple[EvaluationSet, EvaluationSet], metrics: tuple[Met
         for name, found in predictor_metrics(chosen).items():
             columns = {column(difficulty, metric): value for metric, value in found.items()}
             rows.setdefault(name, {"strategy": name, "sampler": REFERENCE}).update(columns)
-    order = ("strategy", "sampler", *(metric.column for metric in metrics))
-    return [{key: row[key] for key in order if key in row} for row in rows.values()]
+    return list(rows.values())
 
 
 def predictor_metrics(chosen: EvaluationSet) -> dict[str, dict[str, float]]:
     """Return the task's metrics of each of its predictors on a set, by the predictor's name."""
     generator, parts = seeded_generator("reference predictions", device=chosen.inp.device), {}
-    for first in range(0, chosen.size, BATCH):
-        rows = slice(first, first + BATCH)
+    for rows in chosen.batches(BATCH):
         inp, target = chosen.inp[rows], chosen.target[rows]
         for name, prediction in chosen.task.reference_predictions(inp.double(), generator).items():
             parts.setdefault(name, []).append(chosen.task.score(inp, target, prediction))

@@ -4,8 +4,6 @@ import json
 from functools import partial
 from pathlib import Path
 
-from tabulate import tabulate
-
 from diffusion_lib.build import describe_data
 from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.names import SAMPLERS
@@ -24,8 +22,10 @@ from experiments.analysis.tables import (
     Results,
     cost_table,
     format_table,
+    markdown,
     middle_table,
     summarise,
+    write_table,
 )
 from experiments.analysis.verdict import RULE, criteria_lines, verdict_lines
 from experiments.study.run import diagnosed_size, evaluation_sets
@@ -63,41 +63,32 @@ def write_report(folder: Path, config: ExperimentConfig, declared: Study) -> dic
     runs, damaged = read_runs(folder)
     if runs.empty:
         raise ConfigError("; ".join(damaged.values()) or f"no run in {folder} has ended; nothing to report")
-    require_study_data(
-        folder, describe_data(config), "Start it where the first data are, or remove the runs of one of them"
-    )
+    remedy = "Start it where the first data are, or remove the runs of one of them"
+    require_study_data(folder, describe_data(config), remedy)
     sets = evaluation_sets(config, config.evaluation_size, "cpu")
     task = sets[0].task
     metrics = task_metrics(task)
-    references = reference_rows(sets, metrics) + published_rows(task, config)
+    references = reference_rows(sets) + published_rows(task, config)
     study = Results(runs, declared, metrics, mean_error(references, metrics[0]))
     timing = read_step_times(folder, next(iter(study.pair(STEPS).values()), ())[1:])
-    write_tables(folder, study, declared, references)
-    drawn = write_figures(folder, config, study, declared, task, references)
+    write_table(folder, "csv", summarise(study, declared, references))
+    write_table(folder, "runs.csv", long_form(study.frame, declared))
+    figures = figure_parts(folder, config, study, declared, task, references)
     left_out = [f"left out: {'; '.join(damaged.values())}"] if damaged else []
     against = [*left_out, *objections(study, config, references)][:OBJECTIONS]
     text = screen(folder.name, config, study, references, against)
     in_full = full_parts(folder, config, study, references, against, criteria_lines(study, config, timing))
-    parts = [f"# {folder.name}", declared.question, f"```\n{text}\n```", *in_full, *figure_parts(folder, drawn)]
+    parts = [f"# {folder.name}", declared.question, f"```\n{text}\n```", *in_full, *figures]
     parts += ["## The rule", RULE, "## Configuration and command", *configuration_parts(folder, config)]
     write_atomic(folder / "report.md", "\n\n".join(parts) + "\n")
     show(f"{text}\n\nReport: {folder / 'report.md'}")
     return damaged
 
 
-def write_tables(folder: Path, study: Results, declared: Study, references: list[dict]):
-    """Write the study's two CSVs beside its folder."""
-    for name, table in (
-        ("csv", summarise(study, declared, references)),
-        ("runs.csv", long_form(study.frame, declared)),
-    ):
-        write_atomic(folder.with_name(f"{folder.name}.{name}"), table.to_csv(index=False))
-
-
-def write_figures(folder: Path, config, study: Results, declared: Study, task, references: list[dict]) -> list[str]:
-    """Draw the figures for which the study has data, and return their names in the report's order."""
-    diagnoses = read_diagnoses(folder, config, study)
-    first = {key[0]: key for key in sorted(diagnoses, reverse=True) if diagnoses[key].get("example")}
+def figure_parts(folder: Path, config, study: Results, declared: Study, task, references: list[dict]) -> list[str]:
+    """Draw the figures for which the study has data; return a section for each, which says where one is missing."""
+    diagnoses = read_diagnoses(folder, study)
+    first = {key[0]: key for key in sorted(diagnoses, reverse=True)}
     solvers = [first[name] for name in (study.base, study.label(study.samplers[-1])) if name in first]
     draw = {}
     if has_budgets(study, declared):
@@ -112,18 +103,11 @@ def write_figures(folder: Path, config, study: Results, declared: Study, task, r
     if solvers:
         chosen, _ = evaluation_sets(config, diagnosed_size(config), "cpu")
         draw["example"] = partial(example_figure, diagnoses, solvers, chosen)
-    for name, figure in draw.items():
-        figure(path=folder / f"{name}.png")
-    return [name for name in FIGURES if name in draw]
-
-
-def figure_parts(folder: Path, names: list[str]) -> list[str]:
-    """Return a section for each figure; one that could not be drawn is said to be missing."""
     parts = []
-    for name in names:
-        title, words = FIGURES[name]
-        there = (folder / f"{name}.png").exists()
-        image = f"![{title.lower()}]({name}.png)" if there else f"({name}: the figure was not drawn)"
+    for name, figure in draw.items():
+        path, (title, words) = folder / f"{name}.png", FIGURES[name]
+        figure(path=path)
+        image = f"![{title.lower()}]({name}.png)" if path.exists() else f"({name}: the figure was not drawn)"
         parts += [f"## {title}", words, image]
     return parts
 
@@ -170,15 +154,12 @@ def pair_table(study: Results) -> str:
     """Write all that each strategy's comparison with the baseline holds, in the metric that decides."""
     metric = study.metrics[0]
     rows = [
-        {
-            "strategy": strategy,
-            "sampler": sampler,
-            **{key: number(value) for key, value in metric.columns(found).items()},
-        }
+        {"strategy": strategy, "sampler": sampler}
+        | {key: number(value) for key, value in metric.columns(found).items()}
         for sampler in SAMPLERS
         for strategy, found in study.comparisons(metric, sampler).items()
     ]
-    return tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True)
+    return markdown(rows, "keys")
 
 
 def configuration_parts(folder: Path, config: ExperimentConfig) -> list[str]:

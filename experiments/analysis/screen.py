@@ -9,7 +9,7 @@ from diffusion_lib.config import ExperimentConfig
 from experiments.analysis.metrics import Metric, number
 from experiments.analysis.references import main_references
 from experiments.analysis.tables import Results, mean_cell
-from experiments.analysis.verdict import ACCOUNTS, compare_pairs, not_run, scenario, too_few
+from experiments.analysis.verdict import ACCOUNTS, compare_pairs, not_run, pair_scenario, too_few
 
 WIDTH = 100
 ROWS, PAIRS = 10, 7  # strategies, and pairs of a table, at most: with all else they fill 40 lines
@@ -27,14 +27,16 @@ def screen(name: str, config: ExperimentConfig, study: Results, references: list
 
 def what_was_trained(name: str, config: ExperimentConfig, study: Results) -> str:
     """Say what the table does not; it has the strategies, their runs and their seconds of training."""
-    others = {label: study.train_steps(label) for label in study.strategies}
-    others = {label: steps for label, steps in others.items() if steps != [config.train_steps]}
-    every = [each for steps in others.values() for each in steps]
-    words = ", ".join(f"{label} {' or '.join(f'{each:,}' for each in steps)}" for label, steps in others.items())
-    words = words if len(words) < WIDTH // 2 else f"others {min(every):,} to {max(every):,}"
-    trained = f"{config.train_steps:,}" if [config.train_steps] in map(study.train_steps, study.strategies) else ""
-    if not trained:  # the budget is varied
-        trained, words = f"{min(every):,} to {max(every):,}", ""
+    steps = {label: study.train_steps(label) for label in study.strategies}
+    others = {label: own for label, own in steps.items() if own != [config.train_steps]}
+    every = [each for own in others.values() for each in own]
+    spread = f"{min(every):,} to {max(every):,}" if every else ""
+    trained = f"{config.train_steps:,}"
+    words = ", ".join(f"{label} {' or '.join(f'{each:,}' for each in own)}" for label, own in others.items())
+    if len(others) == len(steps):  # the budget is varied
+        trained, words = spread, ""
+    elif len(words) >= WIDTH // 2:
+        words = f"others {spread}"
     seeds = "1 seed" if len(study.seeds) == 1 else f"{len(study.seeds)} seeds"
     return (
         f"{name}: energy {config.model}, task {config.dataset} of rank {config.rank}, {seeds}, "
@@ -81,8 +83,7 @@ def strategy_cells(study: Results, name: str, columns: list[tuple[Metric, str]])
         cell = mean_cell(study.values(metric.column, sampler)[name], metric, study.count(name))
         spoiled = study.spoiled(name, sampler) if metric is study.metrics[0] else 0
         cells.append(f"{cell}, {spoiled} spoiled" if spoiled else cell)
-    seconds = study.of(name)["train_seconds"].mean() if "train_seconds" in study.frame else math.nan
-    return [*cells, f"{seconds:.0f}" if math.isfinite(seconds) else ""]
+    return [*cells, study.train_seconds(name)]
 
 
 def reference_cells(row: dict, columns: list[tuple[Metric, str]]) -> list[str]:
@@ -106,7 +107,7 @@ def verdict_words(study: Results) -> str:
 
 def outcome(study: Results, pair, sampler: str, comparison) -> str:
     metric = study.metrics[0]
-    found = scenario(metric, comparison, study.diverged(pair.treated, [metric], [sampler]))
+    found = pair_scenario(study, pair, sampler, comparison)
     words = f"{found or f'none, {too_few(metric, comparison)},'} under {sampler}"
     if comparison is None or comparison.n < 2:
         return words
@@ -121,7 +122,7 @@ def pair_table(study: Results, found: dict) -> str:
 
     def cell(account, pair, sampler) -> str:
         comparison = compared.get((account, sampler, pair))
-        verdict = scenario(metric, comparison, study.diverged(pair.treated, [metric], [sampler])) or "-"
+        verdict = pair_scenario(study, pair, sampler, comparison) or "-"
         return f"{metric.words(comparison).partition(' [')[0]} {verdict}"
 
     rows = [

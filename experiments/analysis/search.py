@@ -4,7 +4,6 @@ import math
 from pathlib import Path
 
 import numpy as np
-from tabulate import tabulate
 
 from diffusion_lib.names import SAMPLERS
 from diffusion_lib.system.errors import ConfigError, show
@@ -13,6 +12,7 @@ from diffusion_lib.tasks import TASKS
 from experiments.analysis.figures import choose_scale, drawing, guarded, legend_below, metric_scale, strategy_colors
 from experiments.analysis.metrics import Metric, task_metrics
 from experiments.analysis.runs import read_runs
+from experiments.analysis.tables import markdown
 from experiments.study.study import Study
 
 
@@ -45,8 +45,7 @@ def _report(study: Study, folder: Path, rows: list[dict], choices: dict, metric:
         for sampler, best in choices.items()
         for name, values in best.items()
     ]
-    table = tabulate(cells, rows[0].keys(), tablefmt="github", disable_numparse=True)
-    text = "\n\n".join([about, table, "\n".join(chosen)])
+    text = "\n\n".join([about, markdown(cells, rows[0].keys()), "\n".join(chosen)])
     write_atomic(folder / "search.md", f"{text}\n\n![the search](search.png)\n")
     show(text)
 

@@ -9,32 +9,30 @@ from tabulate import tabulate
 
 from diffusion_lib.names import SAMPLERS
 from diffusion_lib.system.errors import ConfigError
+from diffusion_lib.system.files import write_atomic
 from diffusion_lib.tasks import TASKS
 from experiments.analysis.metrics import Metric, number, task_metrics
 from experiments.analysis.runs import COSTS, wide_form
-from experiments.analysis.statistics import Paired, compare_to_baseline, interquartile_mean, with_holm
+from experiments.analysis.statistics import Paired, interquartile_mean, with_holm
 from experiments.study.flags import parse_command
-from experiments.study.study import STEPS, Pair, Study, known_strategy
+from experiments.study.study import STEPS, Pair, Study
 
 HEADLINE_SAMPLER = "plain"
-BOOTSTRAP_SEED = 161803
 
 
 class Results:
     """The runs of a study as arrays over its seeds; nan where a run is absent or failed.
 
     runs: of `read_runs`.
-    study: whose strategies are compared; a list of the names of known strategies will do.
+    study: whose strategies are compared.
     metrics: the task's.
     mean_error: the mean predictor's first metric, where that is an error: a run with a larger one is spoiled.
     """
 
-    def __init__(self, runs, study: Study | list[str], metrics: tuple[Metric, ...], mean_error: float = math.nan):
+    def __init__(self, runs, study: Study, metrics: tuple[Metric, ...], mean_error: float = math.nan):
         self.frame, self.metrics, self.mean_error = pd.DataFrame(runs), metrics, mean_error
         self._values, self._comparisons = {}, {}  # each is asked for many times, and takes milliseconds
         present = set(self.frame["strategy"])
-        if not isinstance(study, Study):
-            study = Study("", {}, [], {name: known_strategy(name) for name in study if name in present})
         labels = [name for name in study.variants() if name in present]
         self.strategies = labels + sorted(present - set(labels))
         self.seeds = sorted(set(self.frame["seed"]))
@@ -63,6 +61,11 @@ class Results:
     def count(self, strategy: str, status: str | None = None) -> int:
         statuses = self.of(strategy)["status"]
         return len(statuses) if status is None else int((statuses == status).sum())
+
+    def train_seconds(self, strategy: str) -> str:
+        """Write the mean seconds that a strategy's runs were trained for; nothing where all failed."""
+        seconds = self.of(strategy)["train_seconds"].mean()
+        return f"{seconds:.0f}" if math.isfinite(seconds) else ""
 
     def measured(self, metric: Metric, sampler: str) -> bool:
         """Return whether any run has a finite value: a metric that none has is not defined on these problems."""
@@ -102,9 +105,9 @@ class Results:
         key = strategy, baseline, metric, sampler
         if key not in self._comparisons:
             values = self.values(metric.column, sampler)
-            pair = {name: values[name] for name in (strategy, baseline) if name in values}
-            whole = len(pair) == 2 and not any(map(metric.zeros, pair.values()))
-            self._comparisons[key] = compare_to_baseline(pair, baseline, metric.compare)[strategy] if whole else None
+            pair = [values[name] for name in (strategy, baseline) if name in values]
+            whole = len(pair) == 2 and not any(map(metric.zeros, pair))
+            self._comparisons[key] = metric.compare(*pair) if whole else None
         return self._comparisons[key]
 
     def pair(self, account: str | None = None) -> dict[str, Pair]:
@@ -170,6 +173,11 @@ def summarise(results: Results, study: Study, references: list[dict]) -> pd.Data
     return pd.DataFrame(rows)
 
 
+def write_table(folder: Path, ending: str, table: pd.DataFrame):
+    """Write one of the tables beside a study's folder."""
+    write_atomic(folder.with_name(f"{folder.name}.{ending}"), table.to_csv(index=False))
+
+
 def load_results(path: Path | str) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the summary and the runs of the study `results/<study>`, from its CSVs, or of a published one.
 
@@ -189,9 +197,9 @@ def load_results(path: Path | str) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 def compared(metric: Metric, found: Paired, pair: Pair) -> dict:
     """Return the columns of a comparison."""
-    effect = {metric.effect: metric.value(found)}
-    effect |= {f"{metric.effect}_low": found.low, f"{metric.effect}_high": found.high}
-    return {"other": pair.other, "account": pair.account, **effect, "p": found.p, "p_holm": found.p_holm}
+    columns, effect = metric.columns(found), metric.effect_name
+    shown = (effect, f"{effect}_low", f"{effect}_high", "p", "p_holm")
+    return {"other": pair.other, "account": pair.account} | {name: columns[name] for name in shown}
 
 
 def defined(results: Results, references: list[dict]) -> list[Metric]:
@@ -208,13 +216,19 @@ def defined(results: Results, references: list[dict]) -> list[Metric]:
 def format_table(results: Results, references: list[dict]) -> str:
     """Write a row per strategy and sampler, then the references, with all metrics that any row has."""
     first, *others = defined(results, references)
+    compared_by = f"{first.effect_name} to {results.base}"
     headers = [
-        *("strategy", "sampler", "n", f"{first.column} [95% interval]", f"{first.effect} to {results.base}", "Holm p"),
+        *("strategy", "sampler", "n", f"{first.column} [95% interval]", compared_by, "Holm p"),
         *(metric.column for metric in others),
         "train s",
     ]
     cells = run_cells(results, first, others) + [reference_cells(row, first, others) for row in references]
-    return tabulate(cells, headers, tablefmt="github", disable_numparse=True)
+    return markdown(cells, headers)
+
+
+def markdown(rows, headers) -> str:
+    """Write a table as Markdown, its cells as they are; headers: "keys" where the rows are dicts."""
+    return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
 
 
 def run_cells(results: Results, first: Metric, others: list[Metric]) -> list[list[str]]:
@@ -225,7 +239,6 @@ def run_cells(results: Results, first: Metric, others: list[Metric]) -> list[lis
         values = {metric: results.values(metric.column, sampler) for metric in (first, *others)}
         for name in results.strategies:
             finished, found = results.count(name, "finished"), against.get(name)
-            seconds = results.of(name)["train_seconds"].mean() if "train_seconds" in results.frame else math.nan
             effect = "" if name.partition(",")[0] == results.base else first.words(found)
             rows.append(
                 [
@@ -236,7 +249,7 @@ def run_cells(results: Results, first: Metric, others: list[Metric]) -> list[lis
                     effect,
                     f"{found.p_holm:.2g}" if found and math.isfinite(found.p_holm) else "",
                     *(mean_cell(values[metric][name], metric, finished) for metric in others),
-                    f"{seconds:.0f}" if math.isfinite(seconds) else "",
+                    results.train_seconds(name),
                 ]
             )
     return rows
@@ -270,10 +283,9 @@ def middle_table(results: Results) -> str:
     metric, rows = results.metrics[0], []
     for sampler in results.samplers:
         for name, values in results.values(metric.column, sampler).items():
-            middle = interquartile_mean(values, np.random.default_rng(BOOTSTRAP_SEED))
-            rows.append([name, sampler, *map(number, middle)])
+            rows.append([name, sampler, *map(number, interquartile_mean(values)[1:])])
     headers = ["strategy", "sampler", f"interquartile mean of {metric.column}", "low", "high"]
-    return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
+    return markdown(rows, headers)
 
 
 def cost_table(results: Results) -> str:
@@ -286,4 +298,4 @@ def cost_table(results: Results) -> str:
         [name, results.count(name, "finished"), *map(number, row)]
         for name, row in zip(means.index, means.values, strict=True)
     ]
-    return tabulate(rows, ["strategy", "runs", *means], tablefmt="github", disable_numparse=True)
+    return markdown(rows, ["strategy", "runs", *means])

@@ -1,12 +1,10 @@
 """Give the verdict of a study, by a rule fixed before its runs; `RULE` states it in full for reports to print."""
 
-import math
-
 from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.names import SAMPLERS
 from experiments.analysis.metrics import Metric
 from experiments.analysis.statistics import Paired, with_holm
-from experiments.study.study import FLOPS, STEPS, TIME
+from experiments.study.study import FLOPS, STEPS, TIME, Pair
 
 BASELINE, ADVERSARIAL, COMPUTE = "baseline", "adversarial", "baseline-compute"
 
@@ -61,9 +59,15 @@ def scenario(metric: Metric, comparison: Paired | None, diverged: int) -> str | 
     return NO_DIFFERENCE if low >= -SMALL and high <= SMALL else UNDECIDED
 
 
+def pair_scenario(study, pair: Pair, sampler: str, comparison: Paired | None) -> str | None:
+    """Return the verdict on a pair under a sampler, by the first metric."""
+    metric = study.metrics[0]
+    return scenario(metric, comparison, study.diverged(pair.treated, [metric], [sampler]))
+
+
 def as_loss(metric: Metric, comparison: Paired) -> tuple[float, float, float]:
     """Return effect and interval, negative where the treatment is better: percent of an error, points of a rate."""
-    effect, low, high = metric.value(comparison), comparison.low, comparison.high
+    effect, low, high = comparison.effect, comparison.low, comparison.high
     # rounded: 0.95 is 5% below 1, which float64 alone would not say
     return (-effect, -high, -low) if metric.rate else tuple(round(100 * (r - 1), 10) for r in (effect, low, high))
 
@@ -95,13 +99,14 @@ def not_run(study) -> list[str]:
 def _account_lines(study, config: ExperimentConfig, account: str) -> list[str]:
     metric, lines = study.metrics[0], []
     for (sampler, pair), comparison in compare_pairs(study, metric, account).items():
-        diverged = study.diverged(pair.treated, [metric], [sampler])
-        found = scenario(metric, comparison, diverged)
+        found = pair_scenario(study, pair, sampler, comparison)
         label = "" if pair.treated == study.treated else f"{pair.treated}, "
-        about = f"{label}{config.model}, {budget(study, pair.treated, config)}, {sampler}"
-        start = f"Verdict at equal {account} ({about}): " if found else f"No verdict at equal {account} ({about}): "
-        lines.append(start + (found or too_few(metric, comparison)) + ".")
-        if diverged:
+        about = f"equal {account} ({label}{config.model}, {budget(study, pair.treated, config)}, {sampler})"
+        lines.append(
+            f"Verdict at {about}: {found}." if found else f"No verdict at {about}: {too_few(metric, comparison)}."
+        )
+        if found == UNSTABLE:
+            diverged = study.diverged(pair.treated, [metric], [sampler])
             lines.append(f"- {diverged} of {study.count(pair.treated)} runs of {pair.treated} diverged.")
         if comparison and comparison.n > 1:
             other = f"{pair.other}: {budget(study, pair.other, config)}"
@@ -178,5 +183,5 @@ def time_clause(config: ExperimentConfig, timing: dict | None, treated=ADVERSARI
         return "not timed"
     if timing["batch_size"] != config.batch_size:
         return f"not timed at batch {config.batch_size:,}, only at {timing['batch_size']:,}"
-    ratio = timing[treated] / timing[other] if timing[other] > 0 else math.nan
-    return f"{_met(ratio < MAX_TIME_RATIO)}, {ratio:.2f}× a step of {other} ({timing.get('threads', '?')} threads)"
+    ratio = timing[treated] / timing[other]
+    return f"{_met(ratio < MAX_TIME_RATIO)}, {ratio:.2f}× a step of {other} ({timing['threads']} threads)"

@@ -9,6 +9,7 @@ from diffusion_lib.config import (
     ExperimentConfig,
     add_flags,
     check_name,
+    configure,
     given,
     parse_seeds,
     parse_value,
@@ -27,7 +28,6 @@ from experiments.study.study import (
     known_strategies,
     presets,
     read_study,
-    require_settings,
     usual_strategies,
 )
 
@@ -94,9 +94,12 @@ def parse_command(description: str, arguments=None) -> Command:
         metavar="TRACKER",
         help="tensorboard, or another of accelerate that is installed: wandb, mlflow, …",
     )
-    add("--report-only", action="store_true", help="train nothing; report the finished runs")
-    add("--status", action="store_true", help="train nothing; show where each run stands")
-    add("--check", action="store_true", help="train and write nothing; check the command, print its plan")
+    for flag, action, text in (
+        ("--report-only", "report", "train nothing; report the finished runs"),
+        ("--status", "status", "train nothing; show where each run stands"),
+        ("--check", "check", "train and write nothing; check the command, print its plan"),
+    ):
+        add(flag, action="store_const", dest="action", const=action, default="train", help=text)
     add(
         "--run",
         type=int,
@@ -113,8 +116,7 @@ def parse_command(description: str, arguments=None) -> Command:
     return Command(
         study=resolve_study(options),
         results=options.results,
-        action=next((name for name in ("check", "status") if getattr(options, name)), None)
-        or ("report" if options.report_only else "train"),
+        action=options.action,
         run=options.run,
         fresh=options.fresh and os.environ.get("SLURM_RESTART_COUNT", "0") == "0",  # a requeued job continues its own
         device=options.device,
@@ -132,15 +134,19 @@ def resolve_study(options: argparse.Namespace) -> Study:
     if options.dataset not in (None, *TASKS):
         raise ConfigError(f"task is {options.dataset!r}; allowed: {', '.join(TASKS)}")
     settings = {**said.get("config", {}), **given(options)}
-    vary = {**said.get("vary", {}), **parse_vary(options.vary or ())}
+    extra = parse_vary(options.vary or ())
+    vary = {**said.get("vary", {}), **extra}
     for key in settings.keys() & vary.keys():
         if key in given(options):
             raise ConfigError(f"--{key.replace('_', '-')} is what the study varies; allowed: --vary {key}=…")
-    require_settings(settings)
+    configure(settings)
     first = {key: values[0] for key, values in vary.items() if key in ("dataset", "model")}
     study = Study("unnamed", {**settings, **first}, [0], {})
-    name = check_name(options.name if options.name is not None else usual_name(options, study.config, vary))
-    declared = said.get("strategies") or left_strategies(options, name) or usual_strategies(study.config)
+    name = check_name(options.name if options.name is not None else usual_name(options, study.config, vary, extra))
+    declared = said.get("strategies")
+    if not declared and (file := left(options, name)):
+        declared = read_study(file)["strategies"]
+    declared = declared or usual_strategies(study.config)
     return Study(
         name=name,
         settings=settings,
@@ -152,44 +158,33 @@ def resolve_study(options: argparse.Namespace) -> Study:
     )
 
 
-def left_strategies(options, name: str) -> dict:
-    """Of a command that trains nothing, those that an earlier one left in the study's folder; {} where there are none.
+def left(options, name: str) -> Path | None:
+    """Return the file that an earlier command left in the study's folder, for a command that trains nothing.
 
-    They need no task and no model, whose imports take seconds.
+    Such a command needs no other flags, and no task and no model, whose imports take seconds.
     """
     path = options.results / name / DECLARATION
-    return read_study(path)["strategies"] if (options.status or options.report_only) and path.exists() else {}
+    return path if options.action in ("report", "status") and path.exists() else None
 
 
 def study_file(options) -> Path | None:
-    """What declares the study: the flag's file, the preset's, or what an earlier command left in its folder.
-
-    The last only for a command that trains nothing, and so needs no other flags. Raises ConfigError for an unknown
-    preset.
-    """
+    """Return what declares the study: the flag's file, the preset's, or what is `left`. Raises ConfigError."""
     if options.study:
         return options.study
     if not options.preset:
-        left = options.results / (options.name or "") / DECLARATION
-        return left if (options.status or options.report_only) and left.exists() else None
+        return left(options, options.name or "")
     if options.preset not in presets():
         raise ConfigError(f"preset is {options.preset!r}; allowed: {', '.join(presets())}, or --study FILE")
     return STUDIES / f"{options.preset}.toml"
 
 
-def usual_name(options, config: ExperimentConfig, vary: dict) -> str:
-    """The name of a study that was given none."""
+def usual_name(options, config: ExperimentConfig, vary: dict, extra: dict) -> str:
+    """The name of a study that was given none; extra: what the flags vary."""
     if options.study:
         return options.study.stem
-    extra = parse_vary(options.vary or ())
-    return "-".join(
-        [
-            options.preset or "custom",
-            *([config.dataset] if options.dataset else []),
-            *([config.model] if "model" not in vary else []),
-            *(["by", *extra] if extra else []),
-        ]
-    )
+    task = [config.dataset] if options.dataset else []
+    model = [config.model] if "model" not in vary else []
+    return "-".join([options.preset or "custom", *task, *model, *(["by", *extra] if extra else [])])
 
 
 def chosen_strategies(names: list[str] | None, declared: dict) -> dict:

@@ -75,11 +75,6 @@ def known_strategies() -> dict[str, Strategy]:
     return STRATEGIES | modes | {"baseline-time": Strategy("baseline-time", {"mode": "none"}, time_of="adversarial")}
 
 
-def known_strategy(name: str) -> Strategy:
-    """Return a known strategy by its name, or a new one of that name without settings."""
-    return known_strategies().get(name) or Strategy(name)
-
-
 class Variant(NamedTuple):
     """A strategy at one combination of the varied settings; `label` is its name in folders and tables."""
 
@@ -144,17 +139,17 @@ class Study:
     alike: tuple[str, ...] = ()
 
     def __post_init__(self):
-        known = known_strategies() | self.declared | self.strategies
+        known = self.known
         if not self.alike:
             wanted = known[self.compare[1]].settings
             alike = [name for name, each in known.items() if each.settings == wanted]
             object.__setattr__(self, "alike", tuple(alike))
-        for each in self.strategies.values():
-            if each.reference and each.reference not in known:
+        for each in (each for each in self.strategies.values() if each.reference):
+            if each.reference not in known:
                 raise ConfigError(f"{each.name} is trained as long as {each.reference!r}; allowed: {', '.join(known)}")
-            if each.reference and "train_steps" in each.settings:
+            if "train_steps" in each.settings:
                 raise ConfigError(f"{each.name} has train_steps, but is trained as long as {each.reference}")
-            if each.reference and known[each.reference].reference:
+            if known[each.reference].reference:
                 raise ConfigError(f"{each.name} is trained as long as {each.reference}, which has no steps of its own")
         shared = set(self.search.seeds).intersection(self.seeds) if self.search else ()
         if shared:
@@ -170,6 +165,11 @@ class Study:
     @property
     def config(self) -> ExperimentConfig:
         return self.configuration()
+
+    @property
+    def known(self) -> dict[str, Strategy]:
+        """All strategies that can be named, whether this command trains them or not."""
+        return known_strategies() | self.declared | self.strategies
 
     @property
     def paced(self) -> bool:
@@ -219,10 +219,8 @@ class Study:
 
     def _keys(self, strategy: Strategy) -> list[str]:
         """Return the varied settings that the strategy uses, or that decide how long it is trained."""
-        used = {key for key in self.vary if self._uses(strategy, key)}
-        if strategy.reference:
-            used |= {key for key in self.vary if self._uses(self.known(strategy.reference), key)}
-        return [key for key in self.vary if key in used]
+        both = [strategy, *([self.known[strategy.reference]] if strategy.reference else [])]
+        return [key for key in self.vary if any(self._uses(each, key) for each in both)]
 
     def _uses(self, strategy: Strategy, key: str) -> bool:
         if key in strategy.settings or (key == "train_steps" and strategy.reference):
@@ -230,14 +228,10 @@ class Study:
         mode = strategy.settings.get("mode", self.settings.get("mode", MiningConfig.mode))
         return key not in setting_names(MiningConfig) or MiningConfig(mode).uses(key)
 
-    def known(self, name: str) -> Strategy:
-        """Return a strategy by its name, whether this command trains it or not."""
-        return (known_strategies() | self.declared | self.strategies)[name]
-
     def as_trained(self, folder: Path) -> "Study":
         """Return this study with all strategies that any command trained in its folder, for a report."""
         trained = {path.parent.name for path in run_folders(folder)}
-        every = replace(self, strategies=known_strategies() | self.declared | self.strategies)
+        every = replace(self, strategies=self.known)
         kept = {each.strategy.name for each in every.variants().values() if each.label in trained}
         return replace(self, strategies={name: each for name, each in every.strategies.items() if name in kept})
 
@@ -246,7 +240,7 @@ class Study:
         config = self.configuration(**{**own, **strategy.settings})
         if not strategy.reference:
             return config
-        reference = self._config(self.known(strategy.reference), values, seconds)
+        reference = self._config(self.known[strategy.reference], values, seconds)
         if strategy.time_of and any(each.mining.first_contrast(each.train_steps) for each in (config, reference)):
             raise ConfigError(f"{strategy.name} is of equal time, and its reference's steps differ; allowed: start 0")
         if strategy.time_of and seconds:
@@ -274,7 +268,7 @@ class Study:
                 reference = other.strategy.reference
                 if not agree(one.values, other.values):
                     continue
-                if reference and self.known(reference).origin == one.strategy.origin:
+                if reference and self.known[reference].origin == one.strategy.origin:
                     found.append(Pair(other.strategy.account, one.label, other.label))
                 elif not reference and one.config.train_steps == other.config.train_steps:
                     found.append(Pair(STEPS, one.label, other.label))
@@ -378,15 +372,9 @@ def presets() -> list[str]:
     return sorted(path.stem for path in STUDIES.glob("*.toml"))
 
 
-KEYS = {
-    "question": str,
-    "seeds": str,
-    "compare": list,
-    "config": dict,
-    "vary": dict,
-    "strategies": dict,
-    "search": dict,
-}
+KEYS = {"question": str, "seeds": str, "compare": list} | dict.fromkeys(
+    ("config", "vary", "strategies", "search"), dict
+)
 
 
 def read_study(path: Path) -> dict:
@@ -411,7 +399,7 @@ def _checked(said: dict) -> dict:
         if not isinstance(value, KEYS[key]):
             kind = {str: "a text", list: "a list of names", dict: "a table"}[KEYS[key]]
             raise ConfigError(f"{key} is {value!r}; allowed: {kind}")
-    require_settings(said.get("config", {}))
+    configure(said.get("config", {}))
     found = dict(said)
     if "seeds" in said:
         found["seeds"] = parse_seeds(said["seeds"])
@@ -419,20 +407,18 @@ def _checked(said: dict) -> dict:
     found["strategies"] = {name: _strategy(name, each) for name, each in said.get("strategies", {}).items()}
     if "compare" in said:
         known = known_strategies() | found["strategies"]
-        if len(said["compare"]) != 2 or not all(isinstance(name, str) and name in known for name in said["compare"]):
+        if len(said["compare"]) != 2 or not all(name in known for name in said["compare"]):
             raise ConfigError(f"compare is {said['compare']!r}; allowed: two of {', '.join(known)}")
         found["compare"] = tuple(said["compare"])
     if "search" in said:
         search = dict(said["search"])
-        require_keys(search, ("seeds", "vary", *setting_names()), "search")
         if not isinstance(search.get("seeds"), str) or not isinstance(search.get("vary"), dict):
             raise ConfigError("search lacks its seeds (a text) or its vary (a table)")
         seeds, vary = parse_seeds(search.pop("seeds")), checked_values(search.pop("vary"))
         if not vary or set(vary) & set(PROBLEM):
-            raise ConfigError(
-                f"search varies {', '.join(vary) or 'nothing'}; allowed: settings but {', '.join(PROBLEM)}"
-            )
-        require_settings(search)
+            there = ", ".join(vary) or "nothing"
+            raise ConfigError(f"search varies {there}; allowed: settings but {', '.join(PROBLEM)}")
+        configure(search)
         found["search"] = Search(seeds, vary, search)
     return found
 
@@ -442,21 +428,15 @@ def _strategy(name: str, said) -> Strategy:
         check_name(part.replace("=", "-"))
     if not isinstance(said, dict):
         raise ConfigError(f"strategy {name} is {said!r}; allowed: a table such as {{ mode = 'adversarial' }}")
-    said = dict(said)
-    lengths = {key: said.pop(key, None) for key in ("compute_of", "time_of")}
-    chosen = {key: said.pop(key) for key in ("origin", "samplers") if key in said}
-    if not isinstance(chosen.get("origin", ""), str) or not set(chosen.get("samplers", SAMPLERS)) <= set(SAMPLERS):
-        raise ConfigError(f"strategy {name} has {chosen}; allowed: a name, and samplers of {', '.join(SAMPLERS)}")
-    if all(lengths.values()):
+    own = {key: value for key, value in said.items() if key in ("compute_of", "time_of", "origin", "samplers")}
+    settings = {key: value for key, value in said.items() if key not in own}
+    if own.keys() >= {"compute_of", "time_of"}:
         raise ConfigError(f"strategy {name} has compute_of and time_of; allowed: one of them")
-    for key, value in lengths.items():
-        if value is not None and not isinstance(value, str):
-            raise ConfigError(f"{key} of strategy {name} is {value!r}; allowed: the name of a strategy")
-    require_keys(said, setting_names(), f"strategy {name}", ("compute_of", "time_of"))
-    require_settings(said)
-    if "samplers" in chosen:
-        chosen["samplers"] = tuple(chosen["samplers"])
-    return Strategy(name, said, **lengths, **chosen)
+    require_keys(settings, setting_names(), f"strategy {name}", ("compute_of", "time_of"))
+    configure(settings)
+    if "samplers" in own:
+        own["samplers"] = tuple(own["samplers"])
+    return Strategy(name, settings, **own)
 
 
 def require_keys(said: dict, allowed, where: str, further=()):
@@ -466,11 +446,6 @@ def require_keys(said: dict, allowed, where: str, further=()):
         raise ConfigError(f"unknown {', '.join(unknown)} in {where}; allowed: {', '.join([*further, *allowed])}")
 
 
-def require_settings(said: Mapping):
-    """Raise ConfigError for a setting that is not one, or a value that it cannot have."""
-    configure({**said})
-
-
 def checked_values(vary: dict) -> dict[str, tuple]:
     """Return the values to vary, by setting. Raises ConfigError for one that is not allowed."""
     require_keys(vary, [name for name in setting_names() if name != "mode"], "vary")
@@ -478,29 +453,25 @@ def checked_values(vary: dict) -> dict[str, tuple]:
         if not isinstance(values, list | tuple) or not values:
             raise ConfigError(f"vary has {key} = {values!r}; allowed: a list of values")
         for value in values:
-            require_settings({key: value})
+            configure({key: value})
     return {key: tuple(dict.fromkeys(values)) for key, values in vary.items()}
 
 
 def study_text(study: Study) -> str:
     """Write a study as the text of its file, which `read_study` reads."""
-    lines = [f"question = {_text(study.question)}", f"seeds = {_text(','.join(map(str, study.seeds)))}"]
-    lines += [f"compare = {_text(list(study.compare))}", "", "[config]"]
-    lines += [f"{key} = {_text(value)}" for key, value in study.settings.items()]
-    lines += ["", "[vary]", *(f"{key} = {_text(list(values))}" for key, values in study.vary.items())]
-    lines += ["", "[strategies]"]
+    seeds = ",".join(map(str, study.seeds))
+    lines = _lines({"question": study.question, "seeds": seeds, "compare": study.compare})
+    lines += ["", "[config]", *_lines(study.settings), "", "[vary]", *_lines(study.vary), "", "[strategies]"]
     for each in (study.declared | study.strategies).values():
         lengths = {key: value for key in ("compute_of", "time_of") if (value := getattr(each, key))}
-        chosen = {} if each.origin == each.name else {"origin": each.origin, "samplers": list(each.samplers)}
-        said = ", ".join(f"{key} = {_text(value)}" for key, value in {**each.settings, **lengths, **chosen}.items())
-        lines.append(f"{_text(each.name)} = {{ {said} }}")
+        chosen = {} if each.origin == each.name else {"origin": each.origin, "samplers": each.samplers}
+        lines.append(f"{json.dumps(each.name)} = {{ {', '.join(_lines({**each.settings, **lengths, **chosen}))} }}")
     if study.search:
         own = {"seeds": ",".join(map(str, study.search.seeds)), **study.search.settings}
-        lines += ["", "[search]", *(f"{key} = {_text(value)}" for key, value in own.items())]
-        lines += ["", "[search.vary]", *(f"{key} = {_text(list(v))}" for key, v in study.search.vary.items())]
+        lines += ["", "[search]", *_lines(own), "", "[search.vary]", *_lines(study.search.vary)]
     return "\n".join(lines) + "\n"
 
 
-def _text(value) -> str:
-    """Write a value in TOML, where texts, numbers, truths and lists of them look as in JSON."""
-    return json.dumps(value)
+def _lines(values: Mapping) -> list[str]:
+    """Write values in TOML, where texts, numbers, truths and lists of them look as in JSON."""
+    return [f"{key} = {json.dumps(value)}" for key, value in values.items()]

@@ -1,7 +1,5 @@
 """The graph energies' equations as they are written, every triple and every message formed: what to compare with.
 
-    python -m experiments.speed.plain_forms         # how much longer a step takes so, on an idle machine
-
 Only the weights of a GraphEBM and a GNNConv1DEBMV2 are used. Layers that feed nothing, which the release computes, are
 left out here too.
 """
@@ -10,10 +8,8 @@ import itertools
 
 import torch
 import torch.nn.functional as F
-from tabulate import tabulate
 
 from diffusion_lib.energies import GNNConv1DEBMV2, GraphEBM
-from experiments.speed.timing import alternate
 
 
 def pooled(facts, excluded):
@@ -50,40 +46,3 @@ def plain_plan_energy(model: GNNConv1DEBMV2, inp, x, t):
         receiver, sender = z3[:, :, :, None].expand(-1, -1, -1, n, -1), z3[:, :, None].expand(-1, -1, n, -1, -1)
         z = F.silu(block.linear(torch.cat((receiver, sender, c), dim=-1))).amax(3)
     return model.fc(z).sum((1, 2, 3))
-
-
-def denoising_step(energy, model, x):
-    """Make a function that differentiates, in the weights, the squared error of dE/dx to some noise."""
-    candidate, noise, weights = x.clone().requires_grad_(), torch.randn_like(x), list(model.parameters())
-
-    def step():
-        (gradient,) = torch.autograd.grad(energy(candidate).sum(), candidate, create_graph=True)
-        return torch.autograd.grad((gradient - noise).square().mean(), weights, allow_unused=True)
-
-    return step
-
-
-def measure(model, plain, inp_shape, x_shape, batch_size, repeats, device) -> dict:
-    """Time a denoising loss and its gradients in this project's form and by `plain`: median ms, and their ratio."""
-    model = model.to(device)
-    inp, x = (torch.randn(batch_size, *shape, device=device) for shape in (inp_shape, x_shape))
-    t = torch.arange(batch_size, device=device) % 10
-    forms = {"ours": lambda x: model.energy(model.condition(inp, t), x), "plain": lambda x: plain(model, inp, x, t)}
-    times = alternate({name: denoising_step(form, model, x) for name, form in forms.items()}, repeats, device)
-    name = f"{type(model).__name__}, N {inp_shape[0]}, batch {batch_size}"
-    return {"measured": name, **{f"{key}_ms": 1e3 * seconds for key, seconds in times.items()}} | {
-        "ratio": times["plain"] / times["ours"]
-    }
-
-
-def measure_all(batch_size=32, repeats=7, device="cpu") -> list[dict]:
-    """Time each energy, a row each, at the sizes of IRED's connectivity and shortest paths."""
-    setting = (batch_size, repeats, device)
-    return [
-        measure(GraphEBM(1, 1), plain_graph_energy, (12, 12, 1), (12, 12), *setting),
-        measure(GNNConv1DEBMV2(4, 1), plain_plan_energy, (20, 20, 4), (8, 20, 1), *setting),
-    ]
-
-
-if __name__ == "__main__":
-    print(tabulate(measure_all(), headers="keys", floatfmt=".3g"))
