@@ -12,8 +12,6 @@ if __name__ == "__main__":
 
     startup.run("results.figure")
 
-import pandas as pd
-
 from diffusion_lib.system.arguments import Parser
 from experiments.analysis.figures import drawing, label_log, legend_below, name_line, strategy_colors
 from experiments.analysis.setting_figure import draw_budgets
@@ -31,7 +29,7 @@ NAMES = {
 
 def panel(axis, n: int, labels: dict[str, list[str]], runs):
     """Draw one size: its runs against their training FLOPs, and the answers without a network."""
-    references = pd.read_csv(PUBLISHED / "references.csv")
+    references = read(PUBLISHED / "references.csv", "rank", "strategy", val_mse=float)
     limits, edge = references[references["rank"] == n].set_index("strategy")["val_mse"], []
     for (name, color), own in zip(strategy_colors(list(labels)).items(), labels.values(), strict=True):
         frame = runs.frame[runs.frame["strategy"].isin(own) & (runs.frame["sampler"] == SAMPLER)]
@@ -46,7 +44,7 @@ def panel(axis, n: int, labels: dict[str, list[str]], runs):
 
 
 def main(arguments=None):
-    """Draw results/published/answer.png. Raises ConfigError where a study is missing."""
+    """Draw results/published/answer.png. Raises ConfigError where a study is missing or damaged."""
     Parser(__doc__).parse_args(arguments)
     pairs = [sizes_pair(PUBLISHED, 6, equal, SAMPLER) for equal in ACCOUNTS]
     small = {"baseline": [pair.other for pair in pairs], "adversarial": [pairs[0].one]}

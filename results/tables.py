@@ -51,27 +51,45 @@ SAMPLER_WORDS = {"plain": "plain", "innerloop": "IRED's inner loop"}
 
 
 class Runs:
-    """The runs of a published study; `frame` has a row per label, seed and sampler. Raises ConfigError without one."""
+    """The runs of a published study; `frame` has a row per label, seed and sampler. Raises ConfigError."""
 
     def __init__(self, folder: Path):
+        self.path = folder / "runs.csv"
         declared = read_study(folder / "study.toml")
         config, self.strategies = declared.get("config", {}), declared.get("strategies", {})
         self.metrics = task_metrics(TASKS[config.get("dataset", ExperimentConfig.dataset)])
-        self.frame = wide_form(pd.read_csv(folder / "runs.csv"))
+        keys = ("strategy", "seed", "sampler", "metric")
+        table = read(self.path, *keys, "train_steps", "train_flops", "run", value=float)
+        try:
+            self.frame = wide_form(table)
+        except (KeyError, ValueError) as error:
+            raise ConfigError(f"{self.path} is damaged ({error})") from None
         self.frame["name"] = self.frame["strategy"].str.partition(",")[0]
+        for metric in (metric for metric in self.metrics if metric.column in self.frame):
+            if not self.frame[metric.column].map(metric.possible).all():
+                raise ConfigError(f"{self.path} is damaged (no {metric.column} has such a value)")
+
+    def column(self, metric: Metric) -> pd.Series:
+        if metric.column not in self.frame:
+            raise ConfigError(f"{self.path} is damaged (no {metric.column})")
+        return self.frame[metric.column]
 
     def __contains__(self, label: str) -> bool:
         return label in set(self.frame["strategy"])
 
     def label(self, name: str) -> str:
         """Return the label of a strategy that was trained at one setting alone."""
-        (found,) = self.frame["strategy"][self.frame["name"] == name].unique()
-        return found
+        found = self.frame["strategy"][self.frame["name"] == name].unique()
+        if len(found) != 1:
+            raise ConfigError(f"{self.path} is damaged (of {name} it has {', '.join(found) or 'nothing'})")
+        return found[0]
 
     def choice(self, name: str, sampler: str) -> str:
         """Return the strategy that a search chose for `name` under a sampler."""
-        (found,) = (each for each in self.strategies.values() if each.origin == name and sampler in each.samplers)
-        return found.name
+        found = [each.name for each in self.strategies.values() if each.origin == name and sampler in each.samplers]
+        if len(found) != 1:
+            raise ConfigError(f"{self.path.parent} is damaged (for {name} under {sampler} it has {len(found)} choices)")
+        return found[0]
 
     def order(self, names) -> list[str]:
         return [name for name in names if name in self]
@@ -85,7 +103,9 @@ class Runs:
     def values(self, label: str, metric: Metric, sampler: str) -> pd.Series:
         """Return the values by seed; nan of a run that diverged."""
         chosen = (self.frame["strategy"] == label) & (self.frame["sampler"] == sampler)
-        return self.frame[chosen].set_index("seed")[metric.column]
+        if not chosen.any():
+            raise ConfigError(f"{self.path} is damaged (no run of {label} under {sampler})")
+        return self.column(metric)[chosen].set_axis(self.frame["seed"][chosen])
 
     def mean(self, label: str, metric: Metric, sampler: str) -> Mean:
         return metric.mean(self.values(label, metric, sampler).to_numpy())
@@ -131,6 +151,18 @@ class Pair(NamedTuple):
         """Return the verdict by the protocol's rule; None of too few seeds."""
         diverged = int((~np.isfinite(self.runs.values(self.one, metric, sampler))).sum())
         return scenario(metric, self.runs.compare(self.one, self.other, metric, sampler), diverged)
+
+
+def read(path: Path, *columns: str, **numbers) -> pd.DataFrame:
+    """Read a CSV; numbers: columns that hold numbers, and their types. Raises ConfigError, which names the file."""
+    try:
+        table = pd.read_csv(path, dtype=numbers)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read ({' '.join(str(error).split())})") from None
+    absent = [name for name in (*columns, *numbers) if name not in table]
+    if absent:
+        raise ConfigError(f"{path} is damaged (no {', '.join(absent)})")
+    return table
 
 
 @cache
@@ -214,7 +246,7 @@ def ladder_means_table(root: Path) -> str:
 
 def rises_table(root: Path) -> str:
     """Write a row per strategy and budget: how far the runs' denoising loss rose again, least and most over seeds."""
-    curves = pd.read_csv(root / "ladder" / "curves.csv")
+    curves = read(root / "ladder" / "curves.csv", "strategy", "seed", train_steps=int, loss_denoise=float)
     curves["name"] = curves["strategy"].str.partition(",")[0].replace(NAMES)
     rises = curves.groupby(["name", "train_steps", "seed"])["loss_denoise"].agg(loss_rise)
     over_seeds = rises.groupby(["name", "train_steps"]).agg(["size", "min", "max"])
@@ -256,7 +288,7 @@ def pilot_runs_table(root: Path) -> str:
 
 def pilot_curves_table(root: Path) -> str:
     """Write a row per number of steps: val_mse on the way under the plain sampler, of the runs that came so far."""
-    curves = pd.read_csv(root / "pilot" / "curves.csv").dropna(subset="val_mse")
+    curves = read(root / "pilot" / "curves.csv", "strategy", "seed", step=int, val_mse=float).dropna(subset="val_mse")
     names = (BASELINE, ADVERSARIAL)
     words = curves.assign(words=curves["val_mse"].map("{:.4g}".format)).sort_values("seed", kind="stable")
     reached = words.groupby(["step", "strategy"])["words"].agg(" / ".join).unstack(fill_value="")
@@ -338,7 +370,7 @@ def answer_table(root: Path) -> str:
 
 def learned_table(root: Path) -> str:
     """Whether anything is learned: errors without training, and without mining, under IRED's sampler."""
-    references = pd.read_csv(root / "references.csv")
+    references = read(root / "references.csv", "rank", "strategy", val_mse=float, recon_error=float)
     by_size = references.set_index(["rank", "strategy"])[[VAL.column, RECON.column]]
     small = sizes_pair(root, SIZES[0], "FLOPs", "innerloop")
     large = ladder_pairs(root, "FLOPs", (5_000,))[0]
@@ -385,7 +417,7 @@ PUBLIC_PAIRS = (
 
 def public_table(root: Path) -> str:
     """Write adversarial over none, seed by seed, in the published setting, by curves that others made."""
-    curves = pd.read_csv(root / "public-curves" / "curves.csv")
+    curves = read(root / "public-curves" / "curves.csv", "strategy", "seed", step=int, val_mse=float)
     by_step, rows = curves.set_index(["strategy", "step", "seed"])["val_mse"].sort_index(), []
     for steps, other_steps, equal in PUBLIC_PAIRS:
         mined, plain = by_step["adversarial", steps], by_step["none", other_steps]
@@ -453,9 +485,9 @@ def matrix_table(root: Path) -> str:
 
 def scale_table(root: Path) -> str:
     """Write a row per strategy of the matrix energy: its error by sampler before and after the factor it learned."""
-    columns = ["mse", "mse_rescaled"]
-    table = pd.read_csv(root / "matrix-cpu-1k" / "scale.csv")
-    means = table.groupby(["strategy", "sampler"])[columns].agg(geometric_mean)
+    columns = ("mse", "mse_rescaled")
+    table = read(root / "matrix-cpu-1k" / "scale.csv", "strategy", "sampler", **dict.fromkeys(columns, float))
+    means = table.groupby(["strategy", "sampler"])[list(columns)].agg(geometric_mean)
     keys = [(sampler, column) for sampler in SAMPLERS for column in columns]
     words = means.map("{:.2g}".format).unstack()
     rows = [[name, *(words.loc[name, (column, sampler)] for sampler, column in keys)] for name in INVERSION]
@@ -482,15 +514,20 @@ def free_table(root: Path) -> str:
 def free_curve_table(root: Path) -> str:
     """Write a row per budget of the trial before it: how far the baseline's error falls with more steps."""
     runs = study(root, "matrix-free-trial")
-    means = runs.frame.pivot_table(VAL.column, "train_steps", "sampler", geometric_mean)
+    means = runs.frame.pivot_table(
+        VAL.column, "train_steps", "sampler", lambda errors: VAL.mean(errors.to_numpy()).mean
+    )
     falls = means.shift() / means
-    shown, divided = means.map("{:.2g}".format), falls.map("{:.1f}".format).replace("nan", "")
     rows = [
         [f"{steps:,}", runs.frame["seed"][runs.frame["train_steps"] == steps].nunique()]
-        + [words.loc[steps, sampler] for sampler in SAMPLERS for words in (shown, divided)]
+        + [words for s in SAMPLERS for words in (f"{means.loc[steps, s]:.2g}", fall_words(falls.loc[steps, s]))]
         for steps in means.index
     ]
     return markdown(rows, ("steps", "seeds", "val_mse, plain", "divided by", "val_mse, inner loop", "divided by"))
+
+
+def fall_words(fall: float) -> str:
+    return "" if math.isnan(fall) else f"{fall:.1f}"
 
 
 TABLES = {

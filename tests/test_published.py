@@ -95,6 +95,35 @@ def test_what_is_frozen_is_small():
         assert not [path for path in folder.iterdir() if path.suffix not in (".toml", ".csv", ".md", ".png", ".gz")]
 
 
+@pytest.mark.parametrize(
+    "content", [b"", b"a,b\n", b"strategy,seed,train_steps\nbaseline,0,5\n", b"\xff\xfe", b"strategy,value\nx,y\n"]
+)
+def test_a_wrong_file_is_one_line_that_names_it(tmp_path, content):
+    shutil.copytree(tables.PUBLISHED / "ladder", tmp_path / "ladder")
+    for name, make in (("runs.csv", tables.ladder_means_table), ("curves.csv", tables.rises_table)):
+        (tmp_path / "ladder" / name).write_bytes(content)
+        with pytest.raises(ConfigError, match=name) as error:
+            make(tmp_path)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda frame: frame.assign(value=-frame["value"]), "no val_mse has such a value"),
+        (lambda frame: pd.concat([frame, frame.assign(value=1.0)]), "duplicate entries"),
+        (lambda frame: frame[frame["metric"] != "val_mse"], "no val_mse"),
+        (lambda frame: frame[~frame["strategy"].str.startswith("adv")], "no run of adversarial under plain"),
+    ],
+)
+def test_runs_that_cannot_be_are_refused(tmp_path, change, message):
+    folder = tmp_path / "matrix-free-1200"
+    shutil.copytree(tables.PUBLISHED / folder.name, folder)
+    change(pd.read_csv(folder / "runs.csv")).to_csv(folder / "runs.csv", index=False)
+    with pytest.raises(ConfigError, match=message):
+        tables.free_table(tmp_path)
+
+
 def test_a_missing_study_ends_the_command_with_status_2(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(tables, "PUBLISHED", tmp_path)
     with pytest.raises(SystemExit) as ended, exit_status():
