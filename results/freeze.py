@@ -16,7 +16,7 @@ if __name__ == "__main__":
 
 import pandas as pd
 
-from diffusion_lib.run_folder import read_json
+from diffusion_lib.run_folder import read_json, run_folders
 from diffusion_lib.system.arguments import Parser, header
 from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.system.files import write_atomic
@@ -52,7 +52,7 @@ def main(arguments=None):
     write_atomic(target / "study.toml", study_text(part))
     write_atomic(target / "runs.csv", long_form(frame, part).to_csv(index=False))
     curves, levels = [], []
-    for run in read_ended(folder)[0]:
+    for run in filter(None, map(read_ended, run_folders(folder))):
         about = {"strategy": run.folder.parent.name, "seed": run.result["seed"]}
         curves.append(pd.read_csv(run.folder / "metrics.csv").assign(**about))
         rows = read_json(run.folder / "diagnostics.json")["levels"]
