@@ -445,7 +445,9 @@ def _strategy(name: str, said) -> Strategy:
     said = dict(said)
     lengths = {key: said.pop(key, None) for key in ("compute_of", "time_of")}
     chosen = {key: said.pop(key) for key in ("origin", "samplers") if key in said}
-    if not isinstance(chosen.get("origin", ""), str) or not set(chosen.get("samplers", SAMPLERS)) <= set(SAMPLERS):
+    samplers = chosen.get("samplers", [])
+    named = isinstance(samplers, list) and all(each in list(SAMPLERS) for each in samplers)
+    if not named or not isinstance(chosen.get("origin", ""), str):
         raise ConfigError(f"strategy {name} has {chosen}; allowed: a name, and samplers of {', '.join(SAMPLERS)}")
     if all(lengths.values()):
         raise ConfigError(f"strategy {name} has compute_of and time_of; allowed: one of them")
@@ -503,4 +505,4 @@ def study_text(study: Study) -> str:
 
 def _text(value) -> str:
     """Write a value in TOML, where texts, numbers, truths and lists of them look as in JSON."""
-    return json.dumps(value)
+    return json.dumps(value, ensure_ascii=False)  # TOML has no surrogates, by which JSON escapes some characters
