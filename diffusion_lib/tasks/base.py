@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import Dataset, default_collate
 
 from diffusion_lib.seeds import global_generators, seeded_generator
-from diffusion_lib.system.checks import require_whole
+from diffusion_lib.system.checks import require_whole, with_plain_numbers
 from diffusion_lib.system.errors import ConfigError
 
 SPLITS = ("train", "val", "test")
@@ -63,6 +63,7 @@ class Rules:
     near: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor] | None = None
 
 
+@with_plain_numbers
 class Task(Dataset):
     """A task `inp -> target` with an endless supply of examples: to add one, see docs/adding-a-task.md.
 
