@@ -453,6 +453,8 @@ MISFITS = {
     "complex": (lambda _: (ONES + 1j, ONES), {}, r"no batch \(TypeError: complex numbers\)"),
     "masked": (lambda _: (np.ma.masked_array(ONES, ONES), ONES), {}, "masked arrays"),
     "nan": (lambda _: (ONES, ONES * np.nan), {}, "entries that are not finite"),
+    "a mask's shape": (lambda _: (ONES, ONES, np.ones(1)), {}, "a mask of another shape than the target"),
+    "a mask's numbers": (lambda _: (ONES, ONES, np.full(9, 255)), {}, "of other numbers than 0 and 1"),
     "an error": (lambda i: {}[i], {}, r"Items gives no batch \(KeyError: \d+\)"),
 }
 

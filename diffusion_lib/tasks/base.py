@@ -242,6 +242,9 @@ class ItemTask:
                 raise TypeError(f"{len(parts)} parts")
             if any(part.is_complex() for part in parts):
                 raise TypeError("complex numbers")
+            for mask in parts[2:]:  # the loss would weigh entries by another number, and divide by their number
+                if mask.shape != parts[1].shape or not ((mask == 0) | (mask == 1)).all():
+                    raise TypeError("a mask of another shape than the target, or of other numbers than 0 and 1")
             return tuple(part.to(device, dtype) for part in parts)
         except Exception as error:  # whatever the data set's own code raises
             reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
