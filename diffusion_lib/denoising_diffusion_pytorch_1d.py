@@ -16,7 +16,7 @@ from diffusion_lib.masks import Given, restored
 from diffusion_lib.negatives import MODES, MiningConfig, declared, other_levels
 from diffusion_lib.released_api import DIFFUSION_DEFAULTS, ReleasedCalls, by_flags, require_defaults
 from diffusion_lib.schedule import cosine_beta_schedule, schedule_buffers
-from diffusion_lib.system.checks import require_positive, require_whole, with_plain_numbers
+from diffusion_lib.system.checks import plain, require_positive, require_whole, with_plain_numbers
 from diffusion_lib.system.defaults import torchs_defaults, usable
 from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.tasks.base import Rules
@@ -57,6 +57,14 @@ def require_possible(energy, rules, mode: str, use_innerloop_opt: bool = False):
     needs, words = declared(mode).needs or (None, "")
     if needs and getattr(rules, needs) is None:
         raise ConfigError(f"mining mode is {mode!r}, and this task has no {words} of its own")
+
+
+def require_like(x_start, made, mode: str):
+    """Raises ConfigError for candidates that are not like the solutions: others would be broadcast in silence."""
+    wanted = (tuple(x_start.shape), x_start.dtype)
+    found = (tuple(made.shape), made.dtype) if isinstance(made, torch.Tensor) else type(made).__name__
+    if found != wanted:
+        raise ConfigError(f"the mode {mode!r} returns {found}; allowed: a tensor of {wanted}, as x_start is")
 
 
 @with_plain_numbers
@@ -265,7 +273,10 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
         given = self.given(x_start, t, mask)
         bound = self.bound if self.rules.candidate_bound is None else self.rules.candidate_bound
         own = (self._drawn(x_start, drawn, mining),) if mining.draws() else ()
-        return MODES[mining.mode](self, cond, x_start, t, noise, mining, given, *own).clamp(-bound, bound)
+        # copies, since the real sample is made of the same tensors, which a mode may change in place
+        made = MODES[mining.mode](self, cond, x_start.clone(), t, noise.clone(), mining, given, *own)
+        require_like(x_start, made, mining.mode)
+        return made.clamp(-bound, bound)
 
     def _drawn(self, x_start, drawn, mining=None):
         """What the mode draws of its own (B, draws, *out_shape), made where None; None where it draws nothing."""
@@ -366,18 +377,26 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
         """
         if inner_steps is None:
             inner_steps = self.rules.inner_steps if self.use_innerloop_opt else 0
-        bound = self.bound if bound is None else bound
+        inner_steps, bound = plain(inner_steps), self.bound if bound is None else plain(bound)
         require_whole("inner_steps", inner_steps, 0)
         require_positive("bound", bound)
+        if not isinstance(inp, torch.Tensor) or inp.ndim < 2:
+            found = tuple(inp.shape) if isinstance(inp, torch.Tensor) else type(inp).__name__
+            raise ConfigError(f"inp is {found}; allowed: a tensor of inputs, the number of them first")
         inp, mask, start = map(usable, (inp, mask, start))
+        inp = inp.to(self.betas.dtype)
         level_bound = bound if self.rules.level_bound is None else self.rules.level_bound
-        x = start
-        if x is None:
-            shape = self.model.ebm.solution_shape(inp)
-            x = torch.randn(shape, generator=generator, device=inp.device, dtype=inp.dtype)
-        levels = list(reversed(range(self.num_timesteps))) if levels is None else list(levels)
-        if not levels or not set(levels) <= set(range(self.num_timesteps)):
-            raise ConfigError(f"levels are {levels}; allowed: some of 0 to {self.num_timesteps - 1}")
+        shape = tuple(self.model.ebm.solution_shape(inp))
+        if start is None:
+            start = torch.randn(shape, generator=generator, device=inp.device, dtype=inp.dtype)
+        if tuple(start.shape) != shape:
+            raise ConfigError(f"start has shape {tuple(start.shape)}; allowed for these inputs: {shape}")
+        x = start.to(inp.dtype)
+        known = list(reversed(range(self.num_timesteps)))
+        asked = known if levels is None else list(levels)
+        levels = [level for level in known if level in asked]
+        if not levels or levels != asked:
+            raise ConfigError(f"levels are {asked}; allowed: some of 0 to {known[0]}, in descending order")
         cond = self.model.ebm.condition(inp, levels[0])
         trajectory = []
         # on a GPU, counting the rows that move would wait for the device

@@ -4,7 +4,7 @@ To add a way of making them: docs/adding-a-negative.md.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import FrozenInstanceError
+from dataclasses import Field, FrozenInstanceError
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from diffusion_lib.masks import restored
@@ -70,7 +70,17 @@ def mode(name: str, uses=(), draws: int | Callable = 0, needs: tuple[str, str] |
     no generator, takes them as inputs.
     needs: an attribute that a task's Rules must have, and what it is in words; without it the mode is refused.
     own: its own settings, by name, as `setting` makes them.
+    Raises ConfigError for a setting that is not there, that has another mode's name, or a default that is not allowed.
     """
+    uses = (uses,) if isinstance(uses, str) else uses
+    unknown = [key for key in uses if key not in SHARED]
+    if unknown:
+        raise ConfigError(f"the mode {name!r} uses {', '.join(unknown)}; allowed: {', '.join(SHARED)}")
+    for key, each in own.items():
+        if not isinstance(each, Field):
+            raise ConfigError(f"the mode {name!r} has {key} = {each!r}; allowed: {key} = setting({each!r}, help)")
+        each.name = key
+        require_allowed(each, each.default, LARGEST, LARGEST)
 
     def declare(make):
         earlier = declared(name).own if name in MODES else {}  # a notebook's cell may run again
@@ -226,7 +236,7 @@ class MiningConfig:
         if len(values) > len(known) or not named.keys() <= known.keys():
             raise TypeError(f"MiningConfig takes {', '.join(known)}, not {values} and {', '.join(named)}")
         vars(self).update({name: each.default for name, each in known.items()} | named)
-        if self.mode not in MODES:
+        if not isinstance(self.mode, str) or self.mode not in MODES:
             raise ConfigError(f"mining mode is {self.mode!r}; allowed: {', '.join(MODES)}")
         for name, each in known.items():
             require_allowed(each, getattr(self, name), LARGEST, LARGEST)

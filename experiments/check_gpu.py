@@ -28,7 +28,7 @@ from diffusion_lib.energies import MODELS
 from diffusion_lib.system.arguments import Parser, header
 from diffusion_lib.system.device import check_device_name, chosen_device
 from diffusion_lib.system.environment import ROOT, environment
-from diffusion_lib.system.errors import EXIT_BAD_INPUT, ConfigError, say
+from diffusion_lib.system.errors import EXIT_BAD_INPUT, ConfigError, say, show
 from diffusion_lib.system.files import write_atomic
 from experiments.speed import timing
 from experiments.speed.gpu_correctness import check_everything
@@ -77,7 +77,7 @@ def main(arguments=None) -> int:
     notes.append(f"The check took {time.monotonic() - started:.0f} s.")
     text = report(device, sizes, checks, steps, shared, best, notes)
     write_atomic(path, text)
-    print(text)
+    show(text)
     say(f"written to {path}")
     failed = [row for row in checks if not row["ok"]]
     for row in failed:

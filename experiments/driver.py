@@ -28,7 +28,7 @@ from diffusion_lib.system.arguments import header
 from diffusion_lib.system.checks import require_whole
 from diffusion_lib.system.device import check_device_name, chosen_device, processes, require_tracker
 from diffusion_lib.system.environment import granted_cores
-from diffusion_lib.system.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, ConfigError, say
+from diffusion_lib.system.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, ConfigError, say, show
 from diffusion_lib.system.files import require_writable, write_atomic
 from diffusion_lib.system.memory import memory_limit
 from experiments.parts import begun, chosen_parts, numbered, require_search_before_run, searched
@@ -58,7 +58,7 @@ def execute(command: Command) -> int:
         check_parts(command, parts)
     if command.action == "report":
         parts = begun(command, parts)
-    if command.fresh and len(parts) > 1:  # the tables of all, which would be taken for the new runs'
+    if command.action == "train" and command.fresh and len(parts) > 1:  # which would be taken for the new runs'
         delete_tables(command.results / study.name)
     if command.run is None:
         status = max(Part(command, part).execute() for part in parts)
@@ -102,7 +102,7 @@ class Part:
         if action == "check":
             check_command(self.command, self.study)
             require_writable(self.folder)
-            print(self.plan())
+            show(self.plan())
             return 0
         if action == "report":
             require_study(self.folder)
@@ -262,9 +262,18 @@ def check_command(command: Command, study: Study):
     if command.fresh and command.run is not None:
         raise ConfigError("--fresh would delete the runs of the other jobs; choose another --name")
     folder = command.results / study.name
+    require_own_name(folder, "/" in study.name)
     if (folder / "config.json").exists() and not command.fresh:
         require_same(folder, study.config.to_dict(), REMEDY)
         require_study_data(folder, describe_data(study.config))
+
+
+def require_own_name(folder: Path, of_several: bool):
+    """Raise ConfigError where a problem, or one of several, would replace the report and tables of the other kind."""
+    there = [folder.parent / "config.json"] if of_several else sorted(folder.glob("*/config.json"))
+    if there and there[0].exists():
+        kinds = ("one problem", "several") if of_several else ("several problems", "one")
+        raise ConfigError(f"{there[0]} is of a study of {kinds[0]}, this is of {kinds[1]}; choose another --name")
 
 
 def of_each_size(study: Study) -> list[ExperimentConfig]:

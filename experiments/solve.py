@@ -26,7 +26,7 @@ import numpy as np
 
 from diffusion_lib.names import SAMPLERS
 from diffusion_lib.system.arguments import Parser, header, whole
-from diffusion_lib.system.errors import ConfigError, one_line_for_full_memory, say
+from diffusion_lib.system.errors import ConfigError, one_line_for_full_memory, say, show
 from diffusion_lib.system.files import write_atomic
 from diffusion_lib.system.startup import importing
 
@@ -83,6 +83,5 @@ def main(arguments=None):
     errors, content = residuals(matrices, inverses), io.BytesIO()
     np.save(content, inverses)
     write_atomic(output, content.getvalue())
-    print(f"shape {matrices.shape}, sampler {options.sampler}")
-    print(f"||A Y - I||_F: mean {errors.mean():.3g}, worst {errors.max():.3g}")
-    print(f"written: {output}")
+    residual = f"||A Y - I||_F: mean {errors.mean():.3g}, worst {errors.max():.3g}"
+    show(f"shape {matrices.shape}, sampler {options.sampler}\n{residual}\nwritten: {output}")

@@ -152,6 +152,67 @@ def test_what_is_not_allowed_is_named(values, message):
     assert len(str(caught.value).splitlines()) == 1
 
 
+WRONG_DECLARATIONS = (
+    ({"spread": 0.3}, r"the mode 'other' has spread = 0.3; allowed: spread = setting\(0.3, help\)"),
+    ({"spread": setting(0.0, "of what")}, "spread is 0.0; allowed: a positive number"),
+    ({"kind": setting("near", "of what")}, "kind is 'near'"),
+    ({"uses": ("opt_step",)}, "the mode 'other' uses opt_step; allowed: opt_steps, "),
+)
+
+
+@pytest.mark.parametrize(("declared", "message"), WRONG_DECLARATIONS)
+def test_a_wrong_declaration_is_named_and_leaves_the_other_modes(declared, message):
+    with pytest.raises(ConfigError, match=message):
+        mode("other", **declared)(lambda *_: None)
+    assert "other" not in MODES and MiningConfig("jitter").spread == 0.3
+
+
+@pytest.fixture
+def other(monkeypatch):
+    """Declares a function as the mode `other`, and makes a diffusion of it."""
+
+    def declare(function, **declared):
+        monkeypatch.setitem(MODES, "other", None)
+        mode("other", **declared)(function)
+        return make_diffusion(mining_config={"mode": "other"})
+
+    return declare
+
+
+def test_a_setting_that_it_uses_may_stand_alone(other):
+    assert other(lambda *_: None, uses="opt_steps").mining.uses("opt_steps")
+
+
+@pytest.mark.parametrize(
+    "returned",
+    [
+        lambda x: x[:, :1],
+        lambda x: x[0],
+        lambda x: x[:, None],
+        lambda x: x.double(),
+        lambda _: None,
+        torch.Tensor.numpy,
+    ],
+)
+def test_candidates_unlike_the_solutions_are_named(other, returned):
+    """A column, say, would be broadcast: trained with, and wrong."""
+    diffusion = other(lambda _diffusion, _cond, x_start, *_: returned(x_start))
+    with pytest.raises(
+        ConfigError, match=r"the mode 'other' returns .*; allowed: a tensor of \(\(8, 9\), torch.float32"
+    ):
+        diffusion(torch.randn(8, 9), torch.randn(8, 9))
+
+
+def test_what_it_changes_in_place_is_its_own(other):
+    def flipped(_diffusion, _cond, x_start, _t, noise, *_):
+        noise.zero_()
+        return x_start.neg_()
+
+    diffusion, target, noise = other(flipped), torch.rand(8, 9), torch.randn(8, 9)
+    _, (_, _, distance) = diffusion(torch.randn(8, 9), target, nce_noise=noise)
+    assert distance.item() == pytest.approx(4 * target.square().mean().item()) and noise.any() and (target >= 0).all()
+
+
 def test_a_name_is_declared_once():
     again = mode("jitter", draws=1, spread=setting(0.5, "another default"))(lambda *_: None)
     assert MODES["jitter"] is again and MiningConfig("jitter").spread == 0.5

@@ -222,6 +222,25 @@ def test_of_several_studies_none_is_deleted_where_one_is_refused(tmp_path, monke
     assert (tmp_path / "it" / "rank=3" / "runs" / "baseline" / "seed-0" / "config.json").read_text() == "{}\n"
 
 
+def test_a_check_deletes_nothing(tmp_path, monkeypatch):
+    """Nor the tables beside a study of several problems."""
+    monkeypatch.setattr("experiments.driver.step_seconds", lambda configs, *_: dict.fromkeys(configs, 1.0))
+    (tmp_path / "it.csv").touch()
+    words = ["--vary", "rank=3,4", *SMALL[1:], "--name=it", f"--results={tmp_path}", "--strategies", "baseline"]
+    assert main([*words, "--fresh", "--check"]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["it.csv"]
+
+
+@pytest.mark.parametrize(("there", "words"), [("it", ["--vary", "rank=3,4"]), ("it/rank=3", ["--rank=3"])])
+@pytest.mark.parametrize("fresh", [[], ["--fresh"]])
+def test_one_problem_and_several_have_no_name_in_common(tmp_path, there, words, fresh):
+    """Each would replace the other's tables and report."""
+    study_of_runs(tmp_path / there)
+    with pytest.raises(ConfigError, match=r"is of a study of .*; choose another --name"):
+        main([*words, *SMALL[1:], "--name=it", f"--results={tmp_path}", *fresh])
+    assert (tmp_path / there / "config.json").exists()
+
+
 @pytest.mark.parametrize("asked", ["--status", "--report-only"])
 def test_a_study_that_is_not_there_is_said(tmp_path, asked):
     with pytest.raises(ConfigError, match="there is no study"):

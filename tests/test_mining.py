@@ -1,5 +1,6 @@
 """Mining modes, the checks of mining_config, and the defects of the release that the default does not have."""
 
+import numpy as np
 import pytest
 import torch
 from conftest import make_diffusion
@@ -156,11 +157,27 @@ def test_a_diffusion_names_what_it_cannot_be_given(options, message):
         ({"bound": -1.0}, "bound is -1.0; allowed: a positive number"),
         ({"levels": [10]}, r"levels are \[10\]; allowed: some of 0 to 9"),
         ({"levels": []}, r"levels are \[\]"),
+        ({"levels": range(10)}, "levels are .*, in descending order"),
+        ({"levels": [1, 1]}, "levels are .*, in descending order"),
+        ({"start": torch.ones(1, 9)}, r"start has shape \(1, 9\); allowed for these inputs: \(4, 9\)"),
     ],
 )
 def test_a_sampler_names_what_it_cannot_be_given(options, message):
     with pytest.raises(ConfigError, match=message):
         make_diffusion().sample_loop(torch.randn(4, 9), **options)
+
+
+def test_a_sampler_takes_numbers_of_any_type():
+    """Of NumPy's, where those of a tensor made from an array are float64."""
+    diffusion, inp, start = make_diffusion(), torch.randint(-1, 2, (4, 9)).float(), torch.randn(4, 9)
+    expected = diffusion.sample_loop(inp, start=start, inner_steps=2, bound=0.5)
+    for kind in (torch.float64, torch.int64):
+        assert torch.equal(diffusion.sample_loop(inp.to(kind), start=start, inner_steps=2, bound=0.5), expected)
+    numpys = {"inner_steps": np.int64(2), "bound": np.float32(0.5), "levels": np.arange(10)[::-1]}
+    assert torch.equal(diffusion.sample_loop(inp, start=start.double(), **numpys), expected)
+    for wrong in (inp[0], inp.numpy(), inp.tolist()):
+        with pytest.raises(ConfigError, match="allowed: a tensor of inputs"):
+            diffusion.sample_loop(wrong)
 
 
 def test_descent_never_raises_the_energy_and_stays_in_bounds():

@@ -224,6 +224,9 @@ def test_models_and_options_that_do_not_serve(trained):
         solve(make_diffusion(N), drawn(1, N))
     with pytest.raises(ConfigError, match="batch_size is 0; allowed: a whole number from 1"):
         solve(load_model(trained / RUN), drawn(1, N), batch_size=0)
+    with pytest.raises(ConfigError, match=r"seed is 1\.5; allowed: a whole number from 0"):
+        solve(load_model(trained / RUN), drawn(1, N), seed=1.5)
+    solve(load_model(trained / RUN), drawn(2, N), batch_size=np.int64(1), seed=np.int64(3))
 
 
 @pytest.mark.parametrize(

@@ -141,6 +141,10 @@ WRONG = (
     ("[strategies]\na = { mode = 'none', compute_of = 'random', time_of = 'random' }", "allowed: one of them"),
     ("[strategies]\na = { mode = 'none', compute_of = 'baseline-compute' }", "which has no steps of its own"),
     ("[strategies]\na = { mode = 'none', compute_of = 'random', train_steps = 3 }", "a has train_steps, but"),
+    ("[strategies]\na = { mode = ['none', 'random'] }", r"mining mode is \['none', 'random'\]"),
+    ("[strategies]\na = { mode = 'none', samplers = 'plain' }", "samplers of plain, innerloop"),
+    ("[strategies]\na = { mode = 'none', samplers = 5 }", "samplers of plain, innerloop"),
+    ("[strategies]\na = { mode = 'none', samplers = [['plain']] }", "samplers of plain, innerloop"),
     ("compare = ['adversarial']", "compare is"),
     ("compare = ['adversarial', 'b']", "compare is"),
     ("seeds = '3-1'", "the range 3-1 is empty"),
@@ -182,6 +186,13 @@ def test_a_wrong_word_is_one_line_and_nothing_is_written(words, message, tmp_pat
     with pytest.raises(ConfigError, match=message):
         main([*TINY, *words, "--results", str(tmp_path / "results")])
     assert not (tmp_path / "results").exists()
+
+
+def test_a_question_in_any_letters_is_read_again(tmp_path):
+    file = write(tmp_path / "own.toml", 'question = "Is it lower at é\\n\\"there\\" 😀?"')
+    study = parse_command("", ["--study", str(file)]).study
+    again = parse_command("", ["--study", str(write(tmp_path / "again.toml", study_text(study)))]).study
+    assert again.question == study.question == 'Is it lower at é\n"there" 😀?'
 
 
 @pytest.mark.parametrize("name", presets())

@@ -21,6 +21,7 @@ from diffusion_lib.evaluation import EvaluationSet, sampler_metrics
 from diffusion_lib.system import files
 from diffusion_lib.system.errors import CheckpointError, ConfigError, Interrupted, NonFiniteLossError
 from diffusion_lib.training.batches import BatchStream
+from models import EBM
 
 
 def final_state(trainer):
@@ -205,6 +206,8 @@ def test_the_checkpoint_of_another_run_is_refused(tmp_path):
         ({"lr_schedule": lambda step: 1 - step / 12}, "learning_rate"),
         ({"train_batch_size": 8}, "batch_size"),
         ({"ema_update_every": 1}, "ema_update_every"),
+        ({"ema_decay": 0.9}, "ema_decay"),
+        ({"adam_betas": (0.5, 0.99)}, "adam_betas"),  # which Adam's own state would silently undo
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -215,6 +218,10 @@ def test_a_training_is_continued_with_its_own_settings(tmp_path, changed, key):
     first.save()
     with pytest.raises(CheckpointError, match=f"is of {key} .*, this run has "):
         make_trainer(tmp_path, **changed).load("last")
+    with pytest.raises(CheckpointError, match="is of match_release False, this run has True"):
+        as_released = make_trainer(tmp_path)
+        as_released.diffusion.match_release = True
+        as_released.load("last")
     make_trainer(tmp_path / "another", **changed).load(tmp_path / "last.pt")
     state = torch.load(tmp_path / "last.pt", weights_only=True)
     torch.save(state | {"run": {"mining": state["run"]["mining"]}}, tmp_path / "last.pt")
@@ -357,6 +364,10 @@ NUMPYS = {
 }
 
 
+def test_numpy_s_numbers_are_sizes():
+    assert type(EBM(np.prod((3, 3)), np.int32(9)).out_dim) is type(Inverse("train", np.int64(3)).rank) is int
+
+
 @pytest.mark.parametrize("options", NUMPYS.values(), ids=NUMPYS)
 def test_numpy_s_numbers_are_numbers(tmp_path, options):
     def made():
@@ -442,6 +453,8 @@ MISFITS = {
     "complex": (lambda _: (ONES + 1j, ONES), {}, r"no batch \(TypeError: complex numbers\)"),
     "masked": (lambda _: (np.ma.masked_array(ONES, ONES), ONES), {}, "masked arrays"),
     "nan": (lambda _: (ONES, ONES * np.nan), {}, "entries that are not finite"),
+    "a mask's shape": (lambda _: (ONES, ONES, np.ones(1)), {}, "a mask of another shape than the target"),
+    "a mask's numbers": (lambda _: (ONES, ONES, np.full(9, 255)), {}, "of other numbers than 0 and 1"),
     "an error": (lambda i: {}[i], {}, r"Items gives no batch \(KeyError: \d+\)"),
 }
 

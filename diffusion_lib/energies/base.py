@@ -3,10 +3,11 @@
 import torch
 from torch import nn
 
-from diffusion_lib.system.checks import require_whole
+from diffusion_lib.system.checks import require_whole, with_plain_numbers
 from diffusion_lib.system.errors import ConfigError
 
 
+@with_plain_numbers
 class EnergyModel(nn.Module):
     """A learned energy E(inp, x, t) whose gradient in x predicts the noise in x (IRED, equation 3).
 

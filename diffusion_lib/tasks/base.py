@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import Dataset, default_collate
 
 from diffusion_lib.seeds import global_generators, seeded_generator
-from diffusion_lib.system.checks import require_whole
+from diffusion_lib.system.checks import require_whole, with_plain_numbers
 from diffusion_lib.system.errors import ConfigError
 
 SPLITS = ("train", "val", "test")
@@ -63,6 +63,7 @@ class Rules:
     near: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor] | None = None
 
 
+@with_plain_numbers
 class Task(Dataset):
     """A task `inp -> target` with an endless supply of examples: to add one, see docs/adding-a-task.md.
 
@@ -241,6 +242,9 @@ class ItemTask:
                 raise TypeError(f"{len(parts)} parts")
             if any(part.is_complex() for part in parts):
                 raise TypeError("complex numbers")
+            for mask in parts[2:]:  # the loss would weigh entries by another number, and divide by their number
+                if mask.shape != parts[1].shape or not ((mask == 0) | (mask == 1)).all():
+                    raise TypeError("a mask of another shape than the target, or of other numbers than 0 and 1")
             return tuple(part.to(device, dtype) for part in parts)
         except Exception as error:  # whatever the data set's own code raises
             reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"

@@ -145,6 +145,7 @@ class Trainer1D(ReleasedTrainerCalls):
         self.dataset, self.batch_size, self.seed = dataset, train_batch_size, seed
         self.validation_batch_size = validation_batch_size or train_batch_size
         self.train_lr, self.lr_schedule, self.train_num_steps = train_lr, lr_schedule, train_num_steps
+        self.adam_betas = adam_betas
         self.save_and_sample_every, self.log_every = save_and_sample_every, log_every
         self.evaluate_first, self.extra_every = evaluate_first, extra_validation_every_mul
         self.on_log, self.before_save, self.label = on_log, before_save, label
@@ -229,6 +230,10 @@ class Trainer1D(ReleasedTrainerCalls):
             "batch_size": self.batch_size,
             "ema_update_every": self.ema.update_every,
             "learning_rate": f"{self._learning_rate(max(0, step - 1)):g} at step {step}",  # of the last update
+            "adam_betas": self.adam_betas,
+            "ema_decay": self.ema.beta,
+            "cond_mask": self.stream.masked,
+            "match_release": self.diffusion.match_release,
             **({"start": f"step {self.first_contrast}"} if self.first_contrast else {}),
         }
 
@@ -241,11 +246,10 @@ class Trainer1D(ReleasedTrainerCalls):
         """
         path = self.checkpoint_path(milestone)
         state = load_checkpoint(path, self.device, to_train)
-        free = [] if to_train else ["mining"]
+        own, free = self.run_identity(min(state["step"], self.train_num_steps)), [] if to_train else ["mining"]
         if not to_train or path.parent != self.results_folder:  # from another's file a run may start with its own
-            free += ["batch_size", "ema_update_every", "learning_rate", "start"]
-        own = self.run_identity(min(state["step"], self.train_num_steps)) | dict.fromkeys(free)
-        require_own(path, state, own, self.seed, self.train_num_steps if to_train else None)
+            free += own.keys() - {"task", "model", "mining"}
+        require_own(path, state, own | dict.fromkeys(free), self.seed, self.train_num_steps if to_train else None)
         try:
             self.diffusion.load_state_dict(state["model"])
             self.ema.load_state_dict(state["ema"])

@@ -430,6 +430,11 @@ def _strategy(name: str, said) -> Strategy:
         raise ConfigError(f"strategy {name} is {said!r}; allowed: a table such as {{ mode = 'adversarial' }}")
     own = {key: value for key, value in said.items() if key in ("compute_of", "time_of", "origin", "samplers")}
     settings = {key: value for key, value in said.items() if key not in own}
+    for key, value in own.items():
+        names = value if key == "samplers" and isinstance(value, list) else [value]
+        if not all(isinstance(each, str) for each in names) or (key == "samplers" and not set(names) <= set(SAMPLERS)):
+            allowed = f"a list of {', '.join(SAMPLERS)}" if key == "samplers" else "the name of a strategy"
+            raise ConfigError(f"{key} of strategy {name} is {value!r}; allowed: {allowed}")
     if own.keys() >= {"compute_of", "time_of"}:
         raise ConfigError(f"strategy {name} has compute_of and time_of; allowed: one of them")
     require_keys(settings, setting_names(), f"strategy {name}", ("compute_of", "time_of"))
@@ -465,7 +470,7 @@ def study_text(study: Study) -> str:
     for each in (study.declared | study.strategies).values():
         lengths = {key: value for key in ("compute_of", "time_of") if (value := getattr(each, key))}
         chosen = {} if each.origin == each.name else {"origin": each.origin, "samplers": each.samplers}
-        lines.append(f"{json.dumps(each.name)} = {{ {', '.join(_lines({**each.settings, **lengths, **chosen}))} }}")
+        lines.append(f"{json.dumps(each.name, ensure_ascii=False)} = {{ {', '.join(_lines({**each.settings, **lengths, **chosen}))} }}")
     if study.search:
         own = {"seeds": ",".join(map(str, study.search.seeds)), **study.search.settings}
         lines += ["", "[search]", *_lines(own), "", "[search.vary]", *_lines(study.search.vary)]
@@ -474,4 +479,5 @@ def study_text(study: Study) -> str:
 
 def _lines(values: Mapping) -> list[str]:
     """Write values in TOML, where texts, numbers, truths and lists of them look as in JSON."""
-    return [f"{key} = {json.dumps(value)}" for key, value in values.items()]
+    # TOML has no surrogates, by which JSON escapes some characters.
+    return [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
