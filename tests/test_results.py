@@ -11,7 +11,9 @@ import pandas as pd
 import pytest
 from scipy.stats import gmean
 
+from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.names import DIFFICULTIES
+from diffusion_lib.negatives import MiningConfig
 from diffusion_lib.run_folder import ended_result, write_result
 from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.tasks import TASKS, Inverse, matrix_references
@@ -22,6 +24,7 @@ from experiments.analysis.runs import AUC, KEYS, long_form, read_runs, wide_form
 from experiments.analysis.tables import load_results
 from experiments.matrix_inversion_mining_comparison import main
 from experiments.study.flags import parse_command
+from experiments.study.run import run_experiment
 from experiments.study.workers import Outcome
 from results import freeze
 
@@ -331,3 +334,15 @@ def test_git_sees_published_results_alone():
     tracked = subprocess.run(["git", "ls-files", "results"], cwd=ROOT, capture_output=True, text=True).stdout.split()
     here = {f"results/{name}" for name in ("README.md", "tables.py", "phrases.py", "figure.py", "freeze.py")}
     assert all(path in here or path.startswith("results/published/") for path in tracked)
+
+
+def test_a_run_that_is_evaluated_again_is_diagnosed_again(tmp_path):
+    """What lies there may be damaged, or another run's."""
+    config = ExperimentConfig(
+        rank=3, model="matrix", batch_size=4, train_steps=2, evaluation_size=8, mining=MiningConfig("none")
+    )
+    whole = run_experiment("baseline", 0, config, tmp_path, "cpu")
+    (tmp_path / "result.json").unlink()
+    (tmp_path / "diagnostics.json").write_text('{"inner_steps": [{"inner_steps": 20, "val_mse": 1e-9}]}')
+    again = run_experiment("baseline", 0, config, tmp_path, "cpu")
+    assert again["samplers"] == whole["samplers"] and "innerloop20" in whole["samplers"]

@@ -169,14 +169,12 @@ def clipped_share(history: list[dict]) -> float:
 
 
 def diagnosis(diffusion, config: ExperimentConfig, trainer: Trainer1D) -> dict:
-    """What diagnostics.json holds of the run, made where it is not there yet."""
-    path = trainer.results_folder / "diagnostics.json"
-    if not path.exists():
-        size = diagnosed_size(config)
-        say(f"{trainer.label}: what its energy looks like, on {size} problems of each difficulty")
-        if trainer.before_save:
-            trainer.before_save()
-        write_json(path, diagnose(diffusion, *evaluation_sets(config, size, trainer.device)))
+    """What diagnostics.json holds of the run, made anew: one that is there may be damaged, or of other weights."""
+    path, size = trainer.results_folder / "diagnostics.json", diagnosed_size(config)
+    say(f"{trainer.label}: what its energy looks like, on {size} problems of each difficulty")
+    if trainer.before_save:
+        trainer.before_save()
+    write_json(path, diagnose(diffusion, *evaluation_sets(config, size, trainer.device)))
     return read_json(path)
 
 
