@@ -470,7 +470,8 @@ def study_text(study: Study) -> str:
     for each in (study.declared | study.strategies).values():
         lengths = {key: value for key in ("compute_of", "time_of") if (value := getattr(each, key))}
         chosen = {} if each.origin == each.name else {"origin": each.origin, "samplers": each.samplers}
-        lines.append(f"{json.dumps(each.name, ensure_ascii=False)} = {{ {', '.join(_lines({**each.settings, **lengths, **chosen}))} }}")
+        table = ", ".join(_lines({**each.settings, **lengths, **chosen}))
+        lines.append(f"{json.dumps(each.name, ensure_ascii=False)} = {{ {table} }}")
     if study.search:
         own = {"seeds": ",".join(map(str, study.search.seeds)), **study.search.settings}
         lines += ["", "[search]", *_lines(own), "", "[search.vary]", *_lines(study.search.vary)]
