@@ -255,9 +255,11 @@ class ReleasedTrainerCalls:
     def validation_dl(self):
         """The fixed validation set in batches like those of `dl`; none without a validation_dataset."""
         chosen = self.evaluation_sets.get("val")
-        rows = chosen.batches(self.validation_batch_size, self.share) if chosen else ()
-        parts = [part for part in (chosen.inp, chosen.target, chosen.mask) if part is not None] if chosen else []
-        return [tuple(part[at] for part in parts) for at in rows]
+        if not chosen:
+            return []
+        rows, parts = self.share.of(chosen.size), (chosen.inp, chosen.target, chosen.mask)
+        own = (part[rows.start : rows.stop] for part in parts if part is not None)
+        return list(zip(*(part.split(self.validation_batch_size) for part in own), strict=True))
 
     def evaluate(self, device=None, milestone=None, inp=None, label=None, mask=None):
         """Print and return the metrics on the fixed sets, and on a batch (inp, label) where one is passed.

@@ -95,6 +95,8 @@ def test_what_contradicts_is_refused(words, tmp_path):
         ("matrix_inversion_mining_comparison", ["--model", "nn"], 2),
         ("matrix_inversion_mining_comparison", ["--results", ".", "--preset", "demo", "--status"], 0),
         ("solve", ["--help"], 0),
+        ("../train", ["--help"], 0),
+        ("../train", ["--rank", "0"], 2),
     ],
 )
 def test_what_needs_no_model_imports_no_torch(script, words, status, tmp_path):

@@ -18,6 +18,7 @@ import train
 from diffusion_lib.checkpoint import save_checkpoint
 from diffusion_lib.system.errors import CheckpointError, ConfigError
 from diffusion_lib.system.lock import RunLock
+from diffusion_lib.training import one_run
 
 ROOT = Path(__file__).resolve().parent.parent
 # The mixed precision and the accumulation are a user's saved settings for accelerate, which no run may follow.
@@ -254,7 +255,7 @@ def test_a_runs_own_errors_stay_and_are_written_before_they_are_printed(tmp_path
         raise OSError("No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "show", full)
+        patch.setattr(one_run, "show", full)
         with pytest.raises(OSError, match="No space"):
             main(tmp_path, "--train-steps", 2)
     before = (tmp_path / "evaluation.csv").read_text()
@@ -267,7 +268,7 @@ def test_the_recorded_settings_are_those_of_the_run(tmp_path):
     """Of all of ExperimentConfig, those that train.py has no flag for come from the model's recipe."""
     options = train.parse_arguments([*SMALL, "--results-folder", str(tmp_path), "--model", "matrix"])
     config = train.resolve(options)
-    trainer = train.build_trainer(options, config, tmp_path)
+    trainer = one_run.build_trainer(options, config, tmp_path)
     assert trainer.ema.update_every == config.ema_update_every == 1
     assert trainer.lr_schedule(0) == config.learning_rate_factor(0) < 1
 
@@ -280,10 +281,10 @@ def test_the_errors_are_taken_with_the_clamp_that_is_recorded(tmp_path, monkeypa
         seen.append(chosen.task.bound)
         return {"mse": float(share.rank)}
 
-    monkeypatch.setattr(train, "sampler_metrics", noted)
+    monkeypatch.setattr(one_run, "sampler_metrics", noted)
     options = train.parse_arguments([*SMALL, "--results-folder", str(tmp_path), "--model", model])
     config = train.resolve(options)
-    train.print_errors(train.build_trainer(options, config, tmp_path), config)
+    one_run.print_errors(one_run.build_trainer(options, config, tmp_path), config)
     assert seen == sorted([*bounds, *bounds])
 
 
@@ -294,6 +295,6 @@ def test_a_run_in_use_is_refused(tmp_path):
 
 def test_the_model_starts_from_the_seed(tmp_path):
     options = train.parse_arguments([*SMALL, "--results-folder", str(tmp_path)])
-    weights = [train.build_trainer(options, train.resolve(options), tmp_path).diffusion.state_dict() for _ in "ab"]
+    weights = [one_run.build_trainer(options, train.resolve(options), tmp_path).diffusion.state_dict() for _ in "ab"]
     assert_same_weights(*weights)
     assert weights[0].keys() == make_diffusion().state_dict().keys()

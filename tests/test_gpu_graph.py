@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 import train
 from diffusion_lib.system.errors import NonFiniteLossError
+from diffusion_lib.training import one_run
 from diffusion_lib.training.step import EAGER_STEPS
 from experiments import matrix_inversion_mining_comparison as comparison
 from experiments.speed.gpu_correctness import modes_of
@@ -197,7 +198,7 @@ def test_the_switch_reaches_the_step(tmp_path, monkeypatch, given):
         seen.append(cuda_graph)
         raise SystemExit
 
-    monkeypatch.setattr(train, "Trainer1D", trainer)
+    monkeypatch.setattr(one_run, "Trainer1D", trainer)
     monkeypatch.setattr(run, "Trainer1D", trainer)
     with pytest.raises(SystemExit):
         train.main([*given, "--rank", "3", "--device", "cpu", "--results-folder", str(tmp_path / "one")])

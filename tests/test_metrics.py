@@ -43,6 +43,15 @@ def test_batching_and_sharing_do_not_change_a_metric():
     assert rows == list(range(40))
 
 
+@pytest.mark.parametrize("size", [1, 255, 513, 600, 1300])
+def test_the_batches_of_a_set_hold_each_example_once(size):
+    chosen = EvaluationSet(Inverse("val", 2), size, "cpu")
+    for most in (7, 2048):
+        batches = list(chosen.batches(most))
+        assert [row for batch in batches for row in range(size)[batch]] == list(range(size))
+        assert max(batch.stop - batch.start for batch in batches) <= most
+
+
 def test_the_sampler_is_bounded_by_the_evaluated_task():
     diffusion, harder = make_diffusion(bound=2.0), EvaluationSet(Inverse("val", 3, ood=True), 30, "cpu")
     wide = diffusion.sample_loop(harder.inp, start=harder.start, inner_steps=0, bound=harder.task.bound)
