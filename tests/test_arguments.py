@@ -75,7 +75,9 @@ def test_check_prints_the_plan_and_writes_nothing(tmp_path, capsys, monkeypatch)
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("words", [["--preset", "demo", "--pilot"], ["--model", "sudoku", "--rank", "8"]])
+@pytest.mark.parametrize(
+    "words", [["--preset", "demo", "--pilot"], ["--check", "--status"], ["--model", "sudoku", "--rank", "8"]]
+)
 def test_what_contradicts_is_refused(words, tmp_path):
     done = subprocess.run(
         [sys.executable, comparison.__file__, *words, "--results", str(tmp_path / "new")],

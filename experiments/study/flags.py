@@ -94,12 +94,13 @@ def parse_command(description: str, arguments=None) -> Command:
         metavar="TRACKER",
         help="tensorboard, or another of accelerate that is installed: wandb, mlflow, …",
     )
+    one_of = parser.add_mutually_exclusive_group().add_argument
     for flag, action, text in (
         ("--report-only", "report", "train nothing; report the finished runs"),
         ("--status", "status", "train nothing; show where each run stands"),
         ("--check", "check", "train and write nothing; check the command, print its plan"),
     ):
-        add(flag, action="store_const", dest="action", const=action, default="train", help=text)
+        one_of(flag, action="store_const", dest="action", const=action, default="train", help=text)
     add(
         "--run",
         type=int,
