@@ -431,9 +431,12 @@ def _strategy(name: str, said) -> Strategy:
     own = {key: value for key, value in said.items() if key in ("compute_of", "time_of", "origin", "samplers")}
     settings = {key: value for key, value in said.items() if key not in own}
     for key, value in own.items():
-        names = value if key == "samplers" and isinstance(value, list) else [value]
-        if not all(isinstance(each, str) for each in names) or (key == "samplers" and not set(names) <= set(SAMPLERS)):
-            allowed = f"a list of {', '.join(SAMPLERS)}" if key == "samplers" else "the name of a strategy"
+        if key == "samplers":
+            right = isinstance(value, list) and all(each in list(SAMPLERS) for each in value)
+        else:
+            right = isinstance(value, str)
+        if not right:
+            allowed = f"a list of samplers of {', '.join(SAMPLERS)}" if key == "samplers" else "the name of a strategy"
             raise ConfigError(f"{key} of strategy {name} is {value!r}; allowed: {allowed}")
     if own.keys() >= {"compute_of", "time_of"}:
         raise ConfigError(f"strategy {name} has compute_of and time_of; allowed: one of them")
