@@ -11,7 +11,7 @@ JOBS := submit-pilot submit-compare submit-array submit-sweep submit-check-gpu
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z$$(){}A-Z-]+:.*## / {gsub(/\$$\(JOBS\)/, "$(JOBS)", $$1); printf "  %-16s %s\n", $$1, $$2}' Makefile
 
-compare: .venv/.runtime  ## the main job: four strategies, three seeds, minutes on two cores
+compare: .venv/.runtime  ## the main job: five strategies, three seeds, minutes on two cores
 	$(BIN)/python experiments/matrix_inversion_mining_comparison.py --preset demo $(ARGS)
 
 test: .venv/.development  ## all tests but those of a real Slurm, by two processes
