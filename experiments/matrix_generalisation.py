@@ -189,7 +189,7 @@ def main(arguments=None):
     if sizes:
         write_csv(study / "sizes.csv", sizes)
     else:
-        show(f"sizes left out: the weights of {config.model} depend on n")
+        say(f"sizes left out: the weights of {config.model} depend on n")
     ridges = ridge_rows(models, config, count)
     write_csv(study / "ridge.csv", ridges)
     ridge_figure(ridges, path=study / "ridge.png")

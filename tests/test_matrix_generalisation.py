@@ -41,6 +41,18 @@ def test_every_run_and_sampler_is_judged_at_every_size_and_ridge(study):
     assert len(rows(study / "timing.csv")) == len(SAMPLERS) + 2
 
 
+@pytest.mark.usefixtures("cheap_report")
+def test_what_was_measured_is_written_whatever_becomes_of_the_printed_lines(tmp_path, monkeypatch):
+    monkeypatch.setattr("experiments.speed.timing.WARM_UP", 0.0)
+    comparison.main(small_study(tmp_path, "--model", "mlp", "--seeds", "0", "--strategies", "baseline"))
+    arguments = ["--study", "shared", "--results", str(tmp_path), "--evaluation-size", "4", "--repeats", "1"]
+    with open("/dev/full", "w") as full, monkeypatch.context() as patch:
+        patch.setattr("sys.stdout", full)
+        with pytest.raises(OSError, match="standard output"):
+            matrix_generalisation.main(arguments)
+    assert {path.name for path in (tmp_path / "shared").glob("*.csv")} == {"ridge.csv", "scale.csv", "timing.csv"}
+
+
 def test_an_answer_that_is_right_but_for_a_factor_has_no_error_without_it(monkeypatch):
     chosen = EvaluationSet(Inverse("val", 3), 40, "cpu")
     monkeypatch.setattr(matrix_generalisation, "solutions", lambda *_: 0.8 * chosen.target)
