@@ -145,7 +145,7 @@ class Pair(NamedTuple):
         found = self.runs.compare(self.one, self.other, metric, sampler)
         one, other = (self.runs.values(label, metric, sampler) for label in (self.one, self.other))
         ahead = int((one < other.reindex(one.index)).sum())
-        return f"{with_interval(found.effect, found.low, found.high, '{:.3f}')}; {ahead} of {found.n}"
+        return f"{with_interval(found.ratio, found.low, found.high, '{:.3f}')}; {ahead} of {found.n}"
 
     def verdict(self, metric: Metric, sampler: str) -> str | None:
         """Return the verdict by the protocol's rule; None of too few seeds."""
@@ -422,7 +422,7 @@ def public_table(root: Path) -> str:
     for steps, other_steps, equal in PUBLIC_PAIRS:
         mined, plain = by_step["adversarial", steps], by_step["none", other_steps]
         found = VAL.compare(mined.to_numpy(), plain.reindex(mined.index).to_numpy())
-        ratio = with_interval(found.effect, found.low, found.high, "{:.3f}")
+        ratio = with_interval(found.ratio, found.low, found.high, "{:.3f}")
         means = (f"{geometric_mean(errors):.5f}" for errors in (mined, plain))
         rows.append([f"{steps:,}", f"{other_steps:,}", equal, *means, ratio, f"{(mined < plain).sum()} of {found.n}"])
     errors = ("val_mse with", "without", "with over without [95%]", "seeds ahead")

@@ -141,7 +141,7 @@ def test_a_ratio_is_scipys_paired_test_of_logs():
     got, logs = ratio(treatment, baseline), (np.log(treatment), np.log(baseline))
     paired, unpaired = stats.ttest_rel(*logs), stats.ttest_ind(*logs, equal_var=False)
     low, high = paired.confidence_interval()
-    assert (got.n, got.effect) == (8, pytest.approx(stats.gmean(treatment) / stats.gmean(baseline)))
+    assert (got.n, got.ratio) == (8, pytest.approx(stats.gmean(treatment) / stats.gmean(baseline)))
     assert (got.low, got.high, got.p) == pytest.approx((exp(low), exp(high), paired.pvalue))
     low, high = unpaired.confidence_interval()
     assert (got.welch_low, got.welch_high, got.welch_p) == pytest.approx((exp(low), exp(high), unpaired.pvalue))
@@ -155,7 +155,7 @@ def test_a_ratio_is_scipys_paired_test_of_logs():
 def test_a_ratio_by_hand():
     got = ratio([1.0, 2.0, 4.0], [2.0, 2.0, 2.0])  # log2 ratios -1, 0, 1: mean 0, standard deviation 1
     half = 4.302653 / sqrt(3)  # t quantile, 2 degrees of freedom
-    assert (got.effect, got.p) == (1.0, 1.0)
+    assert (got.ratio, got.p) == (1.0, 1.0)
     assert (got.low, got.high) == pytest.approx((2**-half, 2**half), rel=1e-6)
 
 
@@ -186,7 +186,7 @@ def test_a_difference_is_scipys_in_percentage_points():
     generator = np.random.default_rng(2)
     treatment, baseline = generator.uniform(0.4, 0.6, (2, 6))
     got, paired = difference(treatment, baseline), stats.ttest_rel(100 * treatment, 100 * baseline)
-    assert got.effect == pytest.approx(100 * (treatment - baseline).mean())
+    assert got.difference == pytest.approx(100 * (treatment - baseline).mean())
     assert (got.low, got.high, got.p) == pytest.approx((*paired.confidence_interval(), paired.pvalue))
     assert got.p_wilcoxon == stats.wilcoxon(treatment, baseline, method="exact").pvalue
 
@@ -196,7 +196,7 @@ def test_a_difference_is_scipys_in_percentage_points():
 def test_a_difference_stays_on_the_scale_and_contains_its_point(pair):
     got = difference(*pair)
     slack = 1e-9
-    assert -100 <= got.low <= got.effect + slack <= got.high + 2 * slack <= 100 + 2 * slack
+    assert -100 <= got.low <= got.difference + slack <= got.high + 2 * slack <= 100 + 2 * slack
     assert -100 <= got.welch_low <= got.welch_high <= 100
     assert isnan(got.smallest_detectable) or got.smallest_detectable <= 100
 
@@ -213,10 +213,10 @@ def test_only_seeds_finite_in_both_are_paired():
 
 def test_one_pair_has_no_interval_and_no_pair_has_nothing():
     one, none = ratio([9.0, nan], [10.0, 3.0]), ratio([nan, 1.0], [1.0, nan])
-    assert (one.n, one.effect) == (1, pytest.approx(0.9))
-    assert none.n == 0 and isnan(none.effect)
+    assert (one.n, one.ratio) == (1, pytest.approx(0.9))
+    assert none.n == 0 and isnan(none.ratio)
     for got in (one, none):
-        rest = [value for value in astuple(got) if value not in (got.n, got.effect)]
+        rest = [value for value in astuple(got) if value not in (got.n, got.ratio)]
         assert all(map(isnan, rest))
 
 
@@ -226,20 +226,20 @@ def test_a_constant_ratio_has_p_one_only_when_it_is_one(factor, p):
     baseline = np.array([0.3, 0.7, 1.1, 2.3])
     got = ratio(factor * baseline, baseline)
     assert got.p == p and got.smallest_detectable == 1
-    assert got.effect == got.low == got.high == pytest.approx(factor)
+    assert got.ratio == got.low == got.high == pytest.approx(factor)
 
 
 @pytest.mark.filterwarnings("error")
 def test_a_ratio_of_one_rounding_is_none():
     baseline = np.array([0.3, 0.7, 1.1, 2.3])
     got = ratio(np.nextafter(baseline, inf), baseline)
-    assert (got.effect, got.p, got.p_signflip, got.p_wilcoxon) == (1.0, 1.0, 1.0, 1.0)
+    assert (got.ratio, got.p, got.p_signflip, got.p_wilcoxon) == (1.0, 1.0, 1.0, 1.0)
 
 
 @pytest.mark.filterwarnings("error")
 def test_a_strategy_that_does_not_vary_has_no_correlation():
     got = ratio([0.9, 0.8, 0.7], [1.0, 1.0, 1.0])
-    assert isnan(got.correlation) and got.welch_low < got.effect < got.welch_high
+    assert isnan(got.correlation) and got.welch_low < got.ratio < got.welch_high
     both = ratio([0.5, 0.5], [1.0, 1.0])
     assert (both.welch_low, both.welch_high, both.welch_p) == (pytest.approx(0.5), pytest.approx(0.5), 0.0)
 
@@ -254,7 +254,7 @@ def test_errors_too_far_apart_for_float64_have_an_open_interval():
 @given(pairs)
 def test_swapping_the_strategies_inverts_the_ratio(pair):
     forth, back = ratio(*pair), ratio(*pair[::-1])
-    assert (forth.effect, forth.low, forth.high) == pytest.approx((1 / back.effect, 1 / back.high, 1 / back.low))
+    assert (forth.ratio, forth.low, forth.high) == pytest.approx((1 / back.ratio, 1 / back.high, 1 / back.low))
     assert (forth.p, forth.p_signflip, forth.p_wilcoxon) == pytest.approx((back.p, back.p_signflip, back.p_wilcoxon))
     assert forth.smallest_detectable == pytest.approx(back.smallest_detectable)
 
@@ -263,7 +263,7 @@ def test_swapping_the_strategies_inverts_the_ratio(pair):
 @given(pairs, st.sampled_from([0.25, 8.0, 1024.0]))
 def test_units_cancel_in_the_ratio(pair, unit):
     plain, scaled = ratio(*pair), ratio(*(pair * unit))
-    assert (plain.effect, plain.low, plain.high) == pytest.approx((scaled.effect, scaled.low, scaled.high))
+    assert (plain.ratio, plain.low, plain.high) == pytest.approx((scaled.ratio, scaled.low, scaled.high))
     assert geometric_mean(unit * pair[0]).high == pytest.approx(unit * geometric_mean(pair[0]).high)
 
 
@@ -272,14 +272,14 @@ def test_units_cancel_in_the_ratio(pair, unit):
 def test_what_a_seed_does_to_both_strategies_cancels(pair, data):
     factors = np.array(data.draw(st.lists(st.floats(0.1, 10), min_size=pair.shape[1], max_size=pair.shape[1])))
     plain, moved = ratio(*pair), ratio(*(pair * factors))
-    assert (plain.effect, plain.low, plain.high) == pytest.approx((moved.effect, moved.low, moved.high))
+    assert (plain.ratio, plain.low, plain.high) == pytest.approx((moved.ratio, moved.low, moved.high))
 
 
 @quick
 @given(pairs)
 def test_p_and_interval_agree(pair):
     got = ratio(*pair)
-    assert got.low <= got.effect * (1 + 1e-9) and got.effect <= got.high * (1 + 1e-9)
+    assert got.low <= got.ratio * (1 + 1e-9) and got.ratio <= got.high * (1 + 1e-9)
     assert (got.p < 0.05) == (not got.low <= 1 <= got.high)
 
 

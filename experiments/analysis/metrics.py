@@ -1,6 +1,6 @@
 """The metrics of a study: their columns in runs.csv, and the scale on which each is compared."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from math import isfinite
 
 import numpy as np
@@ -26,7 +26,7 @@ class Metric:
     share: bool = True
 
     @property
-    def effect_name(self) -> str:
+    def effect(self) -> str:
         """The name of what a comparison estimates: a `difference` in percentage points, or a `ratio`."""
         return "difference" if self.rate else "ratio"
 
@@ -60,13 +60,17 @@ class Metric:
         """Write the effect of a comparison."""
         if comparison is None:
             return "-"
-        return self.effect_words(comparison.effect, comparison.low, comparison.high)
+        return self.effect_words(self.value(comparison), comparison.low, comparison.high)
+
+    def value(self, comparison: Paired) -> float:
+        """Return the effect that a comparison estimates."""
+        return getattr(comparison, self.effect)
 
     def columns(self, comparison: Paired) -> dict[str, float]:
         """Return a comparison's fields by the endings of their columns: `ratio`, `pairs`, `ratio_low`, `p`, …"""
-        effect = self.effect_name
-        renamed = {"effect": effect, "n": "pairs", "low": f"{effect}_low", "high": f"{effect}_high"}
-        return {renamed.get(name, name): value for name, value in asdict(comparison).items()}
+        renamed = {"n": "pairs", "low": f"{self.effect}_low", "high": f"{self.effect}_high"}
+        values = {renamed.get(each.name, each.name): getattr(comparison, each.name) for each in fields(comparison)}
+        return {self.effect: values.pop(self.effect)} | values
 
     def better(self, one: float, other: float) -> bool:
         """Return whether the value `one` is better than `other`; False where one is nan."""

@@ -35,19 +35,15 @@ class Mean(NamedTuple):
 class Paired:
     """Treatment against baseline over `n` paired seeds.
 
-    effect: of errors the ratio of geometric means, treatment over baseline: below 1 the treatment has the smaller
-    error; all tests and the correlation are then those of the logs. Of scores the difference of means, in percentage
-    points, as the intervals are.
     low, high: paired t-interval of the effect.
     p: two-sided paired t-test; p_holm: the same, adjusted by Holm's method within the family that was tested together.
     p_signflip: permutation test that flips the signs of the pairs' differences, exact up to 16 pairs.
     p_wilcoxon: Wilcoxon's signed-rank test.
     correlation: of the pairs.
     welch_low, welch_high, welch_p: the same runs taken as unpaired.
-    smallest_detectable: the true effect that this n and spread would show in 80% of studies; of errors below 1.
+    smallest_detectable: the true effect that this n and spread would show in 80% of studies.
     """
 
-    effect: float
     n: int
     low: float
     high: float
@@ -60,6 +56,23 @@ class Paired:
     welch_p: float
     smallest_detectable: float
     p_holm: float = nan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ratio(Paired):
+    """Geometric mean of treatment over that of baseline: below 1 the treatment has the smaller error.
+
+    All tests and the correlation are those of the logs. smallest_detectable is a ratio below 1.
+    """
+
+    ratio: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference(Paired):
+    """Mean of treatment minus that of baseline, of scores; effects and intervals in percentage points."""
+
+    difference: float
 
 
 def geometric_mean(values) -> Mean:
@@ -102,54 +115,54 @@ def _middle_mean(values, axis=-1):
     return stats.trim_mean(values, 0.25, axis=axis)
 
 
-def ratio(treatment, baseline) -> Paired:
-    """Compare errors in pairs, both (seeds,) in the same order of seeds.
+def ratio(treatment, baseline) -> Ratio:
+    """Compare errors in pairs, both (seeds,) in the same order of seeds; see Ratio.
 
     p is scipy's `ttest_rel` of the logs. Equal arrays give p = 1, a constant other ratio p = 0 (both up to rounding).
     One pair has a ratio alone, no pair has nothing. Raises ValueError for errors that are not positive.
     """
     found = _compare(*map(_logs, _pairs(treatment, baseline)))
-    factors = {name: _exp(getattr(found, name)) for name in ("effect", *BOUNDS)}
-    return replace(found, **factors, smallest_detectable=_exp(-found.smallest_detectable))
+    found |= {name: _exp(found[name]) for name in ("effect", *BOUNDS)}
+    found["smallest_detectable"] = _exp(-found["smallest_detectable"])
+    return Ratio(ratio=found.pop("effect"), **found)
 
 
-def difference(treatment, baseline, share: bool = True) -> Paired:
-    """Compare scores in pairs, both (seeds,) in the same order of seeds.
+def difference(treatment, baseline, share: bool = True) -> Difference:
+    """Compare scores in pairs, both (seeds,) in the same order of seeds; see Difference.
 
     share: they lie in [0, 1]; intervals are cut at -100 and 100.
     """
     pairs = _pairs(treatment, baseline)
     found = _compare(*(100 * (_shares(row) if share else row) for row in pairs))
-    if not share:
-        return found
-    cut = {name: float(np.clip(getattr(found, name), -100, 100)) for name in BOUNDS}
-    if found.smallest_detectable > 100:
-        cut["smallest_detectable"] = nan  # so few seeds would not show any difference
-    return replace(found, **cut)
+    if share:
+        found |= {name: float(np.clip(found[name], -100, 100)) for name in BOUNDS}
+        if found["smallest_detectable"] > 100:
+            found["smallest_detectable"] = nan  # so few seeds would not show any difference
+    return Difference(difference=found.pop("effect"), **found)
 
 
-def _compare(treatment, baseline) -> Paired:
-    """Compare finite pairs, (n,) each, by the mean of treatment - baseline."""
+def _compare(treatment, baseline) -> dict:
+    """Return what Paired holds, of finite pairs (n,), and `effect`: the mean of treatment - baseline."""
     away = treatment - baseline
     scale = max(1.0, np.abs([treatment, baseline]).max(initial=0.0))
     n, effect, low, high = _t_interval(away, scale)
     std = nan if n < 2 else 0.0 if low == high else float(away.std(ddof=1))
     away = np.round(away / scale, 12)  # equal differences tie, whatever float64 made of them
     welch_low, welch_high, welch_p = _welch(treatment, baseline)
-    return Paired(
-        effect=effect,
-        n=n,
-        low=low,
-        high=high,
-        p=float(stats.ttest_rel(treatment, baseline).pvalue) if std > 0 else _certain(n, effect),
-        p_signflip=_signflip_p(away),
-        p_wilcoxon=_signflip_p(_signed_ranks(away)),
-        correlation=_correlation(treatment, baseline),
-        welch_low=welch_low,
-        welch_high=welch_high,
-        welch_p=welch_p,
-        smallest_detectable=smallest_detectable_difference(std, n),
-    )
+    return {
+        "n": n,
+        "effect": effect,
+        "low": low,
+        "high": high,
+        "p": float(stats.ttest_rel(treatment, baseline).pvalue) if std > 0 else _certain(n, effect),
+        "p_signflip": _signflip_p(away),
+        "p_wilcoxon": _signflip_p(_signed_ranks(away)),
+        "correlation": _correlation(treatment, baseline),
+        "welch_low": welch_low,
+        "welch_high": welch_high,
+        "welch_p": welch_p,
+        "smallest_detectable": smallest_detectable_difference(std, n),
+    }
 
 
 def _t_interval(values, scale=1.0) -> Mean:

@@ -197,9 +197,9 @@ def load_results(path: Path | str) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 def compared(metric: Metric, found: Paired, pair: Pair) -> dict:
     """Return the columns of a comparison."""
-    columns, effect = metric.columns(found), metric.effect_name
-    shown = (effect, f"{effect}_low", f"{effect}_high", "p", "p_holm")
-    return {"other": pair.other, "account": pair.account} | {name: columns[name] for name in shown}
+    effect = {metric.effect: metric.value(found)}
+    effect |= {f"{metric.effect}_low": found.low, f"{metric.effect}_high": found.high}
+    return {"other": pair.other, "account": pair.account, **effect, "p": found.p, "p_holm": found.p_holm}
 
 
 def defined(results: Results, references: list[dict]) -> list[Metric]:
@@ -216,9 +216,8 @@ def defined(results: Results, references: list[dict]) -> list[Metric]:
 def format_table(results: Results, references: list[dict]) -> str:
     """Write a row per strategy and sampler, then the references, with all metrics that any row has."""
     first, *others = defined(results, references)
-    compared_by = f"{first.effect_name} to {results.base}"
     headers = [
-        *("strategy", "sampler", "n", f"{first.column} [95% interval]", compared_by, "Holm p"),
+        *("strategy", "sampler", "n", f"{first.column} [95% interval]", f"{first.effect} to {results.base}", "Holm p"),
         *(metric.column for metric in others),
         "train s",
     ]
