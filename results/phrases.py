@@ -27,7 +27,7 @@ LEVEL = 2  # at which the pages say what the energies rank
 def interval(pair: Pair, sampler: str = IRED, write: str = "{:.2f}") -> tuple[str, str]:
     """Return a pair's ratio of val_mse, and its interval."""
     found = pair.runs.compare(pair.one, pair.other, VAL, sampler)
-    return write.format(found.effect), f"[{write.format(found.low)}, {write.format(found.high)}]"
+    return write.format(found.ratio), f"[{write.format(found.low)}, {write.format(found.high)}]"
 
 
 def steps(pair: Pair) -> tuple[int, int]:

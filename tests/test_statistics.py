@@ -11,15 +11,14 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from experiments.analysis.statistics import (
-    BOOTSTRAP_SEED,
-    arithmetic_mean,
+    compare_to_baseline,
     difference,
     geometric_mean,
     holm,
     interquartile_mean,
+    mean_rate,
     ratio,
     smallest_detectable_difference,
-    with_holm,
 )
 
 quick = settings(max_examples=25, deadline=None)  # no deadline: the machine may be busy
@@ -38,10 +37,11 @@ def runs(seed, n=8, factor=0.8):
 # Means
 
 
-def test_a_geometric_mean_is_scipys_mean_of_logs():
+@pytest.mark.parametrize("confidence", [0.5, 0.95, 0.99])
+def test_a_geometric_mean_is_scipys_mean_of_logs(confidence):
     values, _ = runs(0)
-    got = geometric_mean(values)
-    low, high = stats.t.interval(0.95, 7, np.log(values).mean(), stats.sem(np.log(values)))
+    got = geometric_mean(values, confidence)
+    low, high = stats.t.interval(confidence, 7, np.log(values).mean(), stats.sem(np.log(values)))
     assert (got.n, got.mean) == (8, pytest.approx(stats.gmean(values)))
     assert (got.low, got.high) == (pytest.approx(exp(low)), pytest.approx(exp(high)))
 
@@ -70,14 +70,14 @@ def test_the_mean_of_one_and_of_no_run():
 def test_equal_runs_have_an_interval_without_width():
     got = geometric_mean([0.1, 0.1, 0.1])
     assert got.mean == got.low == got.high == pytest.approx(0.1)
-    assert tuple(arithmetic_mean([0.1, 0.1, 0.1])) == (3, 0.1, 0.1, 0.1)  # their float64 mean is not 0.1
+    assert tuple(mean_rate([0.1, 0.1, 0.1])) == (3, 0.1, 0.1, 0.1)  # their float64 mean is not 0.1
 
 
 @pytest.mark.parametrize("wrong", [0.0, -0.1])
 def test_an_error_that_is_not_positive_has_no_geometric_mean(wrong):
-    with pytest.raises(ValueError, match="must be positive"):
+    with pytest.raises(ValueError, match="values must be positive"):
         geometric_mean([1.0, wrong])
-    with pytest.raises(ValueError, match="must be positive"):
+    with pytest.raises(ValueError, match="treatment must be positive"):
         ratio([1.0, wrong], [1.0, 1.0])
 
 
@@ -92,7 +92,7 @@ def test_an_interval_contains_its_point(values):
 @quick
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=8))
 def test_a_rates_interval_stays_in_0_to_1(values):
-    got = arithmetic_mean(values)
+    got = mean_rate(values)
     assert 0 <= got.low <= got.mean <= got.high <= 1
     low, high = stats.t.interval(0.95, len(values) - 1, np.mean(values), max(stats.sem(values), 1e-300))
     assert got.low == pytest.approx(max(low, 0), abs=1e-9) and got.high == pytest.approx(min(high, 1), abs=1e-9)
@@ -101,28 +101,35 @@ def test_a_rates_interval_stays_in_0_to_1(values):
 def test_a_rate_that_passes_1_by_its_rounding_is_1():
     above = [1 + 2.3e-16, 1.0, 1.0]
     assert above[0] > 1
-    assert arithmetic_mean(above) == arithmetic_mean([1.0, 1.0, 1.0])
+    assert mean_rate(above) == mean_rate([1.0, 1.0, 1.0])
     assert difference(above, [0.5, 0.6, 0.7]) == difference([1.0, 1.0, 1.0], [0.5, 0.6, 0.7])
+
+
+def test_a_rate_outside_0_to_1_is_refused():
+    for function in (mean_rate, lambda values: difference(values, values)):
+        with pytest.raises(ValueError, match=r"must lie in \[0, 1\], got 0.5 to 1.1"):
+            function([0.5, 1.1])
 
 
 def test_an_interquartile_mean_is_scipys():
     values = np.random.default_rng(3).exponential(1, 12)
-    got = interquartile_mean(np.insert(values, 5, nan))
+    got = interquartile_mean(np.insert(values, 5, nan), np.random.default_rng(4), confidence=0.9, resamples=2000)
     expected = stats.bootstrap(
         (values,),
         lambda rows, axis=-1: stats.trim_mean(rows, 0.25, axis=axis),
         method="percentile",
-        n_resamples=10_000,
-        rng=np.random.default_rng(BOOTSTRAP_SEED),
+        n_resamples=2000,
+        confidence_level=0.9,
+        rng=np.random.default_rng(4),
     ).confidence_interval
-    assert got == pytest.approx((12, np.sort(values)[3:9].mean(), expected.low, expected.high))
+    assert got == pytest.approx((np.sort(values)[3:9].mean(), expected.low, expected.high))
 
 
 @quick
 @given(st.lists(errors, min_size=1, max_size=8))
 def test_an_interquartile_mean_and_its_interval_stay_within_the_data(values):
-    got = interquartile_mean(values)
-    assert min(values) <= got.mean <= max(values)
+    got = interquartile_mean(values, np.random.default_rng(0), resamples=200)
+    assert min(values) <= got.point <= max(values)
     if len(values) == 1:
         assert isnan(got.low)
     else:
@@ -130,24 +137,25 @@ def test_an_interquartile_mean_and_its_interval_stay_within_the_data(values):
 
 
 def test_an_interquartile_mean_of_nothing():
-    assert all(map(isnan, interquartile_mean([nan])[1:]))
+    assert all(map(isnan, interquartile_mean([nan], np.random.default_rng(0))))
 
 
 # Ratios and differences
 
 
-def test_a_ratio_is_scipys_paired_test_of_logs():
+@pytest.mark.parametrize("confidence", [0.8, 0.95])
+def test_a_ratio_is_scipys_paired_test_of_logs(confidence):
     treatment, baseline = runs(1)
-    got, logs = ratio(treatment, baseline), (np.log(treatment), np.log(baseline))
+    got, logs = ratio(treatment, baseline, confidence), (np.log(treatment), np.log(baseline))
     paired, unpaired = stats.ttest_rel(*logs), stats.ttest_ind(*logs, equal_var=False)
-    low, high = paired.confidence_interval()
+    low, high = paired.confidence_interval(confidence)
     assert (got.n, got.ratio) == (8, pytest.approx(stats.gmean(treatment) / stats.gmean(baseline)))
     assert (got.low, got.high, got.p) == pytest.approx((exp(low), exp(high), paired.pvalue))
-    low, high = unpaired.confidence_interval()
+    low, high = unpaired.confidence_interval(confidence)
     assert (got.welch_low, got.welch_high, got.welch_p) == pytest.approx((exp(low), exp(high), unpaired.pvalue))
     assert got.correlation == pytest.approx(stats.pearsonr(*logs)[0])
     assert got.p_wilcoxon == stats.wilcoxon(logs[0] - logs[1], method="exact").pvalue
-    detectable = smallest_detectable_difference(stats.tstd(logs[0] - logs[1]), 8)
+    detectable = smallest_detectable_difference(stats.tstd(logs[0] - logs[1]), 8, alpha=1 - confidence)
     assert got.smallest_detectable == pytest.approx(exp(-detectable)) and got.smallest_detectable < 1
     assert isnan(got.p_holm)
 
@@ -283,6 +291,29 @@ def test_p_and_interval_agree(pair):
     assert (got.p < 0.05) == (not got.low <= 1 <= got.high)
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        geometric_mean,
+        mean_rate,
+        lambda v, c: ratio(v, v, c),
+        lambda v, c: difference(v, v, c),
+        lambda v, c: interquartile_mean(v, np.random.default_rng(0), c),
+    ],
+)
+def test_confidence_must_be_a_fraction(function):
+    for confidence in (0, 1, 95):
+        with pytest.raises(ValueError, match="confidence must lie"):
+            function(np.array([0.5, 1.0]), confidence)
+
+
+def test_shapes_must_match():
+    with pytest.raises(ValueError, match=r"share their seeds: shapes \(3,\) and \(2,\)"):
+        ratio(np.ones(3), np.ones(2))
+    with pytest.raises(ValueError, match=r"values must have shape \(seeds,\), got \(2, 2\)"):
+        geometric_mean(np.ones((2, 2)))
+
+
 # Holm's method
 
 
@@ -307,6 +338,12 @@ def test_holm_is_the_closed_test_of_bonferroni(p_values):
     assert holm(p_values) == pytest.approx(expected)
 
 
+def test_holm_refuses_what_is_no_probability():
+    for wrong in (-0.1, 1.1, inf):
+        with pytest.raises(ValueError, match=r"must lie in \[0, 1\]"):
+            holm([0.5, wrong])
+
+
 # Power
 
 
@@ -319,16 +356,21 @@ def test_detectable_difference_matches_tables():
 
 
 @quick
-@given(st.integers(2, 60))
-def test_detectable_difference_is_finite_and_shrinks_with_n(n):
-    here = smallest_detectable_difference(2.0, n)
-    assert here > smallest_detectable_difference(2.0, n + 1) > 0
-    assert smallest_detectable_difference(6.0, n) == pytest.approx(3 * here)
+@given(st.integers(2, 60), st.sampled_from([0.001, 0.05, 0.2]), st.sampled_from([0.5, 0.8, 0.95]))
+def test_detectable_difference_is_finite_and_shrinks_with_n(n, alpha, power):
+    here = smallest_detectable_difference(2.0, n, alpha, power)
+    assert here > smallest_detectable_difference(2.0, n + 1, alpha, power) > 0
+    assert smallest_detectable_difference(6.0, n, alpha, power) == pytest.approx(3 * here)
 
 
 def test_detectable_difference_edges():
     assert isnan(smallest_detectable_difference(1.0, 1)) and isnan(smallest_detectable_difference(nan, 5))
     assert smallest_detectable_difference(0.0, 5) == 0
+    for wrong in ({"alpha": 0}, {"power": 1}, {"alpha": 0.9}):
+        with pytest.raises(ValueError, match="0 < alpha < power < 1"):
+            smallest_detectable_difference(1.0, 5, **wrong)
+    with pytest.raises(ValueError, match="must not be negative"):
+        smallest_detectable_difference(-1.0, 5)
 
 
 # Simulated studies with a known answer: log ratios have standard deviation 0.1, the logs of a seed 1
@@ -377,19 +419,31 @@ def three_strategies():
     return dict(zip(("random", "baseline", "adversarial"), np.exp(logs), strict=True))
 
 
-def compared(rows):
-    return with_holm({name: ratio(rows[name], rows["baseline"]) for name in rows if name != "baseline"})
-
-
-def test_a_family_is_adjusted_by_holm():
+def test_every_other_strategy_is_compared_with_the_baseline():
     rows = three_strategies()
     rows["adversarial"][4] = nan
-    got = compared(rows)
+    got = compare_to_baseline(rows, "baseline")
+    assert list(got) == ["random", "adversarial"]
     assert [comparison.n for comparison in got.values()] == [6, 5]
-    assert [each.p_holm for each in got.values()] == holm([each.p for each in got.values()]).tolist()
+    alone = [ratio(rows[name], rows["baseline"]) for name in got]
+    assert [each.p for each in got.values()] == [each.p for each in alone]
+    assert [each.p_holm for each in got.values()] == holm([each.p for each in alone]).tolist()
 
 
 def test_a_strategy_without_pairs_leaves_the_family():
-    got = compared({**three_strategies(), "adversarial": np.full(6, nan)})
+    rows = {**three_strategies(), "adversarial": np.full(6, nan)}
+    got = compare_to_baseline(rows, "baseline")
     assert got["random"].p_holm == got["random"].p
     assert got["adversarial"].n == 0 and isnan(got["adversarial"].p_holm)
+
+
+def test_the_comparison_and_its_confidence_are_the_callers():
+    rows = {"baseline": [0.5, 0.6, 0.7], "random": [0.6, 0.7, 0.9]}
+    wide, narrow = (compare_to_baseline(rows, "baseline", difference, c)["random"] for c in (0.99, 0.8))
+    assert wide.low < narrow.low < narrow.high < wide.high and wide.difference == pytest.approx(40 / 3)
+
+
+def test_a_lone_baseline_gives_nothing_and_an_unknown_one_is_refused():
+    assert compare_to_baseline({"baseline": [1.0, 2.0]}, "baseline") == {}
+    with pytest.raises(ValueError, match="unknown baseline 'none', have"):
+        compare_to_baseline({"baseline": [1.0]}, "none")

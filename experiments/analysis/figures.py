@@ -23,7 +23,6 @@ from diffusion_lib.system.files import write_atomic
 from experiments.analysis.metrics import Metric
 from experiments.analysis.references import REFERENCE
 from experiments.analysis.runs import read_curve
-from experiments.analysis.statistics import finite
 from experiments.analysis.tables import Results
 
 # matplotlib's own defaults, whatever the user's matplotlibrc says, and over them ours.
@@ -44,6 +43,12 @@ OTHER_COLORS = ("#CC79A7", "#D55E00", "#332288", "#999933", "#882255", "#44AA99"
 PAIR_COLOR = "0.75"
 PANEL = (3.3, 2.9)  # inches of a panel, its width and height
 NEAR = 1.6  # times the greatest run, or under the least one: errors of references further off would flatten the runs
+
+
+def finite(values) -> np.ndarray:
+    """Return the finite ones of some numbers."""
+    values = np.asarray(values, dtype=float)
+    return values[np.isfinite(values)]
 
 
 def strategy_colors(strategies: Sequence[str]) -> dict[str, str]:

@@ -10,10 +10,12 @@ from experiments.analysis.statistics import (
     ROUNDING,
     Mean,
     Paired,
-    arithmetic_mean,
     difference,
     geometric_mean,
+    mean_rate,
+    mean_score,
     ratio,
+    score_difference,
 )
 
 
@@ -42,11 +44,16 @@ class Metric:
         """Return the geometric mean of errors or the mean of rates, with interval; nan where an error is exactly 0."""
         if self.zeros(values):
             return Mean(int(np.isfinite(values).sum()), np.nan, np.nan, np.nan)
-        return arithmetic_mean(values, self.share) if self.rate else geometric_mean(values)
+        if not self.rate:
+            return geometric_mean(values)
+        return (mean_rate if self.share else mean_score)(values)
 
-    def compare(self, treatment, baseline) -> Paired:
-        """Compare values, both (seeds,), seed by seed: by `ratio` or by `difference`."""
-        return difference(treatment, baseline, self.share) if self.rate else ratio(treatment, baseline)
+    @property
+    def compare(self):
+        """The function of statistics.py that compares it: `difference`, `score_difference` or `ratio`."""
+        if not self.rate:
+            return ratio
+        return difference if self.share else score_difference
 
     def effect_words(self, effect: float, low: float, high: float) -> str:
         """Write an effect: `0.752× [0.681, 0.824]`, `+3.20 points [+1.10, +5.30]`; '-' where there is none."""

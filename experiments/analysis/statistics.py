@@ -9,16 +9,15 @@ was used. What so few values cannot tell is nan, never a guess.
 
 import warnings
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import nan, sqrt
 from typing import NamedTuple
 
 import numpy as np
-from scipy import special, stats
+from scipy import optimize, stats
 
 # Relative spread below which values are equal up to float64 rounding: a t-test on that would test rounding.
 ROUNDING = 1e-13
-BOOTSTRAP_SEED = 161803
-BOUNDS = ("low", "high", "welch_low", "welch_high")  # of Paired
 FLIPS = 2**16  # sign flips of an exact test: all of them up to 16 pairs, drawn at random beyond
 
 
@@ -27,6 +26,12 @@ class Mean(NamedTuple):
 
     n: int
     mean: float
+    low: float
+    high: float
+
+
+class PointInterval(NamedTuple):
+    point: float
     low: float
     high: float
 
@@ -75,80 +80,100 @@ class Difference(Paired):
     difference: float
 
 
-def geometric_mean(values) -> Mean:
+def geometric_mean(values, confidence: float = 0.95) -> Mean:
     """Return the geometric mean of the finite entries of `values` (seeds,), and the t-interval of their mean log.
 
-    One finite entry: the bounds are nan; none: all nan. Raises ValueError for values that are not positive.
+    One finite entry: the bounds are nan; none: all nan. Raises ValueError for values that are not positive, another
+    shape, or a confidence outside (0, 1).
     """
-    n, *logs = _t_interval(_logs(finite(values)))
+    n, *logs = _t_interval(_logs("values", _finite("values", values)), confidence)
     return Mean(n, *map(_exp, logs))
 
 
-def arithmetic_mean(values, share: bool = True) -> Mean:
-    """Return the mean of the finite entries of `values` (seeds,) and its t-interval; share: cut at 0 and 1."""
-    values = finite(values)
-    if not share:
-        return _t_interval(values)
-    n, mean, *bounds = _t_interval(_shares(values))
-    return Mean(n, mean, *_shares(bounds).tolist())
+def mean_rate(values, confidence: float = 0.95) -> Mean:
+    """Return the mean of the finite entries of `values` (seeds,), rates in [0, 1], and its t-interval, cut at 0 and 1.
+
+    Raises ValueError for values outside [0, 1], another shape, or a confidence outside (0, 1).
+    """
+    n, mean, low, high = mean_score(_rates("values", _finite("values", values)), confidence)
+    return Mean(n, mean, *np.clip((low, high), 0, 1).tolist())
 
 
-def interquartile_mean(values) -> Mean:
+def mean_score(values, confidence: float = 0.95) -> Mean:
+    """Return the mean of the finite entries of `values` (seeds,) and its t-interval; they may lie outside [0, 1]."""
+    return _t_interval(_finite("values", values), confidence)
+
+
+def interquartile_mean(values, generator, confidence: float = 0.95, resamples: int = 10_000) -> PointInterval:
     """Return the mean of the middle half of the finite `values` (seeds,), and its bootstrap interval over seeds.
 
     As in rliable (Agarwal et al. 2021) the interval is the percentile one, so it lies within the values. One value has
-    no interval; no value gives nan.
+    no interval; no value gives nan. generator: numpy's.
     """
-    values = finite(values)
-    if values.size == 0:
-        return Mean(0, nan, nan, nan)
+    _check_confidence(confidence)
+    finite = _finite("values", values)
+    if finite.size == 0:
+        return PointInterval(nan, nan, nan)
     low = high = nan
-    if values.size > 1:
+    if finite.size > 1:
         low, high = stats.bootstrap(
-            (values,), _middle_mean, n_resamples=10_000, method="percentile", rng=BOOTSTRAP_SEED
+            (finite,),
+            _middle_mean,
+            confidence_level=confidence,
+            n_resamples=resamples,
+            method="percentile",
+            rng=generator,
         ).confidence_interval
-    least, greatest = values.min(), values.max()  # a mean of equal values can leave them by one rounding
-    return Mean(values.size, *np.clip((_middle_mean(values), low, high), least, greatest).tolist())
+    least, greatest = finite.min(), finite.max()  # a mean of equal values can leave them by one rounding
+    return PointInterval(*np.clip((_middle_mean(finite), low, high), least, greatest).tolist())
 
 
 def _middle_mean(values, axis=-1):
     return stats.trim_mean(values, 0.25, axis=axis)
 
 
-def ratio(treatment, baseline) -> Ratio:
+def ratio(treatment, baseline, confidence: float = 0.95) -> Ratio:
     """Compare errors in pairs, both (seeds,) in the same order of seeds; see Ratio.
 
     p is scipy's `ttest_rel` of the logs. Equal arrays give p = 1, a constant other ratio p = 0 (both up to rounding).
-    One pair has a ratio alone, no pair has nothing. Raises ValueError for errors that are not positive.
+    One pair has a ratio alone, no pair has nothing. Raises ValueError for errors that are not positive, shapes that
+    differ, or a confidence outside (0, 1).
     """
-    found = _compare(*map(_logs, _pairs(treatment, baseline)))
-    found |= {name: _exp(found[name]) for name in ("effect", *BOUNDS)}
+    logs = [_logs(name, row) for name, row in _pairs(treatment, baseline).items()]
+    found = _compare(*logs, confidence)
+    for name in ("effect", "low", "high", "welch_low", "welch_high"):
+        found[name] = _exp(found[name])
     found["smallest_detectable"] = _exp(-found["smallest_detectable"])
     return Ratio(ratio=found.pop("effect"), **found)
 
 
-def difference(treatment, baseline, share: bool = True) -> Difference:
-    """Compare scores in pairs, both (seeds,) in the same order of seeds; see Difference.
+def difference(treatment, baseline, confidence: float = 0.95) -> Difference:
+    """Compare rates in [0, 1] in pairs, both (seeds,) in the same order of seeds; see Difference.
 
-    share: they lie in [0, 1]; intervals are cut at -100 and 100.
+    Intervals are cut at -100 and 100. Raises ValueError as `ratio`, and for values outside [0, 1].
     """
-    pairs = _pairs(treatment, baseline)
-    found = _compare(*(100 * (_shares(row) if share else row) for row in pairs))
-    if share:
-        found |= {name: float(np.clip(found[name], -100, 100)) for name in BOUNDS}
-        if found["smallest_detectable"] > 100:
-            found["smallest_detectable"] = nan  # so few seeds would not show any difference
+    rates = [_rates(name, row) for name, row in _pairs(treatment, baseline).items()]
+    found = score_difference(*rates, confidence)
+    cut = {name: float(np.clip(getattr(found, name), -100, 100)) for name in ("low", "high", "welch_low", "welch_high")}
+    if found.smallest_detectable > 100:
+        cut["smallest_detectable"] = nan  # so few seeds would not show any difference
+    return replace(found, **cut)
+
+
+def score_difference(treatment, baseline, confidence: float = 0.95) -> Difference:
+    """Do as `difference` for scores that may lie outside [0, 1], with nothing cut."""
+    found = _compare(*(100 * row for row in _pairs(treatment, baseline).values()), confidence)
     return Difference(difference=found.pop("effect"), **found)
 
 
-def _compare(treatment, baseline) -> dict:
+def _compare(treatment, baseline, confidence) -> dict:
     """Return what Paired holds, of finite pairs (n,), and `effect`: the mean of treatment - baseline."""
     away = treatment - baseline
     scale = max(1.0, np.abs([treatment, baseline]).max(initial=0.0))
-    n, effect, low, high = _t_interval(away, scale)
+    n, effect, low, high = _t_interval(away, confidence, scale)
     std = nan if n < 2 else 0.0 if low == high else float(away.std(ddof=1))
     away = np.round(away / scale, 12)  # equal differences tie, whatever float64 made of them
-    welch_low, welch_high, welch_p = _welch(treatment, baseline)
+    welch_low, welch_high, welch_p = _welch(treatment, baseline, confidence)
     return {
         "n": n,
         "effect": effect,
@@ -161,12 +186,13 @@ def _compare(treatment, baseline) -> dict:
         "welch_low": welch_low,
         "welch_high": welch_high,
         "welch_p": welch_p,
-        "smallest_detectable": smallest_detectable_difference(std, n),
+        "smallest_detectable": smallest_detectable_difference(std, n, alpha=1 - confidence),
     }
 
 
-def _t_interval(values, scale=1.0) -> Mean:
+def _t_interval(values, confidence, scale=1.0) -> Mean:
     """Return mean and t-interval of finite `values` (n,); a spread within rounding of `scale` counts as none."""
+    _check_confidence(confidence)
     n = values.size
     if n < 2:
         return Mean(n, float(values[0]) if n else nan, nan, nan)
@@ -174,7 +200,7 @@ def _t_interval(values, scale=1.0) -> Mean:
         middle = float(np.median(values))  # the mean of equal values can be off by one rounding, the median not
         middle = 0.0 if abs(middle) <= ROUNDING * scale else middle
         return Mean(n, middle, middle, middle)
-    middle, half_width = float(values.mean()), float(stats.t.ppf(0.975, n - 1) * stats.sem(values))
+    middle, half_width = float(values.mean()), float(stats.t.ppf(0.5 + confidence / 2, n - 1) * stats.sem(values))
     return Mean(n, middle, middle - half_width, middle + half_width)
 
 
@@ -214,7 +240,7 @@ def _correlation(treatment, baseline) -> float:
     return float(np.corrcoef(treatment, baseline)[0, 1])
 
 
-def _welch(treatment, baseline) -> tuple[float, float, float]:
+def _welch(treatment, baseline, confidence) -> tuple[float, float, float]:
     """Return interval and p of the difference of means, of unpaired runs whose spreads may differ (Welch 1947)."""
     if treatment.size < 2:
         return nan, nan, nan
@@ -224,30 +250,39 @@ def _welch(treatment, baseline) -> tuple[float, float, float]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # one of the two may not vary: scipy fears for its precision
         found = stats.ttest_ind(treatment, baseline, equal_var=False)
-        return *map(float, found.confidence_interval()), float(found.pvalue)
+        return *map(float, found.confidence_interval(confidence)), float(found.pvalue)
 
 
-def finite(values) -> np.ndarray:
-    """Return the finite ones of `values` (n,)."""
+def _check_confidence(confidence):
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must lie strictly between 0 and 1, got {confidence}")
+
+
+def _vector(name, values):
     vector = np.asarray(values, dtype=np.float64)
+    if vector.ndim != 1:
+        raise ValueError(f"{name} must have shape (seeds,), got {vector.shape}")
+    return vector
+
+
+def _finite(name, values):
+    vector = _vector(name, values)
     return vector[np.isfinite(vector)]
 
 
-def _pairs(treatment, baseline) -> np.ndarray:
-    """Return both arrays, (2, n), at the seeds where both are finite."""
-    pairs = np.array([treatment, baseline], dtype=np.float64)
-    return pairs[:, np.isfinite(pairs).all(0)]
+def _pairs(treatment, baseline) -> dict:
+    """Return both arrays, (n,) each, at the seeds where both are finite, by their names."""
+    treatment, baseline = _vector("treatment", treatment), _vector("baseline", baseline)
+    if treatment.shape != baseline.shape:
+        raise ValueError(f"paired runs must share their seeds: shapes {treatment.shape} and {baseline.shape}")
+    both = np.isfinite(treatment) & np.isfinite(baseline)
+    return {"treatment": treatment[both], "baseline": baseline[both]}
 
 
-def _logs(errors):
+def _logs(name, errors):
     if np.any(errors <= 0):
-        raise ValueError(f"errors must be positive to be compared as ratios, got {errors.min():g}")
+        raise ValueError(f"{name} must be positive to be compared as ratios, got {errors.min():g}")
     return np.log(errors)
-
-
-def _shares(values):
-    """Return the values within [0, 1]: a sum of shares may pass 1 by its rounding."""
-    return np.clip(values, 0, 1)
 
 
 def _exp(value) -> float:
@@ -256,13 +291,22 @@ def _exp(value) -> float:
         return float(np.exp(value))
 
 
+def _rates(name, values):
+    """Return the values as shares: a sum of shares may pass 1 by its rounding."""
+    if np.any((values < -ROUNDING) | (values > 1 + ROUNDING)):
+        raise ValueError(f"{name} must lie in [0, 1], got {values.min():g} to {values.max():g}")
+    return np.clip(values, 0, 1)
+
+
 def holm(p_values):
     """Adjust one family of p-values, in their order, by Holm's step-down method (Scand. J. Statist. 1979).
 
-    A nan stays nan and does not count in the family.
+    A nan stays nan and does not count in the family. Raises ValueError for values outside [0, 1].
     """
-    p = np.asarray(p_values, dtype=np.float64)
+    p = _vector("p_values", p_values)
     tested = np.flatnonzero(~np.isnan(p))
+    if np.any((p[tested] < 0) | (p[tested] > 1)):
+        raise ValueError(f"p-values must lie in [0, 1], got {p.tolist()}")
     ascending = tested[np.argsort(p[tested], kind="stable")]
     hypotheses_left = np.arange(ascending.size, 0, -1)
     adjusted = np.full(p.shape, nan)
@@ -270,16 +314,46 @@ def holm(p_values):
     return adjusted
 
 
-def smallest_detectable_difference(std_of_differences, n):
-    """Return the true mean difference that a two-sided paired t-test on `n` pairs finds, at 5%, in 80% of studies.
+def smallest_detectable_difference(std_of_differences, n, alpha=0.05, power=0.8):
+    """Return the true mean difference that a two-sided paired t-test on `n` pairs finds with `power`.
 
     It is in the units of `std_of_differences` (the ddof=1 spread between pairs); nan for n < 2 or a nan spread. From
-    the noncentral t distribution; only a finding with the right sign counts.
+    the noncentral t distribution. Only a finding with the right sign counts; scipy also returns nan for the far tail of
+    the wrong sign. Raises ValueError unless 0 < alpha < power < 1 and the spread is not negative.
     """
+    if not 0 < alpha < power < 1:
+        raise ValueError(f"0 < alpha < power < 1 is needed, got alpha {alpha} and power {power}")
+    if std_of_differences < 0:
+        raise ValueError(f"std_of_differences must not be negative, got {std_of_differences}")
     if n < 2:
         return nan
-    noncentrality = special.nctdtrinc(n - 1, 1 - 0.8, stats.t.isf(0.025, n - 1))
-    return float(noncentrality * std_of_differences / sqrt(n))
+    return _detectable_noncentrality(n, alpha, power) * std_of_differences / sqrt(n)
+
+
+@lru_cache(maxsize=256)
+def _detectable_noncentrality(n, alpha, power):
+    """Return the noncentrality sqrt(n) x difference / std at which the t-test on `n` pairs reaches `power`."""
+    critical = stats.t.isf(alpha / 2, n - 1)
+
+    def missing_power(noncentrality):
+        return stats.nct.sf(critical, n - 1, noncentrality) - power
+
+    upper = 4.0
+    while missing_power(upper) < 0:
+        upper *= 2
+    return optimize.brentq(missing_power, 0.0, upper)  # at 0 the power is alpha / 2, below the one asked for
+
+
+def compare_to_baseline(rows: dict, baseline: str, compare=ratio, confidence: float = 0.95) -> dict[str, Paired]:
+    """Compare every strategy but `baseline` with it, by `compare` (ratio or difference), in the order of `rows`.
+
+    rows: name -> values (seeds,). The Holm family is all strategies compared here. Raises ValueError as `compare`, and
+    for a baseline that is not among the rows.
+    """
+    if baseline not in rows:
+        raise ValueError(f"unknown baseline {baseline!r}, have {list(rows)}")
+    found = {name: compare(row, rows[baseline], confidence) for name, row in rows.items() if name != baseline}
+    return with_holm(found)
 
 
 def with_holm(family: dict[str, Paired]) -> dict[str, Paired]:

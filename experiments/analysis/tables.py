@@ -13,11 +13,12 @@ from diffusion_lib.system.files import write_atomic
 from diffusion_lib.tasks import TASKS
 from experiments.analysis.metrics import Metric, number, task_metrics
 from experiments.analysis.runs import COSTS, wide_form
-from experiments.analysis.statistics import Paired, interquartile_mean, with_holm
+from experiments.analysis.statistics import Paired, compare_to_baseline, interquartile_mean, with_holm
 from experiments.study.flags import parse_command
 from experiments.study.study import STEPS, Pair, Study
 
 HEADLINE_SAMPLER = "plain"
+BOOTSTRAP_SEED = 161803
 
 
 class Results:
@@ -105,9 +106,9 @@ class Results:
         key = strategy, baseline, metric, sampler
         if key not in self._comparisons:
             values = self.values(metric.column, sampler)
-            pair = [values[name] for name in (strategy, baseline) if name in values]
-            whole = len(pair) == 2 and not any(map(metric.zeros, pair))
-            self._comparisons[key] = metric.compare(*pair) if whole else None
+            pair = {name: values[name] for name in (strategy, baseline) if name in values}
+            whole = len(pair) == 2 and not any(map(metric.zeros, pair.values()))
+            self._comparisons[key] = compare_to_baseline(pair, baseline, metric.compare)[strategy] if whole else None
         return self._comparisons[key]
 
     def pair(self, account: str | None = None) -> dict[str, Pair]:
@@ -282,7 +283,8 @@ def middle_table(results: Results) -> str:
     metric, rows = results.metrics[0], []
     for sampler in results.samplers:
         for name, values in results.values(metric.column, sampler).items():
-            rows.append([name, sampler, *map(number, interquartile_mean(values)[1:])])
+            middle = interquartile_mean(values, np.random.default_rng(BOOTSTRAP_SEED))
+            rows.append([name, sampler, *map(number, middle)])
     headers = ["strategy", "sampler", f"interquartile mean of {metric.column}", "low", "high"]
     return markdown(rows, headers)
 
