@@ -532,7 +532,7 @@ def fall_words(fall: float) -> str:
 
 TABLES = {
     "README.md": (answer_table, learned_table),
-    "docs/results.md": (sizes_table, public_table, energies_table, tasks_table),
+    "docs/results.md": (sizes_table, kinds_table, public_table, energies_table, tasks_table),
     "docs/details.md": (
         verdicts_table,
         *(partial(ratios_table, metric=metric) for metric in METRICS),
