@@ -16,11 +16,10 @@ if __name__ == "__main__":
 
 import pandas as pd
 
-from diffusion_lib.run_folder import read_json, run_folders
 from diffusion_lib.system.arguments import Parser, header
 from diffusion_lib.system.errors import ConfigError
-from diffusion_lib.system.files import write_atomic
-from experiments.analysis.runs import long_form, read_ended, read_runs
+from diffusion_lib.system.files import read_json, write_atomic
+from experiments.analysis.runs import long_form, read_runs
 from experiments.parts import chosen_parts
 from experiments.study.flags import parse_command
 from experiments.study.study import study_text
@@ -52,11 +51,12 @@ def main(arguments=None):
     write_atomic(target / "study.toml", study_text(part))
     write_atomic(target / "runs.csv", long_form(frame, part).to_csv(index=False))
     curves, levels = [], []
-    for run in filter(None, map(read_ended, run_folders(folder))):
-        about = {"strategy": run.folder.parent.name, "seed": run.result["seed"]}
-        curves.append(pd.read_csv(run.folder / "metrics.csv").assign(**about))
-        rows = read_json(run.folder / "diagnostics.json")["levels"]
-        levels += [about | {key: row[key] for key in row if key == "t" or key.startswith("auc_")} for row in rows]
+    for run in frame.drop_duplicates("run").itertuples():
+        about = {"strategy": run.strategy, "seed": run.seed}
+        curves.append(pd.read_csv(folder / run.run / "metrics.csv").assign(**about))
+        if run.status == "finished":  # one that diverged has no diagnosis
+            rows = read_json(folder / run.run / "diagnostics.json")["levels"]
+            levels += [about | {key: row[key] for key in row if key == "t" or key.startswith("auc_")} for row in rows]
     for name, table in (("curves", pd.concat(curves)), ("levels", pd.DataFrame(levels))):
         table = table.set_index(["strategy", "seed"]).dropna(axis="columns", how="all")
         write_atomic(target / f"{name}.csv", table.to_csv(float_format="%.6g"))

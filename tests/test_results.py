@@ -117,11 +117,21 @@ def test_a_study_of_rates_has_its_report(parity):
 def test_the_solved_problem_needs_no_weights_but_its_diagnosis(parity):
     study, again = parity / "p", [*PARITY, "--report-only", f"--results={parity}"]
     before = (study / "example.png").read_bytes()
-    for path in study.glob("runs/*/*/last.pt"):
-        path.unlink()
+    diagnoses = {path: path.read_text() for path in study.glob("runs/*/*/diagnostics.json")}
+    for path in diagnoses:
+        path.with_name("last.pt").rename(path.with_name("away.pt"))
     (study / "example.png").unlink()
     main(again)
     assert (study / "example.png").read_bytes() == before
+    for path, text in diagnoses.items():  # as an earlier version left them
+        path.write_text(json.dumps({key: value for key, value in json.loads(text).items() if key != "example"}))
+    (study / "example.png").unlink()
+    main(again)
+    assert not (study / "example.png").exists() and "example" not in (study / "report.md").read_text()
+    for path, text in diagnoses.items():
+        path.write_text(text)
+    main(again)
+    assert (study / "example.png").exists()
 
 
 def test_every_published_column_is_documented():

@@ -12,7 +12,6 @@ from conftest import study_of
 
 from diffusion_lib.build import describe_data
 from diffusion_lib.config import ExperimentConfig
-from diffusion_lib.flops import train_flops
 from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.tasks import Addition, Inverse, ShortestPath, Sudoku, matrix_references
 from experiments.analysis import report
@@ -175,13 +174,12 @@ def write_study(folder, values: dict, config: ExperimentConfig, steps=None):
             run = folder / "runs" / strategy / f"seed-{seed}"
             run.mkdir(parents=True)
             trained = {**config.to_dict(), "train_steps": (steps or {}).get(strategy, config.train_steps)}
-            (run / "config.json").write_text(json.dumps(record | {"config": trained}))
+            (run / "config.json").write_text(json.dumps({"config": trained}))
             result = {"strategy": strategy, "seed": seed, "status": "failed", "reason": "it grew"}
             if value is not None:
                 metrics = dict.fromkeys(("val_mse", "ood_mse", "recon_error", "ood_recon_error"), value)
                 auc = {"energy_auc_random": 1.0, "energy_auc_adversarial": 0.5}
                 result |= {"status": "finished", "train_seconds": 1.0, "steps_per_second": 5.0, "parameters": 3}
-                result |= {"train_flops": train_flops(ExperimentConfig.from_dict(trained))}
                 result |= {"peak_memory_bytes": 8, "samplers": dict.fromkeys(("plain", "innerloop"), metrics | auc)}
             (run / "result.json").write_text(json.dumps(result))
 
@@ -199,6 +197,14 @@ def reported(tmp_path, monkeypatch, capsys):
         return (tmp_path / "it" / "report.md").read_text(), capsys.readouterr()
 
     return write
+
+
+def test_times_that_cannot_be_read_are_named_before_anything_is_written(reported, tmp_path):
+    with pytest.raises(ConfigError, match=r"adversarial in .*timing.json is None; allowed: a positive number"):
+        reported(
+            {"baseline": [0.02], "adversarial": [0.01]}, timing={"batch_size": 8, "baseline": 0.1, "adversarial": None}
+        )
+    assert not (tmp_path / "it.runs.csv").exists()
 
 
 def test_a_report_begins_with_the_verdict_at_equal_compute(reported, tmp_path):
@@ -221,9 +227,11 @@ def test_a_report_begins_with_the_verdict_at_equal_compute(reported, tmp_path):
     assert (row["other"], row["account"]) == ("baseline-compute", "FLOPs")
 
 
-def test_a_report_counts_spoiled_runs(reported):
+def test_a_report_counts_spoiled_runs_and_the_flops_of_an_earlier_version(reported, tmp_path):
     text, _ = reported({"baseline": [0.02, 500.0], "adversarial": [0.01, 0.01]})
     assert "spoiled, above the mean predictor's" in text and "baseline under plain 1 of 2" in text
+    with open(tmp_path / "it.runs.csv", newline="") as file:
+        assert all(float(row["train_flops"]) > 0 for row in csv.DictReader(file))
 
 
 @pytest.mark.parametrize(

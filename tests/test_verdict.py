@@ -212,6 +212,7 @@ def test_criteria_with_too_few_seeds_or_a_diverged_run():
         (None, "not timed"),
         ({"baseline": 1.0, "adversarial": 1.5, "batch_size": 2048}, "not timed at batch 128, only at 2,048"),
         ({"baseline": 1.0, "adversarial": 2.0, "batch_size": 128, "threads": 1}, "not met, 2.00×"),
+        ({"baseline": 0.0, "adversarial": 2.0, "batch_size": 128, "threads": 1}, "not met, nan×"),
     ],
 )
 def test_time_is_judged_by_steps_timed_at_the_studys_batch(timing, words):

@@ -5,9 +5,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.evaluation import EvaluationSet
+from diffusion_lib.inference import load_model
 from diffusion_lib.system.errors import say
-from diffusion_lib.system.files import read_json
+from diffusion_lib.system.files import read_json, write_json
 from diffusion_lib.tasks import Inverse
 from experiments.analysis.figures import (
     choose_scale,
@@ -22,7 +24,8 @@ from experiments.analysis.figures import (
 )
 from experiments.analysis.runs import read_curve
 from experiments.analysis.tables import HEADLINE_SAMPLER, Results
-from experiments.study.landscape import MINED
+from experiments.study.landscape import MINED, diagnose
+from experiments.study.run import diagnosed_size, evaluation_sets
 
 RANKED = "P(E(real) < E(fake))"
 # What is ranked behind the solution, by the name of a task's wrong answers; another name stands for itself.
@@ -34,17 +37,27 @@ ANSWERS = {
 }
 
 
-def read_diagnoses(folder: Path, study: Results) -> dict[tuple[str, int], dict]:
+def read_diagnoses(folder: Path, config: ExperimentConfig, study: Results) -> dict[tuple[str, int], dict]:
     """Return (strategy, seed) -> the diagnosis of each finished run of a study, without those that have none."""
     runs = study.frame[study.frame["sampler"] == HEADLINE_SAMPLER].query("status == 'finished'")
-    paths = {
-        (label, seed): folder / run / "diagnostics.json"
+    found = {
+        (label, seed): run_diagnosis(folder / run, config)
         for label, seed, run in zip(runs["strategy"], runs["seed"], runs["run"], strict=True)
     }
-    found = {key: read_json(path) for key, path in paths.items() if path.exists()}
-    if len(found) < len(paths):
-        say(f"{len(paths) - len(found)} runs have no diagnostics.json: their energy landscape is not shown")
-    return found
+    missing = sum(diagnosis is None for diagnosis in found.values())
+    if missing:
+        say(f"{missing} runs have neither diagnostics.json nor last.pt: their energy landscape is not shown")
+    return {key: diagnosis for key, diagnosis in found.items() if diagnosis}
+
+
+def run_diagnosis(run: Path, config: ExperimentConfig) -> dict | None:
+    """Return the run's diagnosis, made from its weights where an earlier version left none; None without weights."""
+    path = run / "diagnostics.json"
+    if not path.exists():
+        if not (run / "last.pt").exists():
+            return None
+        write_json(path, diagnose(load_model(run), *evaluation_sets(config, diagnosed_size(config), "cpu")))
+    return read_json(path)
 
 
 def rows_with_runs(diagnoses: dict[tuple[str, int], dict], part: str) -> list[dict]:
@@ -59,7 +72,7 @@ def rows_with_runs(diagnoses: dict[tuple[str, int], dict], part: str) -> list[di
 def draw(axis, rows, strategies, x, y):
     """Draw the mean over seeds and the band from the least to the greatest, a line per strategy that has rows."""
     for strategy, color in strategy_colors(strategies).items():
-        chosen = [row for row in rows if row["strategy"] == strategy and y in row]  # undefined on some sets
+        chosen = [row for row in rows if row["strategy"] == strategy and y in row]  # undefined, or an earlier version's
         if not chosen:
             continue
         places = sorted({row[x] for row in chosen})

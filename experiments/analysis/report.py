@@ -87,8 +87,8 @@ def write_report(folder: Path, config: ExperimentConfig, declared: Study) -> dic
 
 def figure_parts(folder: Path, config, study: Results, declared: Study, task, references: list[dict]) -> list[str]:
     """Draw the figures for which the study has data; return a section for each, which says where one is missing."""
-    diagnoses = read_diagnoses(folder, study)
-    first = {key[0]: key for key in sorted(diagnoses, reverse=True)}
+    diagnoses = read_diagnoses(folder, config, study)
+    first = {key[0]: key for key in sorted(diagnoses, reverse=True) if diagnoses[key].get("example")}
     solvers = [first[name] for name in (study.base, study.label(study.samplers[-1])) if name in first]
     draw = {}
     if has_budgets(study, declared):

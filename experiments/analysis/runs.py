@@ -7,6 +7,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from diffusion_lib.config import ExperimentConfig
+from diffusion_lib.flops import train_flops
 from diffusion_lib.names import SAMPLERS
 from diffusion_lib.run_folder import read_data, read_environment, recorded_config, run_folders, trusted_result
 from diffusion_lib.system.errors import ConfigError
@@ -21,12 +22,11 @@ AUC = ["energy_auc_random", "energy_auc_adversarial"]
 
 
 class EndedRun(NamedTuple):
-    """A run that ended: its own `config`, the mining included, its `result`, and the `environment` that made it."""
+    """A run that ended: its own `config`, the mining included, and `result`, the content of result.json."""
 
     folder: Path
     config: ExperimentConfig
     result: dict
-    environment: dict
 
     @property
     def samplers(self) -> dict[str, dict]:
@@ -34,19 +34,29 @@ class EndedRun(NamedTuple):
         return self.result.get("samplers", {})
 
 
-def read_ended(folder: Path) -> EndedRun | None:
-    """Return a run, None where it has not ended. Raises ConfigError and OSError for a damaged one."""
-    result = trusted_result(folder)
-    if not result:
-        return None
-    read_data(folder)
-    run = EndedRun(folder, recorded_config(folder), result, read_environment(folder))
+def read_ended(*studies: Path) -> tuple[list[EndedRun], dict[Path, str]]:
+    """Return the runs that ended, strategy by strategy, and by folder what is wrong with damaged ones."""
+    runs, damaged = [], {}
+    for folder in (folder for study in studies for folder in run_folders(study)):
+        try:
+            result = trusted_result(folder)
+            if result:
+                read_data(folder)
+                run = EndedRun(folder, recorded_config(folder), result)
+                require_possible(run)
+                runs.append(run)
+        except (ConfigError, OSError) as error:
+            damaged[folder] = str(error)
+    return runs, damaged
+
+
+def require_possible(run: EndedRun):
+    """Raise ConfigError where a metric has a value that it cannot have."""
     for metric in task_metrics(TASKS[run.config.dataset]):
         for sampler, values in run.samplers.items():
             value = values.get(metric.column)
             if value is not None and not metric.possible(value):
-                raise ConfigError(f"{folder / 'result.json'} is damaged ({metric.column} of {sampler} is {value})")
-    return run
+                raise ConfigError(f"{run.folder / 'result.json'} is damaged ({metric.column} of {sampler} is {value})")
 
 
 def read_runs(study: Path) -> tuple[pd.DataFrame, dict[Path, str]]:
@@ -56,13 +66,8 @@ def read_runs(study: Path) -> tuple[pd.DataFrame, dict[Path, str]]:
     the folder in the study. Damaged runs have no rows, nor has a sampler that no run has, since the model has no
     energy.
     """
-    runs, damaged = [], {}
-    for folder in run_folders(study):
-        try:
-            runs.append(read_ended(folder))
-        except (ConfigError, OSError) as error:
-            damaged[folder] = str(error)
-    runs = sorted(filter(None, runs), key=lambda run: (run.result["strategy"], run.result["seed"]))
+    runs, damaged = read_ended(study)
+    runs.sort(key=lambda run: (run.result["strategy"], run.result["seed"]))
     samplers = [name for name in SAMPLERS if any(name in run.samplers for run in runs)] or list(SAMPLERS)
     rows = [
         {
@@ -73,14 +78,23 @@ def read_runs(study: Path) -> tuple[pd.DataFrame, dict[Path, str]]:
             "train_steps": run.config.train_steps,
             **run.samplers.get(sampler, {}),
             **{name: run.result.get(name, math.nan) for name in COSTS},
-            **{name: run.environment[name] for name in ("commit", "command")},
-            "hardware": run.environment["gpu"] or run.environment["cpu"],
+            **({"train_flops": run.result.get("train_flops") or train_flops(run.config)} if run.samplers else {}),
+            **about(run.folder),
             "run": str(run.folder.relative_to(study)),
         }
         for run in runs
         for sampler in samplers
     ]
     return pd.DataFrame(rows), damaged
+
+
+def about(folder: Path) -> dict:
+    """Return by what a run was made, the columns ABOUT."""
+    try:
+        made = read_environment(folder)
+    except ConfigError:  # of an earlier version
+        return dict.fromkeys(ABOUT, "unknown")
+    return {"commit": made["commit"], "command": made["command"], "hardware": made["gpu"] or made["cpu"]}
 
 
 def long_form(runs: pd.DataFrame, study: Study) -> pd.DataFrame:
@@ -93,10 +107,14 @@ def long_form(runs: pd.DataFrame, study: Study) -> pd.DataFrame:
     variants = study.variants()
     settings = [key for key in study.vary if key != "train_steps"]  # whose column holds what each run was trained for
     named = {label: each.strategy.origin for label, each in variants.items()}
-    frame, defaults = runs.assign(strategy=runs["strategy"].replace(named)), study.config.flat()
+    frame = runs.assign(strategy=runs["strategy"].map(lambda label: named.get(label, label)))
     for key in settings:
-        own = {label: each.values[key] for label, each in variants.items() if key in each.values}
-        frame[key] = [own.get(label, defaults[key]) for label in runs["strategy"]]
+        default = study.config.flat().get(key)
+        frame[key] = runs["strategy"].map(
+            lambda label, key=key, default=default: (
+                variants[label].values.get(key, default) if label in variants else default
+            )
+        )
     metrics = [metric.column for metric in task_metrics(TASKS[study.config.dataset])]
     measured = [name for name in (*metrics, *AUC) if name in frame]
     keys = ["strategy", *settings, "seed", "sampler"]

@@ -1,5 +1,7 @@
 """Give the verdict of a study, by a rule fixed before its runs; `RULE` states it in full for reports to print."""
 
+import math
+
 from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.names import SAMPLERS
 from experiments.analysis.metrics import Metric
@@ -183,5 +185,5 @@ def time_clause(config: ExperimentConfig, timing: dict | None, treated=ADVERSARI
         return "not timed"
     if timing["batch_size"] != config.batch_size:
         return f"not timed at batch {config.batch_size:,}, only at {timing['batch_size']:,}"
-    ratio = timing[treated] / timing[other]
-    return f"{_met(ratio < MAX_TIME_RATIO)}, {ratio:.2f}× a step of {other} ({timing['threads']} threads)"
+    ratio = timing[treated] / timing[other] if timing[other] > 0 else math.nan
+    return f"{_met(ratio < MAX_TIME_RATIO)}, {ratio:.2f}× a step of {other} ({timing.get('threads', '?')} threads)"

@@ -40,10 +40,10 @@ def run_status(folder: Path, total: int) -> tuple[str, str, str, str, str]:
     except (ConfigError, OSError) as error:
         return ("error", "", "", "", str(error))
     if result:
-        rate = result.get("steps_per_second")
+        rate = _number(result, "steps_per_second")
         return (result["status"], f"{total}/{total}" if rate else "", _rate(rate), "", result.get("reason", ""))
     progress, age = read_progress(folder)
-    step, rate = progress.get("step", 0), progress.get("steps_per_second")
+    step, rate = _number(progress, "step"), _number(progress, "steps_per_second")
     place = f"{step}/{total}"
     try:
         holder = held_by(folder)
@@ -63,6 +63,11 @@ def read_progress(folder: Path) -> tuple[dict, float]:
     with suppress(OSError, ConfigError):
         return read_json(path), time.time() - path.stat().st_mtime
     return {}, 0.0
+
+
+def _number(content: dict, key: str) -> float:
+    value = content.get(key)
+    return value if isinstance(value, int | float) else 0
 
 
 def _rate(steps_per_second: float | None) -> str:

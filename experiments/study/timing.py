@@ -11,6 +11,7 @@ from diffusion_lib.build import build_diffusion, training_task
 from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.denoising_diffusion_pytorch_1d import Trainer1D
 from diffusion_lib.precision import set_precision
+from diffusion_lib.system.checks import require_positive
 from diffusion_lib.system.device import chosen_device
 from diffusion_lib.system.environment import cpu_name
 from diffusion_lib.system.errors import say
@@ -66,7 +67,11 @@ def write_step_times(study: Path, configs: dict[str, ExperimentConfig], device, 
 
 
 def read_step_times(study: Path, labels) -> dict | None:
-    """Return timing.json where it has all of `labels`, else None."""
+    """Return timing.json where it has all of `labels`, else None. Raises ConfigError for damaged numbers."""
     path = study / "timing.json"
-    timing = read_json(path) if path.exists() else {}
+    if not path.exists():
+        return None
+    timing = read_json(path)
+    for name in (name for name in ("batch_size", *labels) if name in timing):
+        require_positive(f"{name} in {path}", timing[name])
     return timing if timing.keys() >= {"batch_size", *labels} else None

@@ -15,8 +15,16 @@ from diffusion_lib.system.files import TEMPORARY, remove_temporary_files
 from diffusion_lib.system.lock import RunHeld, held_by
 from diffusion_lib.system.other_process import OtherProcess
 
-# What a study's folder may hold.
-MADE = {"config.json", "report.md", "runs", "search.md", "study.toml", "timing.json"}
+MADE = {
+    "config.json",
+    "configs.json",
+    "report.md",
+    "runs",
+    "search.md",
+    "study.toml",
+    "table.tex",
+    "timing.json",
+}  # what a study's folder may hold
 ENDINGS = {".csv", ".png", ".pdf", TEMPORARY}
 TABLES = (".csv", ".runs.csv")  # beside it
 
