@@ -147,6 +147,7 @@ WRONG = (
     ("[strategies]\na = { mode = 'none', samplers = [['plain']] }", "samplers of plain, innerloop"),
     ("compare = ['adversarial']", "compare is"),
     ("compare = ['adversarial', 'b']", "compare is"),
+    ("compare = [['adversarial'], 'baseline']", "compare is"),
     ("seeds = '3-1'", "the range 3-1 is empty"),
     ("seeds = 3", "seeds is 3; allowed: a text"),
     ("[search]\nseeds = '1'", "search lacks its seeds"),

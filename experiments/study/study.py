@@ -407,7 +407,7 @@ def _checked(said: dict) -> dict:
     found["strategies"] = {name: _strategy(name, each) for name, each in said.get("strategies", {}).items()}
     if "compare" in said:
         known = known_strategies() | found["strategies"]
-        if len(said["compare"]) != 2 or not all(name in known for name in said["compare"]):
+        if len(said["compare"]) != 2 or not all(name in list(known) for name in said["compare"]):
             raise ConfigError(f"compare is {said['compare']!r}; allowed: two of {', '.join(known)}")
         found["compare"] = tuple(said["compare"])
     if "search" in said:
