@@ -18,45 +18,50 @@ from pathlib import Path
 
 from diffusion_lib.system.arguments import Parser
 from experiments.analysis.verdict import ADVERSARIAL, BASELINE, COMPUTE
-from results.tables import ACCOUNTS, KINDS, PUBLISHED, RANDOM, SIZES, VAL, Pair, ladder_pairs, read, sizes_pair, study
+from results.tables import (
+    ACCOUNTS,
+    KINDS,
+    PUBLISHED,
+    RANDOM,
+    SIZES,
+    VAL,
+    Pair,
+    ladder_pairs,
+    read,
+    sizes_pair,
+    study,
+    whole_pair,
+)
 
 IRED = "innerloop"  # IRED's sampler
 LEVEL = 2  # at which the pages say what the energies rank
 
 
-def interval(pair: Pair, sampler: str = IRED, write: str = "{:.2f}") -> tuple[str, str]:
-    """Return a pair's ratio of val_mse, and its interval."""
-    found = pair.runs.compare(pair.one, pair.other, VAL, sampler)
-    return write.format(found.ratio), f"[{write.format(found.low)}, {write.format(found.high)}]"
-
-
-def steps(pair: Pair) -> tuple[int, int]:
-    return pair.runs.steps(pair.one), pair.runs.steps(pair.other)
+def interval(pair: Pair, sampler: str = IRED) -> str:
+    """Write the interval of a pair's ratio of val_mse."""
+    found = pair.compare(VAL, sampler)
+    return f"[{found.low:.2f}, {found.high:.2f}]"
 
 
 def readme(root: Path) -> list[str]:
     """Return what README.md says."""
     pairs = {equal: sizes_pair(root, SIZES[0], equal, IRED) for equal in ACCOUNTS}
-    (flops, flops_low), (time, time_low), (same, same_low) = (interval(pair) for pair in pairs.values())
-    ends = {equal: steps(pair) for equal, pair in pairs.items()}
-    free = Pair(study(root, "matrix-free-1200"), ADVERSARIAL, COMPUTE)
-    costs = [pair.runs.flops(pair.one) / pair.runs.flops(pair.other) for pair in (pairs["steps"], large(root))]
-    check = pairs["steps"].runs.values(pairs["steps"].other, VAL, IRED).loc[0]
+    ratios = {equal: pair.compare(VAL, IRED).ratio for equal, pair in pairs.items()}
+    intervals = {equal: interval(pair) for equal, pair in pairs.items()}
+    without = {equal: pair.runs.steps(pair.other) for equal, pair in pairs.items()}
+    small, large = pairs["steps"], ladder_pairs(root, "steps", (5_000,))[0]
+    free = whole_pair(root, "matrix-free-1200", "FLOPs").compare(VAL, IRED).ratio
+    check = small.runs.values(small.other, VAL, IRED).loc[0]
     return [
-        f"for as many steps ({same} times, {same_low})",
-        f"{float(time):.1f} times the error in the same time {time_low} and {float(flops):.1f} times for the same "
-        f"training compute {flops_low}",
-        f"{ends['steps'][0]:,} steps with mining against {ends['steps'][1]:,}, {ends['time'][1]:,} and "
-        f"{ends['FLOPs'][1]:,} without",
-        f"that does learn to invert has {float(interval(free)[0]):.0f} times the error",
-        f"A step with mining costs {costs[0]:.1f} to {costs[1]:.1f} times the floating-point operations",
+        f"for as many steps ({ratios['steps']:.2f} times, {intervals['steps']})",
+        f"{ratios['time']:.1f} times the error in the same time {intervals['time']} and {ratios['FLOPs']:.1f} times "
+        f"for the same training compute {intervals['FLOPs']}",
+        f"{small.runs.steps(small.one):,} steps with mining against {without['steps']:,}, {without['time']:,} and "
+        f"{without['FLOPs']:,} without",
+        f"that does learn to invert has {free:.0f} times the error",
+        f"A step with mining costs {small.cost:.1f} to {large.cost:.1f} times the floating-point operations",
         f"val_mse under IRED's sampler, {check}, is",
     ]
-
-
-def large(root: Path) -> Pair:
-    """Return the ladder's 5,000 steps with mining against as many without."""
-    return ladder_pairs(root, "steps", (5_000,))[0]
 
 
 def ranks(root: Path, answer: str) -> list[str]:
@@ -75,9 +80,10 @@ def tried(root: Path, label: str) -> str:
 def kinds(root: Path) -> list[str]:
     """Return what docs/results.md says of kinds of negatives."""
     runs = study(root, "arms")
-    found = {name: runs.compare(name, BASELINE, VAL, IRED).ratio for name in KINDS}
+    pairs = {name: Pair(runs, name, BASELINE) for name in KINDS}
+    found = {name: pair.compare(VAL, IRED).ratio for name, pair in pairs.items()}
     more = {name: f"{100 * effect - 100:.0f}" for name, effect in found.items()}
-    costs = [runs.flops(name) / runs.flops(BASELINE) for name in KINDS if name != "late"]
+    costs = [pair.cost for name, pair in pairs.items() if name != "late"]
     others = [int(words) for name, words in more.items() if name != RANDOM]
     return [
         f"all but `late` cost {min(costs):.1f} to {max(costs):.1f} times the FLOPs",
@@ -92,16 +98,13 @@ def kinds(root: Path) -> list[str]:
 
 def results(root: Path) -> list[str]:
     """Return what docs/results.md says."""
-    n = SIZES[0]
-    ends = {equal: steps(sizes_pair(root, n, equal, IRED)) for equal in ACCOUNTS}
-    further = {equal: other - one for equal, (one, other) in ends.items()}
-    ratio, low = interval(sizes_pair(root, n, "FLOPs", IRED), "plain")
+    pairs = {equal: sizes_pair(root, SIZES[0], equal, IRED) for equal in ACCOUNTS}
+    further = {equal: pair.runs.steps(pair.other) - pair.runs.steps(pair.one) for equal, pair in pairs.items()}
+    plain = pairs["FLOPs"].compare(VAL, "plain").ratio  # of IRED's sampler's choices
     regression, other = ranks(root, "auc_regression"), ranks(root, "auc_other")
     free = study(root, "matrix-free-1200")
-    whole, same, gained = (
-        float(interval(Pair(free, *labels))[0])
-        for labels in ((ADVERSARIAL, COMPUTE), (ADVERSARIAL, BASELINE), (BASELINE, COMPUTE))
-    )
+    compared = ((ADVERSARIAL, COMPUTE), (ADVERSARIAL, BASELINE), (BASELINE, COMPUTE))
+    whole, same, gained = (Pair(free, *labels).compare(VAL, IRED).ratio for labels in compared)
     settings = ("random,{}", "baseline,{}", "adversarial,{},weight=0.5", "adversarial,{},weight=0.05")
     random, baseline, heavy, light = (tried(root, each.format("learning_rate=0.002")) for each in settings)
     pilot = study(root, "pilot").mean(ADVERSARIAL, VAL, IRED).mean
@@ -113,7 +116,7 @@ def results(root: Path) -> list[str]:
         "the inverse of another matrix in {}, {} and {}%".format(*other),
         f"(search: {random} against {baseline})",
         f"In the search adversarial has {heavy} with it at 2e-3, and {light} with a tenth",
-        f"{ratio} {low} at equal FLOPs, exploratory",
+        f"{plain:.2f} {interval(pairs['FLOPs'], 'plain')} at equal FLOPs, exploratory",
         f"the factor of {whole:.0f} at equal FLOPs {gained:.1f} is the steps not taken",
         f"what is left at equal steps, {same:.1f},",
         f"with two defects mended has {pilot:.5f} at 10,000 steps",

@@ -132,6 +132,14 @@ class Pair(NamedTuple):
     def steps(self) -> str:
         return f"{self.runs.steps(self.one):,} against {self.runs.steps(self.other):,}{self.about}"
 
+    @property
+    def cost(self) -> float:
+        """How many times the training FLOPs of the other the first one took."""
+        return self.runs.flops(self.one) / self.runs.flops(self.other)
+
+    def compare(self, metric: Metric, sampler: str) -> Paired:
+        return self.runs.compare(self.one, self.other, metric, sampler)
+
     def means(self, metric: Metric, sampler: str) -> list[str]:
         """Write the means of both."""
         return [f"{self.runs.mean(label, metric, sampler).mean:.3g}" for label in (self.one, self.other)]
@@ -142,7 +150,7 @@ class Pair(NamedTuple):
 
     def ratio(self, metric: Metric, sampler: str) -> str:
         """Write the ratio with its interval, and in how many seeds the first one's error is smaller."""
-        found = self.runs.compare(self.one, self.other, metric, sampler)
+        found = self.compare(metric, sampler)
         one, other = (self.runs.values(label, metric, sampler) for label in (self.one, self.other))
         ahead = int((one < other.reindex(one.index)).sum())
         return f"{with_interval(found.ratio, found.low, found.high, '{:.3f}')}; {ahead} of {found.n}"
@@ -346,10 +354,9 @@ def kinds_table(root: Path) -> str:
     runs, rows = study(root, "arms"), []
     for name, words in KINDS.items():
         pair = Pair(runs, name, BASELINE)
-        cost = runs.flops(name) / runs.flops(BASELINE)
         ratios = [pair.ratio(VAL, sampler) for sampler in reversed(list(SAMPLERS))]
         recon = runs.effect(name, BASELINE, RECON, "innerloop")
-        rows.append([f"`{name}`", words, f"{cost:.2f}", *ratios, recon, pair.verdict(VAL, "innerloop")])
+        rows.append([f"`{name}`", words, f"{pair.cost:.2f}", *ratios, recon, pair.verdict(VAL, "innerloop")])
     ratios = ("val_mse over none's, IRED's sampler; seeds ahead", "plain", "recon_error, IRED's sampler")
     return markdown(rows, ("kind", "a wrong answer is", "FLOPs", *ratios, "at equal steps"))
 
