@@ -1,4 +1,4 @@
-"""The tables of README.md, docs/results.md and docs/details.md, made from the studies in results/published.
+"""The tables of README.md and of docs/results.md, details.md and speed.md, made from results/published.
 
     python results/tables.py
     python results/tables.py --write
@@ -537,6 +537,41 @@ def fall_words(fall: float) -> str:
     return "" if math.isnan(fall) else f"{fall:.1f}"
 
 
+def speed_table(root: Path, file: str, processor: str) -> str:
+    """Write a benchmark: milliseconds of the released way and of this project, and their ratios."""
+    times = ("released_ms", "ours_ms", "bf16_ms")
+    shares = dict.fromkeys(("share_of_peak", "share_of_bf16_peak"), float)
+    table = read(root / file, "measured", ratio_same_products=float, **dict.fromkeys(times, float))
+    table = table[~table["measured"].str.startswith("scaling")].reindex(columns=[*table, *shares.keys() - set(table)])
+    rows = []
+    for _, row in table.iterrows():
+        released, mine, bf16 = (row[name] for name in times)
+        known = (row["measured"], milliseconds(released), milliseconds(mine), f"{released / mine:.2f}")
+        products = (f"{row['ratio_same_products']:.2f}", percent(row["share_of_peak"]))
+        rounded = ("", "") if math.isnan(bf16) else (milliseconds(bf16), f"{released / bf16:.2f}")
+        rows.append([*known, *products, *rounded, percent(row["share_of_bf16_peak"])])
+    columns = ("released way, ms", "float32, ms", "ratio", "ratio, same products", "of its peak")
+    return markdown(rows, (f"{processor}: measured", *columns, "bf16, ms", "ratio", "of its peak"))
+
+
+def milliseconds(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def percent(share: float) -> str:
+    return "" if math.isnan(share) else f"{share:.0%}"
+
+
+def sharing_table(root: Path) -> str:
+    """Write what two runs at once gain over one run with two threads, for each step."""
+    table = read(root / "benchmark-at-once.csv", "measured", alone_ms=float, shared_ms=float, ratio_alone=float)
+    rows = [
+        [row["measured"], milliseconds(row["alone_ms"]), milliseconds(row["shared_ms"]), f"{row['ratio_alone']:.2f}"]
+        for _, row in table.iterrows()
+    ]
+    return markdown(rows, ("measured", "one run with 2 threads, ms", "two runs, ms", "ratio"))
+
+
 TABLES = {
     "README.md": (answer_table, learned_table),
     "docs/results.md": (sizes_table, kinds_table, public_table, energies_table, tasks_table),
@@ -553,6 +588,11 @@ TABLES = {
         scale_table,
         free_table,
         free_curve_table,
+    ),
+    "docs/speed.md": (
+        partial(speed_table, file="benchmark.csv", processor="Zen 5"),
+        sharing_table,
+        partial(speed_table, file="benchmark-zen-4.csv", processor="Zen 4"),
     ),
 }
 

@@ -20,7 +20,11 @@ MOST_FILES, MOST_BYTES, MOST_FIGURES = 250, 6_000_000, 3
 
 
 def name_of(make) -> str:
-    return make.__name__ if hasattr(make, "__name__") else f"{make.func.__name__}-{make.keywords['metric'].column}"
+    return (
+        make.__name__
+        if hasattr(make, "__name__")
+        else "-".join(map(str, (make.func.__name__, *make.keywords.values())))
+    )
 
 
 @pytest.mark.parametrize(("page", "make"), MAKERS, ids=[name_of(make) for _, make in MAKERS])

@@ -22,7 +22,7 @@ def test_a_signal_outside_the_training_loop_is_status_75(number, capsys):
     with pytest.raises(SystemExit) as stop, exit_status():
         signal.raise_signal(number)
     assert stop.value.code == 75
-    assert capsys.readouterr().err == f"stopped: {number.name}; the same command continues\n"
+    assert capsys.readouterr().err == f"stopped: {number.name}; the same command continues from what is saved\n"
 
 
 def test_a_second_signal_changes_nothing():
@@ -84,7 +84,7 @@ def test_a_program_that_forgets_nothing_ends_with_75(name):
         f"with exit_status(): os.kill(os.getpid(), signal.{name})\n"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stderr) == (75, f"stopped: {name}; the same command continues\n")
+    assert (done.returncode, done.stderr) == (75, f"stopped: {name}; the same command continues from what is saved\n")
 
 
 @pytest.mark.parametrize("ignored", [signal.SIGHUP, signal.SIGINT], ids=["nohup", "a script's &"])

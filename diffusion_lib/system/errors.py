@@ -45,7 +45,7 @@ def exit_status():
     except Interrupted as stop:
         for number in SIGNALS:  # the exit status is decided
             signal.signal(number, signal.SIG_DFL if number == signal.SIGINT else signal.SIG_IGN)
-        say(f"stopped: {stop}; the same command continues")
+        say(f"stopped: {stop}; the same command continues from what is saved")
         sys.exit(EXIT_INTERRUPTED)
 
 
