@@ -118,12 +118,13 @@ def test_the_report_reads_on_its_own(finished):
 
 def test_the_printed_table_says_what_was_trained(finished):
     _, done = finished
-    about, header = done.stdout.split("\n\n")[:2]
+    about, table = done.stdout.split("\n\n")[:2]
     assert " ".join(about.split()) == (
-        "small: energy mlp, task inverse of rank 3, 3 seeds, trained 40 steps of batch 16 (baseline-compute 99), "
-        "judged by 64 fixed problems of each difficulty"
+        "small: energy mlp, task inverse of rank 3, 3 seeds, batches of 16, judged by 64 fixed problems of each "
+        "difficulty"
     )
-    assert {"strategy", "val_mse", "innerloop", "recon_error"} <= set(header.split())
+    assert {"strategy", "val_mse", "innerloop", "recon_error"} <= set(table.split())
+    assert [line.split()[1] for line in table.splitlines() if line.startswith("baseline")] == ["40", "99"]
 
 
 def test_the_same_command_again_trains_nothing(finished):

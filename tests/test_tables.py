@@ -17,7 +17,7 @@ from diffusion_lib.tasks import Addition, Inverse, ShortestPath, Sudoku, matrix_
 from experiments.analysis import report
 from experiments.analysis.metrics import task_metrics
 from experiments.analysis.objections import run_objections
-from experiments.analysis.screen import screen
+from experiments.analysis.screen import renamed, screen, short_names
 from experiments.analysis.statistics import geometric_mean, ratio
 from experiments.analysis.tables import (
     Results,
@@ -220,7 +220,8 @@ def test_a_report_begins_with_the_verdict_at_equal_compute(reported, tmp_path):
     places = [text.lower().index(words) for words in order]
     assert places == sorted(places)
     assert "less than 2× the time: not met, 2.50× a step" in text
-    assert "trained 5 steps of batch 8 (baseline-compute 14)" in " ".join(printed.out.split())
+    shown = dict(line.split()[:2] for line in first.splitlines() if line.startswith(("adversarial ", "baseline")))
+    assert shown == {"baseline": "5", "adversarial": "5", "baseline-compute": "14"}  # their steps
     table = pd.read_csv(tmp_path / "it.csv")
     row = table.query("strategy == 'adversarial' and sampler == 'plain' and metric == 'val_mse'").iloc[0]
     assert row["ratio"] == pytest.approx(ratio(BASE[:3], values["baseline-compute"]).ratio)
@@ -309,6 +310,19 @@ def test_what_is_printed_fits_a_screen_and_says_what_it_leaves_out(count):
         assert "… and 17 pairs more in the report" in text
     else:
         assert "Verdict at equal FLOPs, adversarial against baseline-compute: no difference beyond 5%" in text
+
+
+def test_the_screen_names_strategies_by_the_settings_in_which_they_differ():
+    chosen = (
+        "adversarial,learning_rate=0.002,weight=0.05,train_steps=8000",
+        "baseline,learning_rate=0.001,train_steps=8000",
+    )
+    assert list(short_names(chosen).values()) == ["adversarial (lr 0.002, weight 0.05)", "baseline (lr 0.001)"]
+    longer = chosen[1].replace("8000", "20068")
+    names = short_names((*chosen, longer))
+    assert renamed(f"{longer} against {chosen[1]}", names) == (
+        "baseline (lr 0.001, 20,068 steps) against baseline (lr 0.001, 8,000 steps)"
+    )
 
 
 def test_the_report_has_all_metrics():

@@ -18,45 +18,54 @@ SENTENCES = 6  # comparisons that are told; more are a table
 
 def screen(name: str, config: ExperimentConfig, study: Results, references: list[dict], against: list[str]) -> str:
     """Write what was trained, the errors, the verdicts and the gravest objections; against: the report's sentences."""
+    names = short_names(study.strategies)
     about = "\n".join(textwrap.wrap(what_was_trained(name, config, study), WIDTH, break_on_hyphens=False))
     options = {"subsequent_indent": "  ", "max_lines": 2, "placeholder": " …"}
-    gravest = [part for line in against[:2] for part in textwrap.wrap(f"- {line}", WIDTH, **options)]
+    gravest = [part for line in against[:2] for part in textwrap.wrap(f"- {renamed(line, names)}", WIDTH, **options)]
     objections = ["\n".join(["What speaks against it:", *gravest])] if gravest else []
-    return "\n\n".join([about, error_table(study, references), verdict_words(study), *objections])
+    return "\n\n".join([about, error_table(study, references, names), verdict_words(study, names), *objections])
+
+
+def short_names(labels: list[str]) -> dict[str, str]:
+    """Name each label by the settings in which they differ: `adversarial (lr 0.002, weight 0.05)`."""
+    settings = {label: label.split(",")[1:] for label in labels}
+    shared = set.intersection(*map(set, settings.values()))
+    own = {label: [setting_words(each) for each in every if each not in shared] for label, every in settings.items()}
+    return {label: label.partition(",")[0] + (f" ({', '.join(own[label])})" if own[label] else "") for label in labels}
+
+
+def setting_words(setting: str) -> str:
+    key, _, value = setting.partition("=")
+    return f"{int(value):,} steps" if key == "train_steps" else f"{'lr' if key == 'learning_rate' else key} {value}"
+
+
+def renamed(text: str, names: dict[str, str]) -> str:
+    for label in sorted(names, key=len, reverse=True):  # one may begin with another
+        text = text.replace(label, names[label])
+    return text
 
 
 def what_was_trained(name: str, config: ExperimentConfig, study: Results) -> str:
-    """Say what the table does not; it has the strategies, their runs and their seconds of training."""
-    steps = {label: study.train_steps(label) for label in study.strategies}
-    others = {label: own for label, own in steps.items() if own != [config.train_steps]}
-    every = [each for own in others.values() for each in own]
-    spread = f"{min(every):,} to {max(every):,}" if every else ""
-    trained = f"{config.train_steps:,}"
-    words = ", ".join(f"{label} {' or '.join(f'{each:,}' for each in own)}" for label, own in others.items())
-    if len(others) == len(steps):  # the budget is varied
-        trained, words = spread, ""
-    elif len(words) >= WIDTH // 2:
-        words = f"others {spread}"
+    """Say what the table does not; it has the strategies, their steps and their seconds of training."""
     seeds = "1 seed" if len(study.seeds) == 1 else f"{len(study.seeds)} seeds"
     return (
-        f"{name}: energy {config.model}, task {config.dataset} of rank {config.rank}, {seeds}, "
-        f"trained {trained} steps of batch {config.batch_size:,}{f' ({words})' if words else ''}, judged "
-        f"by {config.evaluation_size:,} fixed problems of each difficulty"
+        f"{name}: energy {config.model}, task {config.dataset} of rank {config.rank}, {seeds}, batches of "
+        f"{config.batch_size:,}, judged by {config.evaluation_size:,} fixed problems of each difficulty"
     )
 
 
-def error_table(study: Results, references: list[dict]) -> str:
-    """Write each strategy's first metric under each sampler, the second under the last, and the seconds of training.
+def error_table(study: Results, references: list[dict], names: dict[str, str]) -> str:
+    """Write each strategy's steps, its first metric by sampler, the second under the last, and the seconds of training.
 
     Of many strategies only the best are shown; of the predictors without training the main ones.
     """
     first, last = study.metrics[0], study.samplers[-1]
     columns = [(first, sampler) for sampler in study.samplers]
     columns += [(metric, last) for metric in study.metrics[2::2] if study.measured(metric, last)][:1]
-    rows = {name: strategy_cells(study, name, columns) for name in best(study, first, last)}
+    rows = {names[label]: strategy_cells(study, label, columns) for label in best(study, first, last)}
     missing = len(study.strategies) - len(rows)
-    rows |= {r["strategy"]: [*reference_cells(r, columns), ""] for r in main_references(references, first)}
-    headers = ["strategy", *(f"{metric.column}\n{sampler}" for metric, sampler in columns), "train\ns"]
+    rows |= {r["strategy"]: ["", *reference_cells(r, columns), ""] for r in main_references(references, first)}
+    headers = ["strategy", "steps", *(f"{metric.column}\n{sampler}" for metric, sampler in columns), "train\ns"]
 
     def table(most: int) -> str:
         cells = [[name if len(name) <= most else f"{name[:9]}…{name[10 - most :]}", *row] for name, row in rows.items()]
@@ -77,8 +86,8 @@ def best(study: Results, metric: Metric, sampler: str) -> list[str]:
 
 
 def strategy_cells(study: Results, name: str, columns: list[tuple[Metric, str]]) -> list[str]:
-    """Return a strategy's cells: for each column the mean and the runs behind it, then the seconds."""
-    cells = []
+    """Return a strategy's cells: its steps, for each column the mean and the runs behind it, then the seconds."""
+    cells = ["/".join(f"{steps:,}" for steps in study.train_steps(name))]
     for metric, sampler in columns:
         cell = mean_cell(study.values(metric.column, sampler)[name], metric, study.count(name))
         spoiled = study.spoiled(name, sampler) if metric is study.metrics[0] else 0
@@ -92,7 +101,7 @@ def reference_cells(row: dict, columns: list[tuple[Metric, str]]) -> list[str]:
     return [number(row.get(name)) if name not in shown[:place] else "" for place, name in enumerate(shown)]
 
 
-def verdict_words(study: Results) -> str:
+def verdict_words(study: Results, names: dict[str, str]) -> str:
     """Write a sentence an account and pair, or a table of many pairs."""
     found = {account: compare_pairs(study, study.metrics[0], account) for account in ACCOUNTS}
     if sum(map(len, found.values())) > SENTENCES:
@@ -102,7 +111,7 @@ def verdict_words(study: Results) -> str:
         for pair in dict.fromkeys(pair for _, pair in compared):
             parts = [outcome(study, pair, s, each) for (s, other), each in compared.items() if other == pair]
             lines.append(f"Verdict at equal {account}, {pair.treated} against {pair.other}: {'; '.join(parts)}.")
-    return "\n".join(textwrap.fill(line, WIDTH, subsequent_indent="  ") for line in lines)
+    return "\n".join(textwrap.fill(renamed(line, names), WIDTH, subsequent_indent="  ") for line in lines)
 
 
 def outcome(study: Results, pair, sampler: str, comparison) -> str:
