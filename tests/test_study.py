@@ -160,8 +160,9 @@ WRONG = (
 @pytest.mark.parametrize(("text", "message"), WRONG, ids=range(len(WRONG)))
 def test_a_wrong_file_is_one_line_and_nothing_is_written(text, message, tmp_path):
     path = write(tmp_path / "a.toml", text)
+    short = ["--train-steps", "1", "--evaluation-size", "4"]  # where the file is not refused
     with pytest.raises(ConfigError, match=message) as error:
-        main(["--study", str(path), *TINY, "--results", str(tmp_path / "results")])
+        main(["--study", str(path), *TINY, *short, "--results", str(tmp_path / "results")])
     assert "\n" not in str(error.value)
     assert not (tmp_path / "results").exists()
 

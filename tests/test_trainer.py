@@ -208,6 +208,7 @@ def test_the_checkpoint_of_another_run_is_refused(tmp_path):
         ({"ema_update_every": 1}, "ema_update_every"),
         ({"ema_decay": 0.9}, "ema_decay"),
         ({"adam_betas": (0.5, 0.99)}, "adam_betas"),  # which Adam's own state would silently undo
+        ({"save_and_sample_every": 3}, "save_every"),  # whose milestones would replace earlier ones
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

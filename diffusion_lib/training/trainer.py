@@ -235,6 +235,8 @@ class Trainer1D(ReleasedTrainerCalls):
             "cond_mask": self.stream.masked,
             "match_release": self.diffusion.match_release,
             **({"start": f"step {self.first_contrast}"} if self.first_contrast else {}),
+            # by it milestones are numbered: another one would replace earlier ones of the same number
+            **({"save_every": self.save_and_sample_every} if self.keep_milestones else {}),
         }
 
     @torchs_defaults()
