@@ -1,8 +1,10 @@
-"""Freeze a study for results/published: study.toml, runs.csv, curves.csv, and levels.csv, what its energies rank.
+"""Freeze a study for results/published: study.toml, runs.csv, curves.csv, what its energies rank, and its report.
 
-python results/freeze.py --name arms --to arms
-python results/freeze.py --name sizes --to sizes-6 --problem sizes/rank=6
+python results/freeze.py --name arms --to arms --figures intervals
+python results/freeze.py --name sizes --to sizes-6 --problem sizes/rank=6 --figures budget causes
 python results/freeze.py --name sizes --to sizes-search --problem sizes-search
+
+What stands in the frozen report above the study's question, where the runs are from, is written by hand and kept.
 """
 
 if __name__ == "__main__":
@@ -14,9 +16,14 @@ if __name__ == "__main__":
 
     startup.run("results.freeze")
 
+import re
+import shutil
+from pathlib import Path
+
 import pandas as pd
 
 from diffusion_lib.system.arguments import Parser, header
+from diffusion_lib.system.environment import ROOT
 from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.system.files import read_json, write_atomic
 from experiments.analysis.runs import long_form, read_runs
@@ -33,6 +40,7 @@ def main(arguments=None):
     parser.add_argument("--results", default="results", help="the folder that it is in")
     parser.add_argument("--problem", help="the folder of one of its problems, or of its search, in that one")
     parser.add_argument("--to", required=True, help="its name in results/published")
+    parser.add_argument("--figures", nargs="*", default=[], metavar="NAME", help="those that its report keeps")
     options = parser.parse_args(arguments)
     command = parse_command("", ["--name", options.name, "--results", options.results, "--report-only"])
     searches = command.study.search_study().problems() if command.study.search else []
@@ -60,3 +68,21 @@ def main(arguments=None):
     for name, table in (("curves", pd.concat(curves)), ("levels", pd.DataFrame(levels))):
         table = table.set_index(["strategy", "seed"]).dropna(axis="columns", how="all")
         write_atomic(target / f"{name}.csv", table.to_csv(float_format="%.6g"))
+    if (folder / "report.md").exists():  # a search has none
+        report = (folder / "report.md").read_text("utf-8")
+        write_atomic(target / "report.md", frozen_report(report, target, part.question, options.figures))
+        for name in options.figures:
+            shutil.copy(folder / f"{name}.png", target)
+
+
+def frozen_report(report: str, target: Path, question: str, figures: list[str]) -> str:
+    """Return a study's report with its links to the frozen files, under the head of the one that was frozen before."""
+    above = f"\n\n{question}\n"
+    before = (target / "report.md").read_text("utf-8") if (target / "report.md").exists() else f"# {target.name}{above}"
+    if above not in before:
+        raise ConfigError(f"{target / 'report.md'} lacks the study's question, {question!r}")
+    sections = re.split(r"(?m)^(?=## )", report.partition(above)[2])
+    drawn = [re.search(r"^!\[.*\]\((.*)\.png\)$", each, re.MULTILINE) for each in sections]
+    kept = "".join(each for each, image in zip(sections, drawn, strict=True) if not image or image[1] in figures)
+    linked = re.sub(r"\]\(\.\./[^)]*\.csv\)", "](runs.csv)", kept)
+    return before.partition(above)[0] + above + linked.replace(f"{ROOT}/", "")

@@ -323,6 +323,19 @@ def test_a_frozen_study_says_what_its_folder_does(results, tmp_path, monkeypatch
     assert not (tmp_path / "other").exists()
 
 
+def test_a_frozen_report_keeps_what_stood_above_the_question(tmp_path):
+    made = (
+        "# a\n\nWhy?\n\nIn [a.csv](../a.csv).\n\n## Costs\n\n![costs](cost.png)\n\n## Causes\n\n![causes](causes.png)\n"
+    )
+    assert freeze.frozen_report(made, tmp_path, "Why?", []) == f"# {tmp_path.name}\n\nWhy?\n\nIn [a.csv](runs.csv).\n\n"
+    (tmp_path / "report.md").write_text("# frozen\n\nBy hand.\n\nWhy?\n\nearlier\n")
+    kept = freeze.frozen_report(made, tmp_path, "Why?", ["causes"])
+    assert kept.startswith("# frozen\n\nBy hand.\n\nWhy?\n\nIn") and kept.endswith("causes.png)\n")
+    assert "cost" not in kept and "earlier" not in kept
+    with pytest.raises(ConfigError, match="lacks the study's question"):
+        freeze.frozen_report(made, tmp_path, "How?", [])
+
+
 IGNORED = (
     *("results/demo/report.md", "results/demo.runs.csv", "results/benchmark.png", "results/ds_inverse/last.pt"),
     "results/published/a/last.pt",
