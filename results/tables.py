@@ -336,6 +336,7 @@ def sizes(root: Path) -> list[int]:
     return [n for n in SIZES if (root / f"sizes-{n}").exists()]
 
 
+NAMED = (ADVERSARIAL, BASELINE)  # as a pair has them
 KINDS = {  # of negatives and contrasts, a strategy of the study each
     RANDOM: "the sample, noised three times as much",
     "independent": "the same, with noise of its own",
@@ -560,6 +561,29 @@ def milliseconds(value: float) -> str:
 
 def percent(share: float) -> str:
     return "" if math.isnan(share) else f"{share:.0%}"
+
+
+def precision_table(root: Path) -> str:
+    """Write what bfloat16 products change where the MLP inverts: val_mse over that of the same run in float32."""
+    rounded = whole_pair(root, "bf16", "steps")
+    exact = sizes_pair(root, SIZES[0], "steps", "innerloop")
+
+    def errors(pair: Pair, sampler: str) -> pd.DataFrame:
+        frame = pd.DataFrame(
+            {name: pair.runs.values(label, VAL, sampler) for name, label in zip(NAMED, pair[1:3], strict=True)}
+        )
+        return frame.assign(ratio=frame[ADVERSARIAL] / frame[BASELINE])
+
+    rows = {f"{name}, bf16 over float32": [] for name in (*NAMED, "adversarial over baseline")}
+    for sampler in SAMPLERS:
+        both = errors(rounded, sampler).div(errors(exact, sampler)).dropna()
+        for row, column in zip(rows.values(), both, strict=True):
+            found = VAL.compare(both[column].to_numpy(), np.ones(len(both)))
+            row.append(f"{with_interval(found.ratio, found.low, found.high, '{:.4f}')}; p {found.p:.2g}")
+    compared = {"in float32": exact, "in bf16": rounded}
+    for words, pair in compared.items():
+        rows[f"adversarial over baseline, {words}"] = [pair.ratio(VAL, sampler) for sampler in SAMPLERS]
+    return markdown([[name, *row] for name, row in rows.items()], ("val_mse at 6 × 6, 2,000 steps", *SAMPLERS))
 
 
 def sharing_table(root: Path) -> str:
