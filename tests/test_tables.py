@@ -17,7 +17,7 @@ from diffusion_lib.tasks import Addition, Inverse, ShortestPath, Sudoku, matrix_
 from experiments.analysis import report
 from experiments.analysis.metrics import task_metrics
 from experiments.analysis.objections import run_objections
-from experiments.analysis.screen import renamed, screen, short_names
+from experiments.analysis.screen import screen
 from experiments.analysis.statistics import geometric_mean, ratio
 from experiments.analysis.tables import (
     Results,
@@ -312,17 +312,16 @@ def test_what_is_printed_fits_a_screen_and_says_what_it_leaves_out(count):
         assert "Verdict at equal FLOPs, adversarial against baseline-compute: no difference beyond 5%" in text
 
 
-def test_the_screen_names_strategies_by_the_settings_in_which_they_differ():
-    chosen = (
+def test_the_screen_and_the_figures_name_strategies_by_the_settings_in_which_they_differ():
+    treated, other, longer = (
         "adversarial,learning_rate=0.002,weight=0.05,train_steps=8000",
         "baseline,learning_rate=0.001,train_steps=8000",
+        "baseline,learning_rate=0.001,train_steps=20068",
     )
-    assert list(short_names(chosen).values()) == ["adversarial (lr 0.002, weight 0.05)", "baseline (lr 0.001)"]
-    longer = chosen[1].replace("8000", "20068")
-    names = short_names((*chosen, longer))
-    assert renamed(f"{longer} against {chosen[1]}", names) == (
-        "baseline (lr 0.001, 20,068 steps) against baseline (lr 0.001, 8,000 steps)"
+    assert study(dict.fromkeys((treated, other), BASE)).shortened(f"{treated} against {other}") == (
+        "adversarial (lr 0.002, weight 0.05) against baseline (lr 0.001)"
     )
+    assert study(dict.fromkeys((treated, other, longer), BASE)).shortened(longer) == "baseline (lr 0.001, 20,068 steps)"
 
 
 def test_the_report_has_all_metrics():

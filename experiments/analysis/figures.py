@@ -128,12 +128,12 @@ def label_log(side, low: float, high: float):
     side.set_minor_formatter(NullFormatter())
 
 
-def legend_below(axes):
-    """Draw one legend for all axes, under them, where it hides nothing; each label once."""
+def legend_below(axes, named=str):
+    """Draw one legend for all axes, under them, where it hides nothing; each label once, as `named` writes it."""
     entries = {}
     for axis in axes.flat:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
-            entries.setdefault(label, handle)
+            entries.setdefault(named(label), handle)
     if entries:
         figure = axes.flat[0].figure
         fitting = int(14 * figure.get_figwidth() / (8 + max(map(len, entries))))  # 14 letters take an inch
@@ -191,7 +191,7 @@ def learning_curves(study_folder: Path, study: Results, references: list[dict], 
             axis.set(xlabel="training step", title=title, ylabel=metric.column)
             axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
             metric_scale(axis, metric, plotted(axis))
-        legend_below(axes)
+        legend_below(axes, study.shortened)
 
 
 def points_and_interval(axis, place: float, values: np.ndarray, color: str, metric: Metric):
@@ -259,4 +259,4 @@ def draw_runs(axis, study: Results, sampler: str, references: Sequence[dict] = (
         axis.text(place, 1, words, **style, transform=axis.get_xaxis_transform())
     metric_scale(axis, metric, np.concatenate(list(values.values())))
     axis.set(title=f"{metric.column}, {sampler} sampler", ylabel=metric.column)
-    name_ticks(axis, study.strategies)
+    name_ticks(axis, list(study.short_names.values()))

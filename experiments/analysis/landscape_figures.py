@@ -116,7 +116,7 @@ def causes_figure(study_folder: Path, diagnoses, study: Results, task, path: Pat
             choose_scale(axis, "x", [row[x] for row in rows])
             metric_scale(axis, study.metrics[0], plotted(axis))
         draw_clipped(axes.flat[-1], study_folder, study.strategies)
-        legend_below(axes)
+        legend_below(axes, study.shortened)
 
 
 def draw_clipped(axis, study_folder: Path, strategies: list[str]):

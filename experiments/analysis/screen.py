@@ -18,31 +18,11 @@ SENTENCES = 6  # comparisons that are told; more are a table
 
 def screen(name: str, config: ExperimentConfig, study: Results, references: list[dict], against: list[str]) -> str:
     """Write what was trained, the errors, the verdicts and the gravest objections; against: the report's sentences."""
-    names = short_names(study.strategies)
     about = "\n".join(textwrap.wrap(what_was_trained(name, config, study), WIDTH, break_on_hyphens=False))
     options = {"subsequent_indent": "  ", "max_lines": 2, "placeholder": " …"}
-    gravest = [part for line in against[:2] for part in textwrap.wrap(f"- {renamed(line, names)}", WIDTH, **options)]
+    gravest = [part for line in against[:2] for part in textwrap.wrap(f"- {study.shortened(line)}", WIDTH, **options)]
     objections = ["\n".join(["What speaks against it:", *gravest])] if gravest else []
-    return "\n\n".join([about, error_table(study, references, names), verdict_words(study, names), *objections])
-
-
-def short_names(labels: list[str]) -> dict[str, str]:
-    """Name each label by the settings in which they differ: `adversarial (lr 0.002, weight 0.05)`."""
-    settings = {label: label.split(",")[1:] for label in labels}
-    shared = set.intersection(*map(set, settings.values()))
-    own = {label: [setting_words(each) for each in every if each not in shared] for label, every in settings.items()}
-    return {label: label.partition(",")[0] + (f" ({', '.join(own[label])})" if own[label] else "") for label in labels}
-
-
-def setting_words(setting: str) -> str:
-    key, _, value = setting.partition("=")
-    return f"{int(value):,} steps" if key == "train_steps" else f"{'lr' if key == 'learning_rate' else key} {value}"
-
-
-def renamed(text: str, names: dict[str, str]) -> str:
-    for label in sorted(names, key=len, reverse=True):  # one may begin with another
-        text = text.replace(label, names[label])
-    return text
+    return "\n\n".join([about, error_table(study, references), verdict_words(study), *objections])
 
 
 def what_was_trained(name: str, config: ExperimentConfig, study: Results) -> str:
@@ -54,7 +34,7 @@ def what_was_trained(name: str, config: ExperimentConfig, study: Results) -> str
     )
 
 
-def error_table(study: Results, references: list[dict], names: dict[str, str]) -> str:
+def error_table(study: Results, references: list[dict]) -> str:
     """Write each strategy's steps, its first metric by sampler, the second under the last, and the seconds of training.
 
     Of many strategies only the best are shown; of the predictors without training the main ones.
@@ -62,7 +42,7 @@ def error_table(study: Results, references: list[dict], names: dict[str, str]) -
     first, last = study.metrics[0], study.samplers[-1]
     columns = [(first, sampler) for sampler in study.samplers]
     columns += [(metric, last) for metric in study.metrics[2::2] if study.measured(metric, last)][:1]
-    rows = {names[label]: strategy_cells(study, label, columns) for label in best(study, first, last)}
+    rows = {study.shortened(label): strategy_cells(study, label, columns) for label in best(study, first, last)}
     missing = len(study.strategies) - len(rows)
     rows |= {r["strategy"]: ["", *reference_cells(r, columns), ""] for r in main_references(references, first)}
     headers = ["strategy", "steps", *(f"{metric.column}\n{sampler}" for metric, sampler in columns), "train\ns"]
@@ -101,7 +81,7 @@ def reference_cells(row: dict, columns: list[tuple[Metric, str]]) -> list[str]:
     return [number(row.get(name)) if name not in shown[:place] else "" for place, name in enumerate(shown)]
 
 
-def verdict_words(study: Results, names: dict[str, str]) -> str:
+def verdict_words(study: Results) -> str:
     """Write a sentence an account and pair, or a table of many pairs."""
     found = {account: compare_pairs(study, study.metrics[0], account) for account in ACCOUNTS}
     if sum(map(len, found.values())) > SENTENCES:
@@ -111,7 +91,7 @@ def verdict_words(study: Results, names: dict[str, str]) -> str:
         for pair in dict.fromkeys(pair for _, pair in compared):
             parts = [outcome(study, pair, s, each) for (s, other), each in compared.items() if other == pair]
             lines.append(f"Verdict at equal {account}, {pair.treated} against {pair.other}: {'; '.join(parts)}.")
-    return "\n".join(textwrap.fill(renamed(line, names), WIDTH, subsequent_indent="  ") for line in lines)
+    return "\n".join(textwrap.fill(study.shortened(line), WIDTH, subsequent_indent="  ") for line in lines)
 
 
 def outcome(study: Results, pair, sampler: str, comparison) -> str:

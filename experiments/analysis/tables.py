@@ -1,6 +1,7 @@
 """Turn runs into arrays over seeds, and those into the summary and the printed table."""
 
 import math
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +59,22 @@ class Results:
     def of(self, strategy: str) -> pd.DataFrame:
         """Return a strategy's runs, once each."""
         return self.frame[(self.frame["strategy"] == strategy) & (self.frame["sampler"] == HEADLINE_SAMPLER)]
+
+    def shortened(self, text: str) -> str:
+        """Name strategies in a text by the settings in which they differ: `adversarial (lr 0.002, weight 0.05)`."""
+        for label in sorted(self.strategies, key=len, reverse=True):  # one may begin with another
+            text = text.replace(label, self.short_names[label])
+        return text
+
+    @cached_property
+    def short_names(self) -> dict[str, str]:
+        settings = {label: label.split(",")[1:] for label in self.strategies}
+        shared = set.intersection(*map(set, settings.values()))
+        own = {
+            label: ", ".join(setting_words(each) for each in settings[label] if each not in shared)
+            for label in settings
+        }
+        return {label: label.partition(",")[0] + (f" ({words})" if words else "") for label, words in own.items()}
 
     def count(self, strategy: str, status: str | None = None) -> int:
         statuses = self.of(strategy)["status"]
@@ -131,6 +148,11 @@ class Results:
             return own
         same = self.train_steps(strategy) == self.train_steps(self.bases[strategy])
         return Pair(STEPS if same else "", strategy, self.bases[strategy])
+
+
+def setting_words(setting: str) -> str:
+    key, _, value = setting.partition("=")
+    return f"{int(value):,} steps" if key == "train_steps" else f"{'lr' if key == 'learning_rate' else key} {value}"
 
 
 def summarise(results: Results, study: Study, references: list[dict]) -> pd.DataFrame:
