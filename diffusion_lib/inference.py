@@ -19,6 +19,7 @@ from diffusion_lib.checkpoint import averaged_weights, load_checkpoint, other_mo
 from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.denoising_diffusion_pytorch_1d import GaussianDiffusion1D
 from diffusion_lib.names import SAMPLERS
+from diffusion_lib.precision import float32_products
 from diffusion_lib.seeds import seeded_generator
 from diffusion_lib.system.checks import plain, require_whole
 from diffusion_lib.system.defaults import torchs_defaults
@@ -103,10 +104,11 @@ def solve(
     start = torch.randn(len(matrices), matrices[0].numel(), generator=seeded_generator("solve", seed))
     device, steps = model.betas.device, SAMPLERS["innerloop" if innerloop else "plain"](model.rules)
     more_noise = seeded_generator("solve, levels", seed, device=device)  # for models with train.py's --baseline
-    parts = [
-        model.sample_loop(inp.to(device), start=noise.to(device), generator=more_noise, inner_steps=steps)
-        for inp, noise in zip(matrices.float().flatten(1).split(batch_size), start.split(batch_size), strict=True)
-    ]
+    with float32_products(model):
+        parts = [
+            model.sample_loop(inp.to(device), start=noise.to(device), generator=more_noise, inner_steps=steps)
+            for inp, noise in zip(matrices.float().flatten(1).split(batch_size), start.split(batch_size), strict=True)
+        ]
     inverses = torch.cat(parts).view(A.shape)
     if isinstance(A, np.ndarray):
         return inverses.cpu().numpy().astype(A.dtype)

@@ -1,12 +1,16 @@
 import copy
+import json
 
+import pandas as pd
 import pytest
 import torch
 from conftest import make_diffusion, make_trainer
 
 import train
 from dataset import Inverse
+from diffusion_lib import load_model, solve
 from diffusion_lib.config import ExperimentConfig
+from diffusion_lib.evaluation import EvaluationSet, sampler_metrics
 from diffusion_lib.precision import bf16_product, choose_products, medium_error, product_error, set_precision
 from diffusion_lib.seeds import seeded_generator
 from diffusion_lib.system.errors import ConfigError
@@ -94,6 +98,57 @@ def test_auto_keeps_float32s_accuracy_in_a_whole_step(mode):
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     for parameter, truth in zip(diffusion.parameters(), exact.parameters(), strict=True):
         assert (parameter.grad - truth.grad).norm() < 1e-5 * truth.grad.norm()
+
+
+def test_a_run_trained_in_bf16_is_judged_in_float32(tmp_path):
+    """Whose descents would otherwise compare energies that differ by less than bfloat16 rounds; its curve too."""
+    tiny = [
+        "--rank",
+        "3",
+        "--batch-size",
+        "16",
+        "--train-steps",
+        "40",
+        "--evaluation-size",
+        "64",
+        "--precision",
+        "bf16",
+    ]
+    comparison.main([*tiny, "--strategies", "baseline", "--device", "cpu", f"--results={tmp_path}", "--name", "a"])
+    own = ["--mining-mode", "none", "--use-innerloop-opt", "True", "--results-folder", str(tmp_path / "b")]
+    train.main([*tiny, *own, "--device", "cpu"])
+    judged = json.loads((tmp_path / "a/runs/baseline/seed-0/result.json").read_text())["samplers"]["innerloop"]
+    printed = pd.read_csv(tmp_path / "b" / "evaluation.csv").set_index(["difficulty", "sampler"])
+    for folder, found in (
+        (tmp_path / "a/runs/baseline/seed-0", judged["val_mse"]),
+        (tmp_path / "b", printed.loc[("same", "innerloop"), "mse"]),
+        (tmp_path / "b", pd.read_csv(tmp_path / "b" / "metrics.csv")["val_mse"].iloc[-1]),
+    ):
+        choose_products("float32", CPU)
+        solver = load_model(folder)
+        chosen = EvaluationSet(Inverse("val", 3), 64, CPU)
+        assert sampler_metrics(solver, chosen, "innerloop")["mse"] == pytest.approx(found, rel=1e-6)
+        solver.model.ebm.product = bf16_product
+        assert sampler_metrics(solver, chosen, "innerloop")["mse"] != pytest.approx(found, rel=1e-4)
+
+
+def test_inverses_are_sampled_with_float32s_products_whatever_the_program_has_chosen(monkeypatch):
+    model, within = load_model("results/published/matrix-energy"), []
+    monkeypatch.setattr("diffusion_lib.precision.medium_error", {"cpu": 1e-3}.get)  # as on a GPU, where it is TF32
+    sample_loop = model.sample_loop
+
+    def watched(*args, **options):
+        within.append(torch.get_float32_matmul_precision())
+        return sample_loop(*args, **options)
+
+    monkeypatch.setattr(model, "sample_loop", watched)
+    before = torch.get_float32_matmul_precision()
+    for chosen in ("high", "medium"):
+        torch.set_float32_matmul_precision(chosen)
+        solve(model, Inverse("val", 20).sample(1)[0].view(20, 20))
+        assert torch.get_float32_matmul_precision() == chosen
+    torch.set_float32_matmul_precision(before)
+    assert within == ["highest", "highest"]
 
 
 def test_bf16_needs_a_model_that_has_it():

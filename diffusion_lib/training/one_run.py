@@ -10,7 +10,7 @@ from diffusion_lib.build import build_diffusion, check_fits, describe_data, eval
 from diffusion_lib.checkpoint import checkpoint_path
 from diffusion_lib.config import ExperimentConfig, current
 from diffusion_lib.evaluation import EvaluationSet, sampler_metrics, samplers_of
-from diffusion_lib.precision import denormals_flushed, set_precision
+from diffusion_lib.precision import denormals_flushed, float32_products, set_precision
 from diffusion_lib.run_folder import prepare_folder, read_config, shown
 from diffusion_lib.system.arguments import header
 from diffusion_lib.system.device import chosen_device
@@ -125,7 +125,8 @@ def print_errors(trainer: Trainer1D, config: ExperimentConfig, write: bool = Tru
         for sampler in samplers_of(trainer.diffusion):
             if trainer.accelerator.is_main_process:
                 say(f"{config.dataset}: the {sampler} sampler on {config.evaluation_size} examples, {difficulty}")
-            measured = sampler_metrics(trainer.ema.ema_model, chosen, sampler, share=trainer.share, execute=True)
+            with float32_products(trainer.ema.ema_model):
+                measured = sampler_metrics(trainer.ema.ema_model, chosen, sampler, share=trainer.share, execute=True)
             defined = {name: value for name, value in measured.items() if not math.isnan(value)}
             rows.append({"difficulty": difficulty, "sampler": sampler, **defined})
     if trainer.accelerator.is_main_process:

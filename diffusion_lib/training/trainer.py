@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from diffusion_lib.checkpoint import checkpoint_path, load_checkpoint, other_model_error, require_own, save_checkpoint
 from diffusion_lib.energies import EnergyModel
 from diffusion_lib.evaluation import EvaluationSet, Share, sampler_metrics
-from diffusion_lib.precision import denormals_flushed
+from diffusion_lib.precision import denormals_flushed, float32_products
 from diffusion_lib.released_api import TRAINER_DEFAULTS, ReleasedTrainerCalls, require_defaults, require_metric
 from diffusion_lib.seeds import DROPOUT, derive_seed, seeded_generator
 from diffusion_lib.system.checks import plain, require_fraction, require_positive, require_whole, with_plain_numbers
@@ -400,15 +400,16 @@ class Trainer1D(ReleasedTrainerCalls):
         everything = last or (self.step // self.save_and_sample_every) % self.extra_every == 0
         model, batch_size = self.ema.ema_model, self.validation_batch_size
         measured = {}
-        for name, chosen in self.evaluation_sets.items():
-            if everything or name == "val":
+        with float32_products(model):
+            for name, chosen in self.evaluation_sets.items():
+                if everything or name == "val":
+                    metric = chosen.task.metrics[0]
+                    value = sampler_metrics(model, chosen, None, batch_size, self.share)[metric]
+                    measured[f"{name}_{metric}"] = float(value)
+            for sampler, chosen in self.curve_sets.items():
                 metric = chosen.task.metrics[0]
-                value = sampler_metrics(model, chosen, None, batch_size, self.share)[metric]
-                measured[f"{name}_{metric}"] = float(value)
-        for sampler, chosen in self.curve_sets.items():
-            metric = chosen.task.metrics[0]
-            value = sampler_metrics(model, chosen, sampler, batch_size, self.share)[metric]
-            measured[f"val_{metric}_{sampler}"] = float(value)
+                value = sampler_metrics(model, chosen, sampler, batch_size, self.share)[metric]
+                measured[f"val_{metric}_{sampler}"] = float(value)
         return measured
 
 

@@ -9,7 +9,7 @@ from diffusion_lib.denoising_diffusion_pytorch_1d import Trainer1D
 from diffusion_lib.evaluation import EvaluationSet, energy_auc, sampler_metrics, samplers_of
 from diffusion_lib.flops import train_flops
 from diffusion_lib.names import DIFFICULTIES, SAMPLERS, column
-from diffusion_lib.precision import choose_products, denormals_flushed, set_precision
+from diffusion_lib.precision import choose_products, denormals_flushed, float32_products, set_precision
 from diffusion_lib.run_folder import (
     REMEDY,
     ended_result,
@@ -132,7 +132,8 @@ def train_and_evaluate(trainer: Trainer1D, config: ExperimentConfig) -> dict:
         return result | {"status": "failed", "reason": str(error)}
     diffusion = trainer.ema.ema_model
     say(f"{trainer.label}: trained; its metrics on {config.evaluation_size} problems of each difficulty")
-    samplers = evaluate_run(diffusion, config, trainer.share)
+    with float32_products(diffusion):
+        samplers = evaluate_run(diffusion, config, trainer.share)
     reason = not_finite(samplers)
     if reason:  # the weights are finite, but not what is sampled with them
         return result | {"status": "failed", "reason": reason}
@@ -174,7 +175,8 @@ def diagnosis(diffusion, config: ExperimentConfig, trainer: Trainer1D) -> dict:
     say(f"{trainer.label}: what its energy looks like, on {size} problems of each difficulty")
     if trainer.before_save:
         trainer.before_save()
-    write_json(path, diagnose(diffusion, *evaluation_sets(config, size, trainer.device)))
+    with float32_products(diffusion):
+        write_json(path, diagnose(diffusion, *evaluation_sets(config, size, trainer.device)))
     return read_json(path)
 
 
