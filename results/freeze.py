@@ -23,7 +23,6 @@ from pathlib import Path
 import pandas as pd
 
 from diffusion_lib.system.arguments import Parser, header
-from diffusion_lib.system.environment import ROOT
 from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.system.files import read_json, write_atomic
 from experiments.analysis.runs import long_form, read_runs
@@ -85,4 +84,5 @@ def frozen_report(report: str, target: Path, question: str, figures: list[str]) 
     drawn = [re.search(r"^!\[.*\]\((.*)\.png\)$", each, re.MULTILINE) for each in sections]
     kept = "".join(each for each, image in zip(sections, drawn, strict=True) if not image or image[1] in figures)
     linked = re.sub(r"\]\(\.\./[^)]*\.csv\)", "](runs.csv)", kept)
-    return before.partition(above)[0] + above + linked.replace(f"{ROOT}/", "")
+    # the command as it is written in the project's folder
+    return before.partition(above)[0] + above + re.sub(r" /\S*/(?=experiments/\S+\.py|results )", " ", linked)
