@@ -324,7 +324,9 @@ def test_a_frozen_study_says_what_its_folder_does(results, tmp_path, monkeypatch
 
 
 def test_a_frozen_report_keeps_what_stood_above_the_question(tmp_path):
-    made = "# a\n\nWhy?\n\nIn [a.csv](../a.csv) by `python /x/experiments/a.py --results /x/results --run 1`.\n\n## Costs\n\n![costs](cost.png)\n\n## Causes\n\n![causes](causes.png)\n"
+    sections = "## Costs\n\n![costs](cost.png)\n\n## Causes\n\n![causes](causes.png)\n"
+    command = "python /x/experiments/a.py --results /x/results --run 1"
+    made = f"# a\n\nWhy?\n\nIn [a.csv](../a.csv) by `{command}`.\n\n{sections}"
     linked = "In [a.csv](runs.csv) by `python experiments/a.py --results results --run 1`."
     assert freeze.frozen_report(made, tmp_path, "Why?", []) == f"# {tmp_path.name}\n\nWhy?\n\n{linked}\n\n"
     (tmp_path / "report.md").write_text("# frozen\n\nBy hand.\n\nWhy?\n\nearlier\n")
