@@ -1,9 +1,10 @@
-"""One run of one task with IRED's own command line (its default settings too).
+"""Train one energy on one task, with the command line and the default settings of IRED's release.
 
     python train.py --dataset inverse --batch_size 2048 --use-innerloop-opt True --supervise-energy-landscape True
 
-Trains in results/ds_<dataset>/model_<model>_diffsteps_<T>, continues there from last.pt, and prints the errors on
-both difficulties; `--evaluate` only prints them. On several devices: `accelerate launch train.py ...`.
+Trains in results/ds_<dataset>/model_<model>_diffsteps_<T>, continues from last.pt there, and prints the errors on the
+usual and the harder examples; `--evaluate` only prints them. Defaults below are those of --dataset inverse: other tasks
+and models may have their own. On several devices: `accelerate launch train.py ...`.
 Exit status: 0 done, 2 bad input or a failed run, 75 stopped by a signal with everything saved.
 """
 
@@ -51,14 +52,14 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
         "--supervise-energy-landscape",
         type=boolean,
         metavar="BOOL",
-        help="the release's --mining-mode: corrupt or adversarial, by task; or none",
+        help="the release's flag for --mining-mode: True is corrupt or adversarial, by task; False is none",
     )
     add(
         "--use-innerloop-opt",
         type=boolean,
         default=False,
         metavar="BOOL",
-        help="the sampler descends the energy (default False)",
+        help="the sampler descends the energy at each level (default False)",
     )
     add("--baseline", action="store_true", help="the sampler adds the posterior's noise, as plain diffusion does")
     add("--ood", action="store_true", help="train and validate on the harder examples")
@@ -67,11 +68,11 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
         "--cond_mask",
         type=boolean,
         metavar="BOOL",
-        help="keep the entries of a solution that the input gives (default: True where the task has such)",
+        help="keep the entries of a solution that the input gives (default: True if the task has such)",
     )
     for flag, reason in DEAD.items():
         add(flag, action=Dead, nargs="?", reason=reason, help=argparse.SUPPRESS)
-    add("--load-milestone", help="a number, or the path of a file: where to start a new folder, or what to evaluate")
+    add("--load-milestone", help="checkpoint, a number or a path: where to start a new folder, or what to evaluate")
     add("--evaluate", action="store_true", help="train nothing; print the errors of last.pt or of --load-milestone")
     add(
         "--save-every",
@@ -85,11 +86,11 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     add("--device", metavar="{cpu,cuda}", help="default: cuda where there is one")
     add("--no-cuda-graph", action="store_true", help="on a GPU, launch each operation of a step by itself")
     add("--results-folder", type=directory, help="default: results/ds_<dataset>/model_<model>_diffsteps_<T>")
-    add("--no-lock", action="store_true", help="where the file system has no locks, and nobody else trains this run")
+    add("--no-lock", action="store_true", help="train without a lock: only if nobody else trains this run")
     add(
         "--log-with",
         metavar="TRACKER",
-        help="tensorboard, or another of accelerate that is installed: wandb, mlflow, …",
+        help="an installed tracker of accelerate: tensorboard, wandb, mlflow, …",
     )
     return parser.parse_args(arguments)
 

@@ -1,4 +1,4 @@
-"""IRED's diffusion over energy models, and what trains, loads and uses one: as a library, docs/library.md."""
+"""IRED's diffusion over energy models: train, load and use one. How: docs/library.md."""
 
 import sys
 from importlib import import_module

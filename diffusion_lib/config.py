@@ -65,20 +65,20 @@ class ExperimentConfig:
     dataset: str = setting("inverse", "task", TASKS)
     rank: int = setting(20, "size of the task: n of n x n matrices, nodes of a graph, boxes of a sudoku's row")
     model: str = setting("mlp", "energy model", MODELS)
-    batch_size: int = setting(2048, "examples a step")
+    batch_size: int = setting(2048, "examples per step")
     train_steps: int = setting(100_000, "updates of the weights")
-    learning_rate: float = setting(1e-4, "Adam's")
-    schedule: str = setting("constant", "course of the learning rate", SCHEDULES)
-    ema_update_every: int = setting(10, "steps between updates of the averaged weights, by 0.005 each once warmed up")
+    learning_rate: float = setting(1e-4, "learning rate of Adam")
+    schedule: str = setting("constant", "of the learning rate over a run", SCHEDULES)
+    ema_update_every: int = setting(10, "steps between updates of the averaged weights (by 0.005 each, once warmed up)")
     clamp: str = setting(
         "training",
-        "whose bound the sampler keeps on the harder matrices: the training task's (2, as published), or the task's "
-        "own (10)",
+        "bound of the sampler's answers to the harder matrices: that of training (2, as published), or of the harder "
+        "task (10)",
         ("training", "task"),
     )
     diffusion_steps: int = setting(10, "noise levels T")
     evaluation_size: int = setting(20_480, "examples in each fixed evaluation set")
-    precision: str = setting("auto", "of matrix products", PRECISIONS)
+    precision: str = setting("auto", "precision of matrix products", PRECISIONS)
     match_release: bool = setting(False, "reproduce the released code's defects")
     mining: MiningConfig = field(default_factory=MiningConfig)
 

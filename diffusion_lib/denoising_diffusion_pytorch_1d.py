@@ -1,4 +1,4 @@
-"""IRED's diffusion over energy models: noising, the training losses, the inner optimisation, the sampler."""
+"""IRED's diffusion over energy models: noising, the training losses, the descent of the energy, the sampler."""
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -32,7 +32,7 @@ Method = TypeVar("Method", bound=Callable)
 
 
 def without_dropout(method: Method) -> Method:
-    """The method of a module, computed in evaluation mode: the energies that it compares are of one function."""
+    """Run a module's method in evaluation mode, so that the energies it compares are of one function."""
 
     @wraps(method)
     def wrapped(self, *arguments, **options):
@@ -48,7 +48,7 @@ def without_dropout(method: Method) -> Method:
 
 
 def require_possible(energy, rules, mode: str, use_innerloop_opt: bool = False):
-    """Raises ConfigError where the energy's class or the task lacks what the mining mode or the sampler needs."""
+    """Raise ConfigError if the energy's class or the task lacks what the mining mode or the sampler needs."""
     if not getattr(energy, "has_energy", True) and (use_innerloop_opt or mode != "none"):
         raise ConfigError(
             f"{energy.__name__} predicts noise and has no energy; allowed with it: mining mode 'none' and "
@@ -60,7 +60,7 @@ def require_possible(energy, rules, mode: str, use_innerloop_opt: bool = False):
 
 
 def require_like(x_start, made, mode: str):
-    """Raises ConfigError for candidates that are not like the solutions: others would be broadcast in silence."""
+    """Raise ConfigError for candidates of another shape or type than the solutions: they would be broadcast."""
     wanted = (tuple(x_start.shape), x_start.dtype)
     found = (tuple(made.shape), made.dtype) if isinstance(made, torch.Tensor) else type(made).__name__
     if found != wanted:
@@ -72,22 +72,22 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
     """Diffusion whose noise prediction is the gradient of an energy (IRED, ICML 2024, sections 3.1 to 3.3).
 
     model: an EnergyModel, a DiffusionWrapper around one, or a NoiseModel.
-    timesteps: T. None: 10, IRED's own, with a warning.
-    rules: the task's own. None: by the release's keywords `continuous`, `sudoku`, `connectivity`, `shortest_path`,
-        without which solutions are bounded by 1, as there.
-    mining_config: dict for MiningConfig, or None.
+    timesteps: T, the number of noise levels. None: 10, IRED's own, with a warning.
+    rules: the `rules` of a task. None: by the release's keywords `continuous`, `sudoku`, `connectivity`,
+        `shortest_path`; without any, solutions are bounded by 1, as in the release.
+    mining_config: how negatives are made, a dict for MiningConfig. None: IRED's own.
     bound: largest magnitude of a solution's entry; None: that of the rules.
     use_innerloop_opt: the sampler descends the energy at each level.
-    show_inference_tqdm: a progress bar for the sampler's levels.
-    supervise_energy_landscape: False switches the contrastive term off, whatever `mining_config` says.
+    show_inference_tqdm: show a progress bar for the sampler's levels.
+    supervise_energy_landscape: False switches the contrastive loss off, whatever `mining_config` says.
     baseline: the sampler adds the posterior's noise, as a plain diffusion model does.
     match_release: reproduce the released code's defects (docs/released-code.md).
 
-    The release's other keywords (objective, …) are accepted at the value that it uses; its other calls are in
+    The release's other keywords (objective, …) are accepted with the value that it uses; its other calls are in
     released_api.py. Raises ConfigError for anything that is not allowed.
 
-    Below, `out_shape` is the shape of one solution, (out_dim,) for vectors; a mask (B, *out_shape) is 1 where the input
-    gives the solution's entry.
+    In its methods `out_shape` is the shape of one solution, (out_dim,) for vectors; a mask (B, *out_shape) is 1 at
+    entries of the solution that the input gives.
     """
 
     def __init__(
@@ -162,15 +162,15 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
 
     @staticmethod
     def _at(table, t, x):
-        """The entries of a (T,) table at t, to multiply x (B, *out_shape): a scalar for an int t, else as long as x."""
+        """A (T,) table at t, to multiply x (B, *out_shape): a scalar for an int t, else an entry for each row."""
         return table[t] if isinstance(t, int) else table[t].view(-1, *[1] * (x.ndim - 1))
 
     def noised(self, x_start, t, noise, values, mask):
-        """x_t (B, *out_shape) as of `q_sample`, with the entries of `values` that a mask keeps, without noise."""
+        """x_t (B, *out_shape) as `q_sample` makes it, but for entries that a mask keeps: `values`, without noise."""
         return restored(self.q_sample(x_start, t, noise), self.given(values, t, mask))
 
     def given(self, values, t, mask) -> Given | None:
-        """What a mask keeps at level t: the entries of `values` (B, *out_shape), without noise."""
+        """What a mask keeps at level t: entries of `values` (B, *out_shape), scaled to the level, without noise."""
         return None if mask is None else Given(mask.bool(), self._at(self.sqrt_alphas_cumprod, t, values) * values)
 
     def forward(
@@ -202,11 +202,12 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
     ) -> tuple[torch.Tensor, tuple[torch.Tensor | int, ...]]:
         """Denoising loss plus `mining.weight` times the contrastive loss (IRED, equations 4 and 6).
 
-        inp (B, *inp_shape), x_start (B, *out_shape), mask (B, *out_shape) or None, t (B,); noise and nce_noise
-        (B, *out_shape), drawn where None; candidates (B, *out_shape) of the negatives, made where None, with what the
-        mode draws of its own, drawn (B, draws, *out_shape). Returns the mean loss and three parts of it: denoising,
-        contrastive, and the mean squared distance of the candidates from the solution; the last two are -1 without a
-        contrastive term, as in the release.
+        inp: (B, *inp_shape). x_start: the solutions (B, *out_shape). mask: (B, *out_shape) or None. t: levels (B,).
+        noise: (B, *out_shape), for the denoising loss. nce_noise: the same for the contrastive loss. None: drawn here.
+        candidates: the wrong answers (B, *out_shape). None: made by the mode.
+        drawn: the mode's own normal noise (B, draws, *out_shape). None: drawn here.
+        Returns the mean loss and three numbers: the denoising and the contrastive loss, and the mean squared distance
+        of the candidates from the solutions; the last two are -1 without a contrastive loss, as in the release.
         """
         noise = torch.randn_like(x_start) if noise is None else noise
         ebm = self.model.ebm
@@ -242,7 +243,7 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
         return (errors * unknown).sum() / (unknown.numel() if self.match_release else unknown.sum().clamp(min=1))
 
     def _energies(self, cond, x):
-        """Energies (B,); (B, n) of a model of which the release has n, defect 10."""
+        """Energies (B,); (B, n) with match_release, if the release's model has n energies a row (defect 10)."""
         ebm = self.model.ebm
         return ebm.released_energy(cond, x) if self._has_several_energies() else ebm.energy(cond, x)
 
@@ -250,9 +251,9 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
         return self.match_release and hasattr(self.model.ebm, "released_energy")
 
     def _contrastive_loss(self, real, fake):
-        """Minus the log of the share of exp(-E) that the real sample has (IRED, equation 6), from `_energies`.
+        """Minus the log of the real sample's share of exp(-E) (IRED, equation 6), from `_energies`.
 
-        Of the loss `hinge`, what is missing of a MARGIN between the two.
+        With the loss `hinge`: by how much the fake's energy falls short of the real one's plus MARGIN.
         """
         if self.mining.loss == "hinge":
             return F.relu(MARGIN + real - fake).mean()
@@ -266,8 +267,8 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
     def candidates(self, cond, x_start, t, noise, mining=None, mask=None, drawn=None):
         """The wrong answers of a mining mode (B, *out_shape): see negatives.py.
 
-        mining: None for the model's own.
-        drawn: (B, draws, *out_shape), what the mode draws of its own; made where None.
+        mining: a MiningConfig; None: the model's own.
+        drawn: the mode's own normal noise (B, draws, *out_shape); None: drawn here.
         """
         mining = mining or self.mining
         given = self.given(x_start, t, mask)
@@ -279,7 +280,7 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
         return made.clamp(-bound, bound)
 
     def _drawn(self, x_start, drawn, mining=None):
-        """What the mode draws of its own (B, draws, *out_shape), made where None; None where it draws nothing."""
+        """The mode's own normal noise (B, draws, *out_shape), drawn if None; None for a mode that needs none."""
         draws = (mining or self.mining).draws()
         return (
             x_start.new_empty(len(x_start), draws, *x_start.shape[1:]).normal_() if draws and drawn is None else drawn
@@ -294,10 +295,10 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
     def descend(self, cond, z, t, steps, scale, bound, given=None, settling=False):
         """Inner optimisation (IRED, algorithm 2): z' = clamp(z - eta_t scale dE/dz), kept where E falls.
 
-        given: what a mask keeps. Returns z (B, *out_shape) and the share of steps kept, a scalar tensor. One energy and
-        gradient per step: the energy at a new point is the next step's own. settling: t is one level for all, and rows
-        at rest are left out of further steps. A step that is not kept, or moves nothing, would be the row's next one
-        too: z is the same, but not the share.
+        given: what a mask keeps. Returns z (B, *out_shape) and the share of steps kept, a scalar tensor. A step takes
+        one energy and gradient: those at its new point serve the next step. settling: leave rows at rest out of further
+        steps; t is then one level for all. A row whose step was not kept, or moved nothing, would only repeat it: z is
+        the same, but not the share.
         """
         settled = rows = None
         limit = self._clamp_limit(t, bound, z)
@@ -331,9 +332,9 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
         return z if rows is None else settled.index_copy(0, rows, z), kept
 
     def langevin_step(self, cond, z, t, scale, noise, given=None):
-        """Step to clamp(z - s dE/dz + sqrt(2 s) noise), s = eta_t scale as in a descent, whatever that does to E.
+        """Step to clamp(z - s dE/dz + sqrt(2 s) noise), with s = eta_t scale as in a descent, even if E rises.
 
-        noise: normal, times a temperature.
+        noise: normal noise, times a temperature.
         """
         step = scale * self._at(self.opt_step_size, t, z)
         proposal = restored(z - step * self.model.ebm.gradient(cond, z) + (2 * step).sqrt() * noise, given)
@@ -349,7 +350,7 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
         return energy, gradient
 
     def _clamp_limit(self, t, bound, x):
-        """Largest magnitude of x at level t: that of a solution, scaled as the noising scales it."""
+        """Largest magnitude of x at level t: the bound, scaled as noising scales a solution."""
         if self.match_release and not isinstance(t, int):
             t = t[:1]  # defect 2: the first sample's level for the whole batch
         return self._at(self.sqrt_alphas_cumprod, t, x) * bound
@@ -369,11 +370,12 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
         levels: Sequence[int] | None = None,
         return_traj: bool = False,
     ) -> torch.Tensor:
-        """Solutions (B, *out_shape) for inputs (B, *inp_shape); with return_traj those of every level, (T, B, …).
+        """Sample solutions (B, *out_shape) for inputs (B, *inp_shape); with return_traj of every level, (T, B, …).
 
-        mask: 1 where the input gives the solution. start: the noise x_T (B, *out_shape), drawn from `generator` where
-        None. inner_steps: opt_steps at each level (None: the rules', or 0 without use_innerloop_opt). bound: overrides
-        the model's own, for other tasks. levels: those of 0 … T-1 to visit, descending (None: all). Raises ConfigError.
+        mask: 1 at entries of the solution that the input gives. start: the noise x_T (B, *out_shape); None: drawn from
+        `generator`. inner_steps: descents at each level; None: the rules', or 0 without use_innerloop_opt. bound: other
+        than the model's own, for other tasks. levels: which of T-1 … 0 to visit, in this order; None: all. Raises
+        ConfigError.
         """
         if inner_steps is None:
             inner_steps = self.rules.inner_steps if self.use_innerloop_opt else 0

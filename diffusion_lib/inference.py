@@ -1,9 +1,9 @@
-"""A trained model in use: load it, and invert matrices with it.
+"""Load a trained model, and invert matrices with it.
 
     model = load_model("results/published/matrix-energy")
     inverses = solve(model, matrices)  # (B, n, n), or one (n, n)
 
-`load_model` takes the folder of a run, of the comparison or of train.py, or a checkpoint in such a folder.
+`load_model` takes the folder of a run of the comparison or of train.py, or a checkpoint in such a folder.
 """
 
 import warnings
@@ -40,13 +40,13 @@ Array = TypeVar("Array", np.ndarray, torch.Tensor)
 
 @torchs_defaults()
 def load_model(run: Path | str, device: str | None = "cpu") -> GaussianDiffusion1D:
-    """The averaged (EMA) weights of a run, in eval mode, with the task they were trained on as `model.task`.
+    """Load a run's model with its averaged (EMA) weights, in eval mode; `model.task` is the task it was trained on.
 
-    run: a folder with config.json and last.pt, as the comparison makes for each run and train.py for its one, or the
-    path of a checkpoint in such a folder. device: 'cpu', 'cuda', or None for what is there. The model computes in
-    float32, whatever it was trained in, and the process's random numbers go on as if it had not been loaded.
-    Raises ConfigError for a folder or file without its config.json, or one that does not describe a run;
-    CheckpointError where the checkpoint is absent, damaged, or of another model.
+    run: a folder with config.json and last.pt, which the comparison and train.py make for each run, or the path of a
+    checkpoint in such a folder. device: 'cpu', 'cuda', or None for a GPU where there is one. The model computes in
+    float32, whatever it was trained in. Loading leaves the process's random numbers as they were.
+    Raises ConfigError if there is no config.json, or it does not describe a run; CheckpointError if the checkpoint is
+    absent, damaged, or of another model.
     """
     run, device = Path(run), chosen_device(device)
     folder, path = (run, run / "last.pt") if run.is_dir() else (run.parent, run)
@@ -82,15 +82,16 @@ def _untrained(path: Path) -> GaussianDiffusion1D:
 def solve(
     model: GaussianDiffusion1D, A: Array, *, innerloop: bool = True, seed: int = 0, batch_size: int = 2048
 ) -> Array:
-    """Predicted inverses of symmetric matrices A, (n, n) or (B, n, n), in A's shape and type.
+    """Invert symmetric matrices A, (n, n) or (B, n, n), with a trained model. Returns A's shape and type.
 
-    model: of `load_model`; the energies `matrix` and `matrix-free` take other n than that of their training.
+    model: from `load_model`; the energies `matrix` and `matrix-free` take any n, the others that of their training.
     A: a NumPy array or a tensor of floating-point numbers; the model computes in float32.
-    innerloop: descend the energy at each level. seed: decides the noise that the sampler starts from.
-    batch_size: matrices at a time. Entries of an inverse are clamped at +-`model.bound`, 1 / ridge of the training.
-    Warns where matrices lie outside the trained distribution, or where n is another outside the task's at that n, and
-    where n is above twice the training's. Raises ConfigError for a model of another task, and for an A of another shape
-    or type, with entries that are not finite in float32, or that is not symmetric.
+    innerloop: use IRED's sampler, which descends the energy at each level, instead of the plain one.
+    seed: decides the noise that the sampler starts from. batch_size: matrices at a time.
+    Entries of an inverse are clamped at +-`model.bound`, which is 1 / ridge in training.
+    Warns if matrices lie outside the distribution of the training task (at their own n), or if n is above twice the
+    training's. Raises ConfigError for a model of another task, and for an A of another shape or type, with entries that
+    are not finite in float32, or that is not symmetric.
     """
     task = getattr(model, "task", None)
     if not isinstance(task, Inverse):

@@ -1,6 +1,6 @@
-"""Negatives: which wrong answers the contrastive loss pushes up, and how they are found (IRED, section 3.2).
+"""Negatives: the wrong answers whose energy the contrastive loss pushes up, and how they are made (IRED, section 3.2).
 
-To add a way of making them: docs/adding-a-negative.md.
+To add a way of making them, a mode: docs/adding-a-negative.md.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,17 +21,17 @@ def _require_descents(name: str, value, least: int = 0):
 
 # The settings that several modes share; those of one mode alone stand beside its function.
 SHARED = {
-    "opt_steps": setting(2, "descents of the energy behind an adversarial negative", check=_require_descents),
-    "scale_factor": setting(1.0, "factor of the step size of those descents"),
-    "noise_scale": setting(3.0, "noise of a negative's start, in units of the diffusion's own at its level"),
+    "opt_steps": setting(2, "descents of the energy that make an adversarial negative", check=_require_descents),
+    "scale_factor": setting(1.0, "factor on the step size of those descents"),
+    "noise_scale": setting(3.0, "noise from which a negative starts, in units of the diffusion's noise at its level"),
     "weight": setting(0.5, "factor of the contrastive loss"),
     "corruption": setting(
         "repaired",
-        "the task's own way of spoiling a solution, mended or as in the release",
+        "how a task's hand-made negatives spoil a solution: mended, or as in the release",
         ("repaired", "released"),
     ),
     "start": setting(
-        0.0, "share of the training steps before which there is no contrastive loss", check=require_fraction
+        0.0, "share of the training steps, from the first on, without contrastive loss", check=require_fraction
     ),
     "loss": setting(
         "softplus",
@@ -49,7 +49,7 @@ MODES = {"none": None}
 
 
 class Declared(NamedTuple):
-    """What a mode declares: see `mode`. A mode that declares nothing uses all shared settings."""
+    """What a mode declares: see `mode`. One that declares nothing uses all shared settings."""
 
     uses: tuple[str, ...] = tuple(SHARED)
     draws: int | Callable = 0
@@ -58,19 +58,21 @@ class Declared(NamedTuple):
 
 
 def mode(name: str, uses=(), draws: int | Callable = 0, needs: tuple[str, str] | None = None, **own):
-    """Declare a function as a mode of mining.
+    """Declare a function as a mode: a way of making negatives.
 
     The function is called without gradients and without dropout, as f(diffusion, cond, x_start, t, noise, mining,
-    given). It returns candidates (B, *out_shape); `given` holds the given entries, or is None.
+    given): see docs/adding-a-negative.md. It returns candidates (B, *out_shape). `given` holds the entries of the
+    solution that the input gives, or is None.
 
-    uses: settings of SHARED that it needs, beside those of every contrastive loss.
-    draws: how many normal tensors of the solution's shape it needs of its own, or a function of the MiningConfig that
-    returns the number. The function then has one more argument, drawn (B, draws, *out_shape). Training draws them with
-    its batches, from (seed, step) alone: processes and workers get the same, and a captured CUDA graph, which can seed
-    no generator, takes them as inputs.
-    needs: an attribute that a task's Rules must have, and what it is in words; without it the mode is refused.
+    uses: settings of SHARED that it needs, beside those of the contrastive loss, which every mode has.
+    draws: how many normal tensors of the solution's shape it needs for itself, or a function from the MiningConfig to
+    that number. The function then has one more argument, drawn (B, draws, *out_shape). Training draws it with the
+    batch, from (seed, step) alone: processes and workers get the same, and a captured CUDA graph, which cannot seed a
+    generator, takes it as an input.
+    needs: an attribute that a task's Rules must have, and its name in words; tasks without it refuse the mode.
     own: its own settings, by name, as `setting` makes them.
-    Raises ConfigError for a setting that is not there, that has another mode's name, or a default that is not allowed.
+    Raises ConfigError for a shared setting that does not exist, a name that another setting has, or a default that is
+    not allowed.
     """
     uses = (uses,) if isinstance(uses, str) else uses
     unknown = [key for key in uses if key not in SHARED]
@@ -100,7 +102,7 @@ def declared(name: str) -> Declared:
 
 
 def mining_settings() -> dict:
-    """Return all settings of a MiningConfig by name, those of every mode."""
+    """Return all settings of a MiningConfig by name, those of every mode included."""
     found = {"mode": setting("adversarial", "how negatives are made", MODES), **SHARED}
     for name in MODES:
         found |= declared(name).own
@@ -122,28 +124,28 @@ def mined(diffusion, cond, x_start, t, noise, mining, given):
 
 @mode("random", uses=("noise_scale",))
 def noisier_sample(diffusion, _cond, x_start, t, noise, mining, given):
-    """Add `noise_scale` times the noise to the solution: candidates (B, *out_shape)."""
+    """Add `noise_scale` times the noise to the solution. Returns candidates (B, *out_shape)."""
     return diffusion.predict_start(_noisier(diffusion, x_start, t, noise, mining, given), t)
 
 
 @mode("adversarial", uses=("opt_steps", "scale_factor", "noise_scale"))
 def descended_sample(diffusion, cond, x_start, t, noise, mining, given):
-    """Descend the energy from the noisier sample `opt_steps` times, IRED's own choice: candidates (B, *out_shape)."""
+    """Descend the energy `opt_steps` times from the noisier sample, as IRED does. Returns (B, *out_shape)."""
     return diffusion.predict_start(mined(diffusion, cond, x_start, t, noise, mining, given)[0], t)
 
 
 @mode("corrupt", uses=("corruption",), needs=("corruption", "hand-made corruption"))
 def corrupted_sample(diffusion, _cond, x_start, _t, _noise, mining, given):
-    """Spoil the solution in the task's own way, the release's choice for its discrete tasks: (B, *out_shape).
+    """Spoil the solution in the task's own way, as the release does on its discrete tasks. Returns (B, *out_shape).
 
-    Training draws these with its batches instead, so that they depend on (seed, step) alone.
+    Training makes these with its batches instead, so that they depend on (seed, step) alone.
     """
     return mining.corrupt(diffusion.rules, x_start, mask=None if given is None else given.mask)
 
 
 @mode("independent", uses=("noise_scale",), draws=1)
 def independent_sample(diffusion, cond, x_start, t, _noise, mining, given, drawn):
-    """Do as `random`, but with noise that the real answer does not share: candidates (B, *out_shape)."""
+    """Do as `random`, but with noise that the real answer does not share. Returns candidates (B, *out_shape)."""
     return noisier_sample(diffusion, cond, x_start, t, drawn[:, 0], mining, given)
 
 
@@ -151,10 +153,10 @@ def independent_sample(diffusion, cond, x_start, t, _noise, mining, given, drawn
     "near",
     draws=1,
     needs=("near", "near problem"),
-    distance=setting(0.1, "of a near negative from the solution, as a share of the solution's norm"),
+    distance=setting(0.1, "distance of a near negative from the solution, as a share of the solution's norm"),
 )
 def near_solution(diffusion, _cond, x_start, _t, _noise, mining, _given, drawn):
-    """Return the solution of another problem near this one, by the task's rules: candidates (B, *out_shape)."""
+    """Return the solutions of other problems near these, by the task's rules (B, *out_shape)."""
     return diffusion.rules.near(x_start, drawn[:, 0], mining.distance)
 
 
@@ -169,10 +171,10 @@ def _uniform(drawn):
     "mixed",
     uses=("opt_steps", "scale_factor", "noise_scale"),
     draws=1,
-    share=setting(0.5, "of a batch's negatives that are random, not adversarial", check=require_fraction),
+    share=setting(0.5, "share of mixed negatives that are random, not adversarial", check=require_fraction),
 )
 def mixed_sample(diffusion, cond, x_start, t, noise, mining, given, drawn):
-    """Choose the random candidate or the adversarial one, by a draw for each row: (B, *out_shape)."""
+    """Take for each row the random candidate or the adversarial one, by chance. Returns (B, *out_shape)."""
     start = _noisier(diffusion, x_start, t, noise, mining, given)
     descended, _ = mined(diffusion, cond, x_start, t, noise, mining, given)
     uniform = _uniform(drawn).view(-1, *[1] * (x_start.ndim - 1))
@@ -186,7 +188,7 @@ def mixed_sample(diffusion, cond, x_start, t, noise, mining, given, drawn):
     temperature=setting(1.0, "factor of the noise in a Langevin step of the energy"),
 )
 def langevin_sample(diffusion, cond, x_start, t, noise, mining, given, drawn):
-    """Take `opt_steps` Langevin steps of the energy from the noisier sample, all of them kept: (B, *out_shape)."""
+    """Take `opt_steps` Langevin steps from the noisier sample, and keep every one. Returns (B, *out_shape)."""
     z = _noisier(diffusion, x_start, t, noise, mining, given)
     for own in drawn.unbind(1):
         z = diffusion.langevin_step(cond, z, t, mining.scale_factor, mining.temperature * own, given)
@@ -195,15 +197,15 @@ def langevin_sample(diffusion, cond, x_start, t, noise, mining, given, drawn):
 
 @mode("levels", draws=1)
 def solution_itself(_diffusion, _cond, x_start, _t, _noise, _mining, _given, _drawn):
-    """Return the solution; wrong is only the level at which its sample's energy is taken, see `other_levels`."""
+    """Return the solution: only the level at which its energy is taken is wrong, see `other_levels`."""
     return x_start
 
 
 def other_levels(t, drawn, num_timesteps: int):
     """Draw for each sample a uniform level (B,) other than its own, t (B,).
 
-    Telling the two levels apart by the energies classifies the noise level, two classes at a time (density-ratio
-    contrast, arXiv 2601.21025): a contrast without negatives.
+    The contrast then classifies the noise level, two classes at a time, and needs no negatives (density-ratio contrast,
+    arXiv 2601.21025).
     """
     further = (_uniform(drawn) * (num_timesteps - 1)).long().clamp(max=num_timesteps - 2)
     return (t + 1 + further) % num_timesteps
@@ -220,8 +222,8 @@ INSTEAD = {
 class MiningConfig:
     """How negatives are made (IRED, section 3.2, equation 6, and its released code).
 
-    Its attributes are all of `mining_settings`, passed by name or in that order; they cannot be changed. Raises
-    ConfigError (a ValueError), which names what is allowed.
+    Its attributes are the settings in `mining_settings()`, passed by name or in that order; they cannot be changed.
+    Raises ConfigError (a ValueError), which names what is allowed.
     """
 
     mode: str = "adversarial"
@@ -257,9 +259,9 @@ class MiningConfig:
 
     @classmethod
     def from_dict(cls, config: "Mapping[str, Any] | MiningConfig | None", **usual: Any) -> "MiningConfig":
-        """Make a MiningConfig from a `mining_config` dict; None is IRED's own: adversarial, 2 steps.
+        """Make a MiningConfig from a `mining_config` dict; None means IRED's own: adversarial, 2 descents.
 
-        usual: values of settings that the dict leaves out.
+        usual: other defaults for settings that the dict leaves out.
         Raises ConfigError for an unknown key, and for a value that is not allowed.
         """
         if isinstance(config, cls):
@@ -282,12 +284,12 @@ class MiningConfig:
         return setting in declared(self.mode).uses
 
     def draws(self) -> int:
-        """Return how many normal tensors of the solution's shape the mode draws of its own."""
+        """Return how many normal tensors of the solution's shape the mode needs for itself."""
         draws = declared(self.mode).draws
         return draws(self) if callable(draws) else draws
 
     def first_contrast(self, train_steps: int) -> int:
-        """Return the first step, counted from 0, at which a run of `train_steps` has its contrastive loss."""
+        """Return the first step, counted from 0, with a contrastive loss, in a run of `train_steps`."""
         return round(self.start * train_steps) if self.uses("start") else 0
 
     def to_dict(self) -> dict[str, Any]:
@@ -295,7 +297,7 @@ class MiningConfig:
 
 
 def recorded_settings(values: dict) -> dict:
-    """Keep those of a mining's settings, by name, that a record names: see RECORDED. Unknown ones stay."""
+    """Return the mining settings, by name, that config.json records: see RECORDED. Unknown ones stay."""
     usual = {name: each.default for name, each in mining_settings().items()}
     own = declared(values["mode"]).own if values["mode"] in MODES else ()
     kept = (*RECORDED, *own)

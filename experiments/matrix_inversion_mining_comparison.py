@@ -2,9 +2,10 @@
 
     python experiments/matrix_inversion_mining_comparison.py --preset demo
 
-The same command again continues; finished runs are kept. Started several times, on one machine or many that
-share the results folder, the processes divide the runs among themselves. Exit status: 0 done, 2 bad input or a
-failed run, 75 stopped by a signal with everything saved, or other processes have runs that have not ended.
+The same command again continues; finished runs are kept. Started several times, on one machine or on several that
+share the results folder, the processes divide the runs among themselves. Defaults below are those of --dataset
+inverse and --model mlp: other tasks, models and studies have their own. Exit status: 0 done, 2 bad input or a failed
+run, 75 stopped by a signal with everything saved, or other processes still have runs.
 """
 
 if __name__ == "__main__":

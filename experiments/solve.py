@@ -2,9 +2,9 @@
 
     python experiments/solve.py results/published/matrix-energy matrix.npy
 
-RUN is the folder of a run or a checkpoint in it; matrix.npy holds symmetric floating-point matrices, (n, n) or
-(B, n, n), and can be a pipe. n is that of the training; the models `matrix` and `matrix-free` take others too. Prints
-the residual ||A Y - I||_F and writes the inverses in the input's shape and type.
+RUN is the folder of a run, or a checkpoint in it; matrix.npy holds symmetric floating-point matrices, (n, n) or
+(B, n, n), and can be a pipe. n must be that of the training, but for the models `matrix` and `matrix-free`, which take
+any. Prints the residual ||A Y - I||_F of the answers Y, and writes them in the input's shape and type.
 Exit status: 0 done, 2 bad input, with nothing written.
 """
 
@@ -36,9 +36,9 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     parser.add_argument("run", type=Path, metavar="RUN", help="a folder with config.json and last.pt, or a checkpoint")
     parser.add_argument("matrix", type=Path, metavar="matrix.npy", help="what to invert")
     parser.add_argument("--output", type=Path, help="default: matrix.inverse.npy beside the input")
-    parser.add_argument("--overwrite", action="store_true", help="replace an output that is there")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
     parser.add_argument("--sampler", choices=SAMPLERS, default="innerloop", help="default innerloop")
-    parser.add_argument("--seed", type=whole(0), default=0, help="of the sampler's noise (default 0)")
+    parser.add_argument("--seed", type=whole(0), default=0, help="seed of the sampler's noise (default 0)")
     return parser.parse_args(arguments)
 
 

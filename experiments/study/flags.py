@@ -60,10 +60,10 @@ def parse_command(description: str, arguments=None) -> Command:
     which = parser.add_mutually_exclusive_group().add_argument
     which("--preset", metavar="NAME", help=f"a study of experiments/studies: {', '.join(presets())}")
     which("--pilot", action="store_const", const="pilot", dest="preset", help="same as --preset pilot")
-    which("--study", type=Path, metavar="FILE", help="a study's file, as those of experiments/studies are")
+    which("--study", type=Path, metavar="FILE", help="a study's file, like those in experiments/studies")
     named = ", ".join(known_strategies())
-    add("--strategies", nargs="+", metavar="NAME", help=f"some of the study's, or of {named}")
-    add("--seeds", nargs="+", metavar="SEED", help="0 2 5, or 0-9; default: the study's, or 0")
+    add("--strategies", nargs="+", metavar="NAME", help=f"which to train: the study's, or any of {named}")
+    add("--seeds", nargs="+", metavar="SEED", help="such as 0 2 5, or 0-9; default: the study's, or 0")
     add(
         "--vary",
         nargs="+",
@@ -73,7 +73,7 @@ def parse_command(description: str, arguments=None) -> Command:
     add(
         "--task",
         metavar=f"{{{','.join(TASKS)}}}",
-        help="what is learned (default inverse); a number is read as --run, as it was called before",
+        help="same as --dataset; a number is read as --run, as that was called before",
     )
     add_flags(parser, ExperimentConfig, MiningConfig, leave_out=("mode",))
     add("--device", metavar="{cpu,cuda}", help="default: cuda where there is one")
@@ -82,31 +82,31 @@ def parse_command(description: str, arguments=None) -> Command:
         "--at-once",
         type=int,
         metavar="N",
-        help="runs trained at the same time, each in a process of its own; "
-        "default: on a CPU as many as torch has threads, which they share; on a GPU as check_gpu.py found best, else 1",
+        help="runs trained at the same time, each in its own process; "
+        "default: on a CPU as many as torch has threads, one for each; on a GPU as check_gpu.py found best, else 1",
     )
-    add("--name", help="name of the study, default: the preset's, the file's, or the model's")
+    add("--name", help="name of the study; default: the file's, or PRESET-MODEL")
     add("--results", type=directory, default=ROOT / "results", help="default: results/ of this project")
-    add("--fresh", action="store_true", help="delete an earlier study of this name, its tables too")
-    add("--no-lock", action="store_true", help="where the file system has no locks, and nobody else trains")
+    add("--fresh", action="store_true", help="delete an earlier study of this name first, and its tables")
+    add("--no-lock", action="store_true", help="train without locks: only if nobody else trains")
     add(
         "--log-with",
         metavar="TRACKER",
-        help="tensorboard, or another of accelerate that is installed: wandb, mlflow, …",
+        help="an installed tracker of accelerate: tensorboard, wandb, mlflow, …",
     )
     one_of = parser.add_mutually_exclusive_group().add_argument
     for flag, action, text in (
         ("--report-only", "report", "train nothing; report the finished runs"),
         ("--status", "status", "train nothing; show where each run stands"),
-        ("--check", "check", "train and write nothing; check the command, print its plan"),
+        ("--check", "check", "train and write nothing; check the command, and print its plan"),
     ):
         one_of(flag, action="store_const", dest="action", const=action, default="train", help=text)
     add(
         "--run",
         type=int,
         metavar="I",
-        help="only run I of strategies x seeds, without a report: for job arrays; I "
-        "counts from 0, run I is seed I mod N of strategy I div N, N seeds",
+        help="train only run I, without a report: for job arrays; with N seeds, run I "
+        "is seed I mod N of strategy I div N, counted from 0",
     )
     options = parser.parse_args(arguments)
     if options.task is not None:
