@@ -124,6 +124,12 @@ def test_equal_time_is_by_the_seconds_of_a_step():
     assert study.variants(seconds)["adversarial"].config.train_steps == 100
 
 
+def test_a_single_strategy_beside_the_baseline_is_what_the_verdict_is_about():
+    assert study_of("--strategies", "baseline", "random").pairs("plain") == [Pair("steps", "random", "baseline")]
+    for words in (["baseline", "random", "adversarial"], ["baseline", "random", "independent"], ["random"]):
+        assert study_of("--strategies", *words).compare == ("adversarial", "baseline")
+
+
 WRONG = (
     ("trian_steps = 3", "unknown trian_steps in the study; allowed: question, seeds"),
     ("[config]\nbatchsize = 3", "unknown setting batchsize; allowed: dataset, rank"),
