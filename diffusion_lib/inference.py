@@ -89,9 +89,9 @@ def solve(
     innerloop: use IRED's sampler, which descends the energy at each level, instead of the plain one.
     seed: decides the noise that the sampler starts from. batch_size: matrices at a time.
     Entries of an inverse are clamped at +-`model.bound`, which is 1 / ridge in training.
-    Warns if matrices lie outside the distribution of the training task (at their own n), or if n is above twice the
-    training's. Raises ConfigError for a model of another task, and for an A of another shape or type, with entries that
-    are not finite in float32, or that is not symmetric.
+    Warns if matrices lie outside the distribution of the training task (at their own n), if n is above twice the
+    training's, or if an answer is not finite. Raises ConfigError for a model of another task, and for an A of another
+    shape or type, with entries that are not finite in float32, or that is not symmetric.
     """
     task = getattr(model, "task", None)
     if not isinstance(task, Inverse):
@@ -110,7 +110,12 @@ def solve(
             model.sample_loop(inp.to(device), start=noise.to(device), generator=more_noise, inner_steps=steps)
             for inp, noise in zip(matrices.float().flatten(1).split(batch_size), start.split(batch_size), strict=True)
         ]
-    inverses = torch.cat(parts).view(A.shape)
+    inverses = torch.cat(parts)
+    lost = (~inverses.isfinite()).any(1).nonzero().flatten().tolist()
+    if lost:
+        count = f"{len(lost)} of {len(inverses)} inverses are not finite"
+        warnings.warn(f"{count}, first that of matrix {lost[0]}", stacklevel=3)
+    inverses = inverses.view(A.shape)
     if isinstance(A, np.ndarray):
         return inverses.cpu().numpy().astype(A.dtype)
     return inverses.to(A.device, A.dtype)

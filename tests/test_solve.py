@@ -229,6 +229,17 @@ def test_models_and_options_that_do_not_serve(trained):
     solve(load_model(trained / RUN), drawn(2, N), batch_size=np.int64(1), seed=np.int64(3))
 
 
+@pytest.mark.parametrize("n", [20, 41])
+def test_answers_that_are_no_numbers_are_counted(published, n):
+    a = drawn(3, n)
+    a[1] = -a[1]
+    with pytest.warns(UserWarning) as warned:
+        inverses = solve(published, a)
+    assert [not np.isfinite(each).all() for each in inverses] == [False, True, False]
+    assert str(warned[-1].message) == "1 of 3 inverses are not finite, first that of matrix 1"
+    assert warned[-1].filename == __file__
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -53,6 +53,10 @@ def test_a_sweep_has_one_baseline_and_each_strategy_only_what_it_uses():
         assert abs(train_flops(other.config) - train_flops(each.config)) <= a_step / 2 + 1
 
 
+def test_a_setting_that_is_named_twice_is_varied_over_all_its_values():
+    assert study_of("--vary", "opt_steps=1", "opt_steps=5,1").vary == {"opt_steps": (1, 5)}
+
+
 def test_every_mined_strategy_of_a_sweep_has_its_pairs():
     study = study_of("--vary", "opt_steps=1,2", "scale_factor=1,2")
     pairs = study.pairs("plain")
@@ -142,6 +146,8 @@ WRONG = (
     ("[strategies]\na = { modus = 'none' }", "unknown modus in strategy a; allowed: compute_of, time_of"),
     ("[strategies]\na = { mode = 'x' }", "mining mode is 'x'"),
     ("[strategies]\na = 3", "strategy a is 3"),
+    ("[strategies]\na = { mode = 'none', rank = 4 }", "strategy a has rank, which all of a study share"),
+    ("[strategies]\na = { mode = 'none', evaluation_size = 4 }", "strategy a has evaluation_size, which all"),
     ("[strategies]\n'a/b' = { mode = 'none' }", "name is 'a/b'"),
     ("[strategies]\na = { mode = 'none', compute_of = 'b' }", "a is trained as long as 'b'; allowed: baseline"),
     ("[strategies]\na = { mode = 'none', compute_of = 'random', time_of = 'random' }", "allowed: one of them"),
@@ -154,6 +160,7 @@ WRONG = (
     ("compare = ['adversarial']", "compare is"),
     ("compare = ['adversarial', 'b']", "compare is"),
     ("compare = [['adversarial'], 'baseline']", "compare is"),
+    ("compare = ['adversarial', 'adversarial']", "compare is"),
     ("seeds = '3-1'", "the range 3-1 is empty"),
     ("seeds = 3", "seeds is 3; allowed: a text"),
     ("[search]\nseeds = '1'", "search lacks its seeds"),

@@ -16,12 +16,12 @@ from ema_pytorch import EMA
 from torch.optim import Adam
 
 from dataset import Inverse
-from diffusion_lib.denoising_diffusion_pytorch_1d import Trainer1D
+from diffusion_lib.denoising_diffusion_pytorch_1d import GaussianDiffusion1D, Trainer1D
 from diffusion_lib.evaluation import EvaluationSet, sampler_metrics
 from diffusion_lib.system import files
 from diffusion_lib.system.errors import CheckpointError, ConfigError, Interrupted, NonFiniteLossError
 from diffusion_lib.training.batches import BatchStream
-from models import EBM
+from models import EBM, EnergyModel
 
 
 def final_state(trainer):
@@ -352,6 +352,41 @@ def test_bad_options_are_named(tmp_path, options, message):
 def test_a_model_that_cannot_be_trained_is_named(tmp_path, change, message):
     with pytest.raises(ConfigError, match=message):
         Trainer1D(change(make_diffusion()), Inverse("train", 4), results_folder=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+class OwnEnergy(EnergyModel):
+    """Half the squared distance from a linear prediction, of which `change` makes what `energy` returns."""
+
+    def __init__(self, change):
+        super().__init__(9, 9)
+        self.linear, self.change = torch.nn.Linear(9, 9), change
+
+    def condition(self, inp, t):
+        return self.linear(inp)
+
+    def retime(self, cond, t):
+        return cond
+
+    def energy(self, cond, x):
+        return self.change(0.5 * (x - cond).square())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (torch.mean, r"OwnEnergy.energy returns \(\) for one example; allowed: \(1,\), an energy for each"),
+        (lambda squares: squares, r"OwnEnergy.energy returns \(1, 9\) for one example"),
+        (lambda squares: squares @ torch.ones(4), r"does not take \(RuntimeError: "),
+        (lambda squares: squares[:, 9], r"does not take \(IndexError: index 9 is out of bounds"),
+    ],
+    ids=["of the batch", "of each entry", "of another size", "an error"],
+)
+def test_an_energy_of_ones_own_that_is_none_is_named(tmp_path, change, message):
+    diffusion = GaussianDiffusion1D(OwnEnergy(change), timesteps=10, bound=2.0, mining_config={"mode": "none"})
+    with pytest.raises(ConfigError, match=message) as refused:
+        Trainer1D(diffusion, Inverse("train", 3), device="cpu", results_folder=tmp_path / "run")
+    assert "\n" not in str(refused.value)
     assert not (tmp_path / "run").exists()
 
 

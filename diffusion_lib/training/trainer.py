@@ -129,6 +129,10 @@ class Trainer1D(ReleasedTrainerCalls):
         masked = has_mask(dataset) if cond_mask is None else cond_mask
         if masked and not has_mask(dataset):
             raise ConfigError("cond_mask is True; this task has no mask: allowed is False")
+        if "val" in (extra_validation_datasets or {}):
+            raise ConfigError(
+                "extra_validation_datasets has 'val', which is validation_dataset's; allowed: other names"
+            )
         tasks = {"val": validation_dataset, **(extra_validation_datasets or {})}
         tasks = {name: as_task(task) for name, task in tasks.items() if task is not None}
         for task in (as_task(dataset), *tasks.values()):
@@ -427,22 +431,29 @@ def require_trainable(model):
 
 
 def require_fitting(diffusion, task):
-    """Raises ConfigError where the examples of a task are not what the model takes."""
+    """Raises ConfigError where the model does not take the examples of a task, or has no energy for each."""
     name = type(getattr(task, "dataset", task)).__name__
     for dim in ("inp_dim", "out_dim"):
         own, needed = getattr(task, dim, None), getattr(diffusion, dim)
         if own != needed:
             raise ConfigError(f"{name} has {dim} {own}; the model's is {needed}")
-    place = diffusion.betas.device
+    place, ebm, reason = diffusion.betas.device, diffusion.model.ebm, ""
     inp, target = (part.to(place) for part in task.sample(1, seeded_generator(CHECKED))[:2])
     try:
-        fits = target.shape == tuple(diffusion.model.ebm.solution_shape(inp))
+        fits = target.shape == tuple(ebm.solution_shape(inp))
         fits = fits and diffusion.sample_loop(inp, start=target, levels=[0], inner_steps=0).shape == target.shape
-    except (RuntimeError, IndexError, ValueError, TypeError):
-        fits = False
+    except (RuntimeError, IndexError, ValueError, TypeError) as error:  # it may be the model's own
+        fits, reason = False, f" ({type(error).__name__}: {(str(error).splitlines() or [''])[0]})"
     if not fits:
         shapes = f"inputs {tuple(inp.shape[1:])} and solutions {tuple(target.shape[1:])}"
-        raise ConfigError(f"{name} gives {shapes}, which a model of {task.inp_dim} to {task.out_dim} does not take")
+        taken = f"a model of {task.inp_dim} to {task.out_dim} does not take{reason}"
+        raise ConfigError(f"{name} gives {shapes}, which {taken}")
+    if ebm.has_energy:
+        with torch.no_grad(), torch.random.fork_rng([]):  # dropout draws from the caller's generator
+            energy = ebm.energy(ebm.condition(inp, 0), target)
+        if energy.shape not in ((1,), (1, 1)):
+            found = f"{type(ebm).__name__}.energy returns {tuple(energy.shape)} for one example"
+            raise ConfigError(f"{found}; allowed: (1,), an energy for each")
 
 
 def check_examples(diffusion, task):

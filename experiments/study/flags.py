@@ -218,5 +218,5 @@ def parse_vary(words) -> dict[str, tuple]:
         key = "dataset" if key == "task" else key
         if not sign or key not in setting_names() or not all(text.split(",")):
             raise ConfigError(f"vary is {word!r}; allowed: KEY=V1,V2 with a KEY of {', '.join(setting_names())}")
-        vary[key] = [parse_value(key, part) for part in text.split(",")]
+        vary[key] = [*vary.get(key, ()), *(parse_value(key, part) for part in text.split(","))]
     return checked_values(vary)

@@ -20,6 +20,7 @@ DECLARATION = "study.toml"  # in a study's folder
 STUDIES = Path(__file__).resolve().parents[1] / "studies"  # the declared ones
 QUESTION = "Does adversarial negative mining make an IRED energy-based diffusion model better?"
 PROBLEM = ("dataset", "rank")  # the settings that say what is solved: each problem is compared by itself
+SHARED = (*PROBLEM, "evaluation_size")  # without which errors are of other problems, and cannot be compared
 STEPS, FLOPS, TIME = "steps", "FLOPs", "time"  # the accounts by which two strategies are trained equally long
 # Settings that change no step's work, so that steps which differ in them alone take the same time.
 WITHOUT_WORK = {"train_steps": 1, "learning_rate": 1e-4, "schedule": "constant", "evaluation_size": 1}
@@ -407,9 +408,10 @@ def _checked(said: dict) -> dict:
     found["strategies"] = {name: _strategy(name, each) for name, each in said.get("strategies", {}).items()}
     if "compare" in said:
         known = known_strategies() | found["strategies"]
-        if len(said["compare"]) != 2 or not all(name in list(known) for name in said["compare"]):
-            raise ConfigError(f"compare is {said['compare']!r}; allowed: two of {', '.join(known)}")
-        found["compare"] = tuple(said["compare"])
+        two = said["compare"]
+        if len(two) != 2 or two[0] == two[1] or not all(name in list(known) for name in two):
+            raise ConfigError(f"compare is {two!r}; allowed: two of {', '.join(known)}")
+        found["compare"] = tuple(two)
     if "search" in said:
         search = dict(said["search"])
         if not isinstance(search.get("seeds"), str) or not isinstance(search.get("vary"), dict):
@@ -442,6 +444,9 @@ def _strategy(name: str, said) -> Strategy:
         raise ConfigError(f"strategy {name} has compute_of and time_of; allowed: one of them")
     require_keys(settings, setting_names(), f"strategy {name}", ("compute_of", "time_of"))
     configure(settings)
+    shared = [key for key in settings if key in SHARED]
+    if shared:
+        raise ConfigError(f"strategy {name} has {', '.join(shared)}, which all of a study share; allowed: in [config]")
     if "samplers" in own:
         own["samplers"] = tuple(own["samplers"])
     return Strategy(name, settings, **own)
