@@ -76,7 +76,7 @@ def test_a_run_whose_samples_are_not_finite_has_failed_and_the_report_comes_out(
     assert main(small_study(tmp_path, "--strategies", "baseline", "random", "--at-once", "1")) == 2
     said = capsys.readouterr()
     assert "failed: random seed 0: the samples of the plain sampler are not finite" in said.err
-    assert re.search(r"^random +- \(0 of 1 finite\)", said.out, re.MULTILINE)
+    assert re.search(r"^random +[\d,]+ +- \(0 of 1 finite\)", said.out, re.MULTILINE)
     text = (tmp_path / "shared" / "runs" / "random" / "seed-0" / "result.json").read_text()
     json.loads(text, parse_constant=pytest.fail)
 

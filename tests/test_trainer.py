@@ -324,6 +324,7 @@ def test_learning_rate_schedule(tmp_path):
         ({"train_batch_size": 2.5}, "train_batch_size is 2.5"),
         ({"ema_update_every": 0}, "ema_update_every is 0; allowed: a whole number from 1"),
         ({"extra_validation_every_mul": 0}, "extra_validation_every_mul is 0; allowed: a whole number from 1"),
+        ({"extra_validation_datasets": {"val": Inverse("val", 3, True)}}, "extra_validation_datasets has 'val'"),
         ({"data_workers": -2}, "data_workers is -2; allowed: a whole number from 0"),
         ({"train_lr": float("nan")}, "train_lr is nan; allowed: a positive number"),
         ({"train_lr": "1e-3"}, "train_lr is '1e-3'; allowed: a positive number"),
