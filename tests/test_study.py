@@ -17,7 +17,7 @@ from experiments.analysis import search as searching
 from experiments.matrix_inversion_mining_comparison import main
 from experiments.study import timing
 from experiments.study.flags import parse_command
-from experiments.study.study import STUDIES, Pair, presets, step_kind, study_text
+from experiments.study.study import STUDIES, Pair, presets, read_study, step_kind, study_text
 
 TINY = ["--rank", "3", "--batch-size", "8"]
 
@@ -132,6 +132,16 @@ def test_a_single_strategy_beside_the_baseline_is_what_the_verdict_is_about():
     assert study_of("--strategies", "baseline", "random").pairs("plain") == [Pair("steps", "random", "baseline")]
     for words in (["baseline", "random", "adversarial"], ["baseline", "random", "independent"], ["random"]):
         assert study_of("--strategies", *words).compare == ("adversarial", "baseline")
+
+
+def test_a_studys_file_names_what_was_trained_and_what_that_refers_to(tmp_path):
+    def written(*words):
+        return list(read_study(write(tmp_path / "a.toml", study_text(study_of(*words))))["strategies"])
+
+    assert written("--strategies", "baseline", "adversarial") == ["baseline", "adversarial"]
+    own = "a = { mode = 'random', weight = 0.1 }\nb = { mode = 'none', compute_of = 'a' }\nc = { mode = 'none' }\n"
+    file = write(tmp_path / "own.toml", f"compare = ['a', 'c']\n[strategies]\n{own}")
+    assert written("--study", str(file), "--strategies", "b") == ["a", "b", "c"]
 
 
 WRONG = (

@@ -183,7 +183,17 @@ class Study:
             key: tuple(dict.fromkeys((*earlier["vary"].get(key, ()), *self.vary.get(key, ()))))
             for key in earlier["vary"] | self.vary
         }
-        return replace(self, vary=vary, declared=earlier["strategies"] | self.declared)
+        return replace(self, vary=vary, strategies=earlier["strategies"] | self.strategies)
+
+    def named(self) -> dict[str, Strategy]:
+        """Return what its file must say: its strategies, and those that they or the verdict refer to."""
+        others = {*(each.reference for each in self.strategies.values()), *self.compare} - {None}
+        usual = known_strategies()
+        return {
+            name: each
+            for name, each in (self.declared | self.strategies).items()
+            if name in self.strategies or (name in others and usual.get(name) != each)
+        }
 
     def problems(self) -> list["Study"]:
         """Return a study for each problem that this one solves, with a folder of its own where there are several."""
@@ -475,7 +485,7 @@ def study_text(study: Study) -> str:
     seeds = ",".join(map(str, study.seeds))
     lines = _lines({"question": study.question, "seeds": seeds, "compare": study.compare})
     lines += ["", "[config]", *_lines(study.settings), "", "[vary]", *_lines(study.vary), "", "[strategies]"]
-    for each in (study.declared | study.strategies).values():
+    for each in study.named().values():
         lengths = {key: value for key in ("compute_of", "time_of") if (value := getattr(each, key))}
         chosen = {} if each.origin == each.name else {"origin": each.origin, "samplers": each.samplers}
         table = ", ".join(_lines({**each.settings, **lengths, **chosen}))
