@@ -78,7 +78,9 @@ class ExperimentConfig:
     )
     diffusion_steps: int = setting(10, "noise levels T")
     evaluation_size: int = setting(20_480, "examples in each fixed evaluation set")
-    precision: str = setting("auto", "precision of matrix products", PRECISIONS)
+    precision: str = setting(
+        "auto", "precision of the matrix products of training; evaluation is in float32", PRECISIONS
+    )
     match_release: bool = setting(False, "reproduce the released code's defects")
     mining: MiningConfig = field(default_factory=MiningConfig)
 

@@ -28,15 +28,27 @@ def float32_products(diffusion) -> Iterator[None]:
     The inner loop keeps a descent where the energy falls, often by less than TF32 or bfloat16 round: with such
     products it loses half of what it gains (docs/speed.md).
     """
-    before, product = torch.get_float32_matmul_precision(), vars(diffusion.model.ebm).pop("product", None)
-    if before != "highest":
-        choose_products("auto", diffusion.betas.device)
+    ebm, before, backends = diffusion.model.ebm, None, ()
+    rounded = vars(ebm).get("product") is bf16_product
     try:
+        before = torch.get_float32_matmul_precision()
+    except RuntimeError:  # the program chose for each backend by itself, torch's newer way
+        backends = {each: each.fp32_precision for each in (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)}
+    try:
+        if rounded:
+            del ebm.product
+        if before not in (None, "highest"):
+            choose_products("auto", diffusion.betas.device)
+        for backend in backends:
+            backend.fp32_precision = "ieee"
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
-        if product:
-            diffusion.model.ebm.product = product
+        if before:
+            torch.set_float32_matmul_precision(before)
+        for backend, chosen in dict(backends).items():
+            backend.fp32_precision = chosen
+        if rounded:
+            ebm.product = bf16_product
 
 
 def require_product(precision: str, model):

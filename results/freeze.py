@@ -78,11 +78,12 @@ def frozen_report(report: str, target: Path, question: str, figures: list[str]) 
     """Return a study's report with its links to the frozen files, under the head of the one that was frozen before."""
     above = f"\n\n{question}\n"
     before = (target / "report.md").read_text("utf-8") if (target / "report.md").exists() else f"# {target.name}{above}"
-    if above not in before:
-        raise ConfigError(f"{target / 'report.md'} lacks the study's question, {question!r}")
+    for page, text in ((target / "report.md", before), ("the study's report", report)):
+        if above not in text:
+            raise ConfigError(f"{page} lacks the study's question, {question!r}")
     sections = re.split(r"(?m)^(?=## )", report.partition(above)[2])
     drawn = [re.search(r"^!\[.*\]\((.*)\.png\)$", each, re.MULTILINE) for each in sections]
     kept = "".join(each for each, image in zip(sections, drawn, strict=True) if not image or image[1] in figures)
     linked = re.sub(r"\]\(\.\./[^)]*\.csv\)", "](runs.csv)", kept)
     # the command as it is written in the project's folder
-    return before.partition(above)[0] + above + re.sub(r" /\S*/(?=experiments/\S+\.py|results )", " ", linked)
+    return before.partition(above)[0] + above + re.sub(r" /\S*/(?=experiments/\S+\.py|results\b)", " ", linked)

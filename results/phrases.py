@@ -53,11 +53,10 @@ def readme(root: Path) -> list[str]:
     free = whole_pair(root, "matrix-free-1200", "FLOPs").compare(VAL, IRED).ratio
     check = small.runs.values(small.other, VAL, IRED).loc[0]
     return [
-        f"for as many steps ({ratios['steps']:.2f} times, {intervals['steps']})",
-        f"{ratios['time']:.1f} times the error in the same time {intervals['time']} and {ratios['FLOPs']:.1f} times "
-        f"for the same training compute {intervals['FLOPs']}",
-        f"{small.runs.steps(small.one):,} steps with mining against {without['steps']:,}, {without['time']:,} and "
-        f"{without['FLOPs']:,} without",
+        f"{small.runs.steps(small.one):,} training steps with mined negatives end at the error of {without['steps']:,} "
+        f"without ({ratios['steps']:.2f} times, {intervals['steps']}), at {ratios['time']:.1f} times the error of the "
+        f"{without['time']:,} that take the same time {intervals['time']}, and at {ratios['FLOPs']:.1f} times that of "
+        f"the {without['FLOPs']:,} with the same training compute {intervals['FLOPs']}",
         f"that does learn to invert has {free:.0f} times the error",
         f"A step with mining costs {small.cost:.1f} to {large.cost:.1f} times the floating-point operations",
         f"val_mse under IRED's sampler, {check}, is",

@@ -316,19 +316,24 @@ def sizes_pair(root: Path, n: int, equal: str, sampler: str) -> Pair:
 
 
 def sizes_table(root: Path) -> str:
-    """Where the MLP inverts: adversarial over baseline by each account and sampler that was run."""
+    """Where the MLP inverts: adversarial over baseline by each account and sampler that was run.
+
+    Holm's family at a size: equal FLOPs and equal time under both samplers, the primary tests.
+    """
     rows = []
-    for n, equal, sampler in ((n, equal, s) for n in sizes(root) for equal in ACCOUNTS for s in SAMPLERS):
-        pair = sizes_pair(root, n, equal, sampler)
-        if pair.one not in pair.runs or pair.other not in pair.runs:
-            continue
-        p = pair.runs.compare(pair.one, pair.other, VAL, sampler).p
-        means = [" / ".join(pair.means(metric, sampler)) for metric in (VAL, RECON)]
-        about = (f"{n} × {n}", equal, pair.steps, SAMPLER_WORDS[sampler])
-        rows.append([*about, *means, pair.ratio(VAL, sampler), f"{p:.1g}"])
+    for n in sizes(root):
+        found = {(equal, s): sizes_pair(root, n, equal, s) for equal in ACCOUNTS for s in reversed(list(SAMPLERS))}
+        found = {key: pair for key, pair in found.items() if pair.one in pair.runs and pair.other in pair.runs}
+        tests = {(equal, s): pair.compare(VAL, s).p for (equal, s), pair in found.items()}
+        primary = [key for key in tests if key[0] != "steps"]
+        adjusted = dict(zip(primary, holm([tests[key] for key in primary]), strict=True))
+        for (equal, sampler), pair in found.items():
+            p = f"{tests[equal, sampler]:.1g}" + (f" ({adjusted[equal, sampler]:.1g})" if equal != "steps" else "")
+            means = [" / ".join(pair.means(metric, sampler)) for metric in (VAL, RECON)]
+            rows.append([f"{n} × {n}", equal, pair.steps, SAMPLER_WORDS[sampler], *means, pair.ratio(VAL, sampler), p])
     means = ("val_mse with / without", "recon_error with / without")
     steps = ("matrices", "equal", "steps with against without", "sampler")
-    return markdown(rows, (*steps, *means, "val_mse, with over without [95%]; seeds ahead", "p"))
+    return markdown(rows, (*steps, *means, "val_mse, with over without [95%]; seeds ahead", "p (Holm's)"))
 
 
 def sizes(root: Path) -> list[int]:

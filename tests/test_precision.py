@@ -11,7 +11,14 @@ from dataset import Inverse
 from diffusion_lib import load_model, solve
 from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.evaluation import EvaluationSet, sampler_metrics
-from diffusion_lib.precision import bf16_product, choose_products, medium_error, product_error, set_precision
+from diffusion_lib.precision import (
+    bf16_product,
+    choose_products,
+    float32_products,
+    medium_error,
+    product_error,
+    set_precision,
+)
 from diffusion_lib.seeds import seeded_generator
 from diffusion_lib.system.errors import ConfigError
 from experiments import matrix_inversion_mining_comparison as comparison
@@ -149,6 +156,31 @@ def test_inverses_are_sampled_with_float32s_products_whatever_the_program_has_ch
         assert torch.get_float32_matmul_precision() == chosen
     torch.set_float32_matmul_precision(before)
     assert within == ["highest", "highest"]
+
+
+def test_a_program_that_chose_for_each_backend_by_itself_keeps_what_it_chose():
+    """In torch's newer way, after which its older one only raises."""
+    model, backend = load_model("results/published/matrix-energy"), torch.backends.cuda.matmul
+    before = backend.fp32_precision
+    backend.fp32_precision = "tf32"
+    try:
+        with float32_products(model):
+            assert backend.fp32_precision == "ieee"
+        assert backend.fp32_precision == "tf32"
+    finally:
+        backend.fp32_precision = before
+
+
+def test_an_energys_own_product_stays_its_own():
+    diffusion = make_diffusion()
+    diffusion.model.ebm.product = torch.mm
+    with float32_products(diffusion):
+        assert diffusion.model.ebm.product is torch.mm
+    set_precision("bf16", diffusion.model.ebm, CPU)
+    with pytest.raises(KeyError), float32_products(diffusion):
+        assert diffusion.model.ebm.product is torch.matmul
+        raise KeyError
+    assert diffusion.model.ebm.product is bf16_product
 
 
 def test_bf16_needs_a_model_that_has_it():

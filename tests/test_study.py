@@ -128,10 +128,21 @@ def test_equal_time_is_by_the_seconds_of_a_step():
     assert study.variants(seconds)["adversarial"].config.train_steps == 100
 
 
-def test_a_single_strategy_beside_the_baseline_is_what_the_verdict_is_about():
-    assert study_of("--strategies", "baseline", "random").pairs("plain") == [Pair("steps", "random", "baseline")]
-    for words in (["baseline", "random", "adversarial"], ["baseline", "random", "independent"], ["random"]):
-        assert study_of("--strategies", *words).compare == ("adversarial", "baseline")
+@pytest.mark.parametrize(
+    ("trained", "treated"),
+    [
+        (("baseline", "random"), "random"),
+        (("baseline", "random", "baseline-compute"), "random"),
+        (("baseline", "random", "adversarial"), "adversarial"),
+        (("baseline", "random", "independent"), "adversarial"),
+    ],
+)
+def test_a_single_strategy_trained_beside_the_baseline_is_what_the_verdict_is_about(tmp_path, trained, treated):
+    for name in trained:
+        (tmp_path / "runs" / name / "seed-0").mkdir(parents=True)
+        (tmp_path / "runs" / name / "seed-0" / "config.json").touch()
+    study = study_of("--strategies", "baseline", "random").as_trained(tmp_path)
+    assert study.compare == (treated, "baseline") and set(study.strategies) == set(trained)
 
 
 def test_a_studys_file_names_what_was_trained_and_what_that_refers_to(tmp_path):

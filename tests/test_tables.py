@@ -313,15 +313,15 @@ def test_what_is_printed_fits_a_screen_and_says_what_it_leaves_out(count):
 
 
 def test_the_screen_and_the_figures_name_strategies_by_the_settings_in_which_they_differ():
-    treated, other, longer = (
-        "adversarial,learning_rate=0.002,weight=0.05,train_steps=8000",
-        "baseline,learning_rate=0.001,train_steps=8000",
-        "baseline,learning_rate=0.001,train_steps=20068",
+    """And by the steps that a run was trained, which a label of equal compute does not have."""
+    treated, other = "adversarial,learning_rate=0.002,weight=0.05", "baseline-compute,learning_rate=0.001"
+    budgets = [f"{label},train_steps={steps}" for label in (treated, other) for steps in (2000, 8000)]
+    assert study(dict.fromkeys(budgets[::2], BASE)).shortened(f"{budgets[0]} against {budgets[2]}") == (
+        "adversarial (lr 0.002, weight 0.05) against baseline-compute (lr 0.001)"
     )
-    assert study(dict.fromkeys((treated, other), BASE)).shortened(f"{treated} against {other}") == (
-        "adversarial (lr 0.002, weight 0.05) against baseline (lr 0.001)"
-    )
-    assert study(dict.fromkeys((treated, other, longer), BASE)).shortened(longer) == "baseline (lr 0.001, 20,068 steps)"
+    found = study(dict.fromkeys(budgets, BASE))
+    found.frame.loc[found.frame["strategy"] == budgets[3], "train_steps"] = 20_068
+    assert found.shortened(budgets[3]) == "baseline-compute (lr 0.001, 20,068 steps)"
 
 
 def test_the_report_has_all_metrics():

@@ -208,7 +208,7 @@ def test_the_checkpoint_of_another_run_is_refused(tmp_path):
         ({"ema_update_every": 1}, "ema_update_every"),
         ({"ema_decay": 0.9}, "ema_decay"),
         ({"adam_betas": (0.5, 0.99)}, "adam_betas"),  # which Adam's own state would silently undo
-        ({"save_and_sample_every": 3}, "save_every"),  # whose milestones would replace earlier ones
+        ({"save_and_sample_every": 3}, "save_and_sample_every"),  # whose milestones would replace earlier ones
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -376,8 +376,8 @@ class OwnEnergy(EnergyModel):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (torch.mean, r"OwnEnergy.energy returns \(\) for one example; allowed: \(1,\), an energy for each"),
-        (lambda squares: squares, r"OwnEnergy.energy returns \(1, 9\) for one example"),
+        (torch.mean, r"OwnEnergy.energy returns \(\) for two examples; allowed: \(2,\)"),
+        (lambda squares: squares, r"OwnEnergy.energy returns \(2, 9\) for two examples"),
         (lambda squares: squares @ torch.ones(4), r"does not take \(RuntimeError: "),
         (lambda squares: squares[:, 9], r"does not take \(IndexError: index 9 is out of bounds"),
     ],

@@ -240,7 +240,7 @@ class Trainer1D(ReleasedTrainerCalls):
             "match_release": self.diffusion.match_release,
             **({"start": f"step {self.first_contrast}"} if self.first_contrast else {}),
             # by it milestones are numbered: another one would replace earlier ones of the same number
-            **({"save_every": self.save_and_sample_every} if self.keep_milestones else {}),
+            **({"save_and_sample_every": self.save_and_sample_every} if self.keep_milestones else {}),
         }
 
     @torchs_defaults()
@@ -450,10 +450,10 @@ def require_fitting(diffusion, task):
         raise ConfigError(f"{name} gives {shapes}, which {taken}")
     if ebm.has_energy:
         with torch.no_grad(), torch.random.fork_rng([]):  # dropout draws from the caller's generator
-            energy = ebm.energy(ebm.condition(inp, 0), target)
-        if energy.shape not in ((1,), (1, 1)):
-            found = f"{type(ebm).__name__}.energy returns {tuple(energy.shape)} for one example"
-            raise ConfigError(f"{found}; allowed: (1,), an energy for each")
+            energy = ebm.energy(ebm.condition(torch.cat((inp, inp)), 0), torch.cat((target, target)))
+        found = tuple(energy.shape) if isinstance(energy, torch.Tensor) else type(energy).__name__
+        if found not in ((2,), (2, 1)):
+            raise ConfigError(f"{type(ebm).__name__}.energy returns {found} for two examples; allowed: (2,)")
 
 
 def check_examples(diffusion, task):

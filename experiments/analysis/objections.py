@@ -9,7 +9,7 @@ from experiments.analysis.metrics import Metric, number
 from experiments.analysis.references import PUBLISHED, main_references
 from experiments.analysis.statistics import Paired
 from experiments.analysis.tables import Results
-from experiments.analysis.verdict import COMPUTE, as_loss
+from experiments.analysis.verdict import as_loss
 from experiments.study.study import FLOPS, STEPS, Pair
 
 EXACT_PAIRS = 6  # pairs that an exact two-sided test at 5% needs: 2 of 2^5 sign flips are 0.063
@@ -36,7 +36,7 @@ def compute_objections(study: Results) -> list[str]:
         return []
     pairs = dict.fromkeys(study.pair(FLOPS).values())
     if not pairs:
-        return [f"{COMPUTE} was not run: at equal steps mining has more compute than {study.base}"]
+        return [f"no {study.base} was trained for the FLOPs of {study.treated}, which has more compute at equal steps"]
     flops, lines = study.values("train_flops", "plain"), []
     for _, treated, other in pairs:
         share = flops[treated] / flops[other]

@@ -71,10 +71,16 @@ class Results:
         settings = {label: label.split(",")[1:] for label in self.strategies}
         shared = set.intersection(*map(set, settings.values()))
         own = {
-            label: ", ".join(setting_words(each) for each in settings[label] if each not in shared)
+            label: ", ".join(self._setting_words(label, each) for each in settings[label] if each not in shared)
             for label in settings
         }
         return {label: label.partition(",")[0] + (f" ({words})" if words else "") for label, words in own.items()}
+
+    def _setting_words(self, label: str, setting: str) -> str:
+        key, _, value = setting.partition("=")
+        if key == "train_steps":  # in a label those of the strategy for whose compute it was trained
+            return f"{'/'.join(f'{steps:,}' for steps in self.train_steps(label))} steps"
+        return f"{'lr' if key == 'learning_rate' else key} {value}"
 
     def count(self, strategy: str, status: str | None = None) -> int:
         statuses = self.of(strategy)["status"]
@@ -148,11 +154,6 @@ class Results:
             return own
         same = self.train_steps(strategy) == self.train_steps(self.bases[strategy])
         return Pair(STEPS if same else "", strategy, self.bases[strategy])
-
-
-def setting_words(setting: str) -> str:
-    key, _, value = setting.partition("=")
-    return f"{int(value):,} steps" if key == "train_steps" else f"{'lr' if key == 'learning_rate' else key} {value}"
 
 
 def summarise(results: Results, study: Study, references: list[dict]) -> pd.DataFrame:

@@ -94,8 +94,11 @@ def not_run(study) -> list[str]:
     """Say why there is no verdict at equal FLOPs, where there is none."""
     if any(pair.account == FLOPS for pairs in study.pairs.values() for pair in pairs):
         return []
-    absent = [name for name in (study.treated, COMPUTE) if name not in study.strategies]
-    return [f"No verdict at equal FLOPs, since these were not run: {', '.join(absent)}."]
+    trained = any(label.partition(",")[0] == study.treated for label in study.strategies)
+    reason = (
+        f"no {study.base} was trained for the FLOPs of {study.treated}" if trained else f"{study.treated} was not run"
+    )
+    return [f"No verdict at equal FLOPs, since {reason}."]
 
 
 def _account_lines(study, config: ExperimentConfig, account: str) -> list[str]:

@@ -23,7 +23,6 @@ from diffusion_lib.tasks import TASKS
 from experiments.study.study import (
     DECLARATION,
     STUDIES,
-    Strategy,
     Study,
     checked_values,
     known_strategies,
@@ -149,24 +148,15 @@ def resolve_study(options: argparse.Namespace) -> Study:
     if not declared and (file := left(options, name)):
         declared = read_study(file)["strategies"]
     declared = declared or usual_strategies(study.config)
-    strategies = chosen_strategies(options.strategies, declared)
     return Study(
         name=name,
         settings=settings,
         seeds=parse_seeds(options.seeds) if options.seeds else said.get("seeds", [0]),
-        strategies=strategies,
+        strategies=chosen_strategies(options.strategies, declared),
         declared=declared,
         vary=vary,
-        compare=compared(strategies, said.get("compare", Study.compare)),
-        **{key: said[key] for key in ("search", "question") if key in said},
+        **{key: said[key] for key in ("compare", "search", "question") if key in said},
     )
-
-
-def compared(strategies: dict[str, Strategy], usual: tuple[str, str]) -> tuple[str, str]:
-    """Return the two that the verdict compares: the usual ones, or the only one beside the baseline in its place."""
-    treated, base = usual
-    others = [name for name, each in strategies.items() if name != base and not each.reference]
-    return (others[0], base) if base in strategies and treated not in strategies and len(others) == 1 else usual
 
 
 def left(options, name: str) -> Path | None:

@@ -240,11 +240,20 @@ class Study:
         return key not in setting_names(MiningConfig) or MiningConfig(mode).uses(key)
 
     def as_trained(self, folder: Path) -> "Study":
-        """Return this study with all strategies that any command trained in its folder, for a report."""
+        """Return this study with all strategies that any command trained in its folder, for a report.
+
+        The verdict is about its pair, or, where the first of it was not trained, about the only other strategy that
+        was trained beside the baseline.
+        """
         trained = {path.parent.name for path in run_folders(folder)}
         every = replace(self, strategies=self.known)
         kept = {each.strategy.name for each in every.variants().values() if each.label in trained}
-        return replace(self, strategies={name: each for name, each in every.strategies.items() if name in kept})
+        strategies = {name: each for name, each in every.strategies.items() if name in kept}
+        treated, base = self.compare
+        others = {each.origin for each in strategies.values()}.difference(self.alike)
+        if treated not in others and len(others) == 1:
+            treated = others.pop()
+        return replace(self, strategies=strategies, compare=(treated, base))
 
     def _config(self, strategy: Strategy, values: dict, seconds: dict | None) -> ExperimentConfig:
         own = {key: value for key, value in values.items() if self._uses(strategy, key)}
@@ -427,9 +436,9 @@ def _checked(said: dict) -> dict:
         if not isinstance(search.get("seeds"), str) or not isinstance(search.get("vary"), dict):
             raise ConfigError("search lacks its seeds (a text) or its vary (a table)")
         seeds, vary = parse_seeds(search.pop("seeds")), checked_values(search.pop("vary"))
-        if not vary or set(vary) & set(PROBLEM):
+        if not vary or set(vary) & set(SHARED):
             there = ", ".join(vary) or "nothing"
-            raise ConfigError(f"search varies {there}; allowed: settings but {', '.join(PROBLEM)}")
+            raise ConfigError(f"search varies {there}; allowed: settings but {', '.join(SHARED)}")
         configure(search)
         found["search"] = Search(seeds, vary, search)
     return found
