@@ -24,6 +24,7 @@ NAMES = {
     "zero matrix": "answering zero",
     "mean predictor": "the mean inverse",
     "linear regression": "linear regression",
+    "Newton-Schulz 8": "Newton-Schulz, 8 iterations",
 }
 
 
@@ -36,7 +37,11 @@ def panel(axis, n: int, labels: dict[str, list[str]], runs):
         x, y = frame["train_flops"].to_numpy(float), frame[VAL.column].to_numpy(float)
         draw_budgets(axis, x, y, color, LINES[name], limits["mean predictor"], edge)
     for name, words in NAMES.items():
-        name_line(axis, limits[name], words)
+        if limits[name] > HEIGHTS[0]:
+            name_line(axis, limits[name], words)
+        else:
+            below = f"\N{DOWNWARDS ARROW} {words}: {limits[name]:.0e}"
+            axis.text(1, 0.01, below, ha="right", va="bottom", fontsize=7, transform=axis.transAxes)
     axis.set(xscale="log", yscale="log", xlabel="training FLOPs", ylim=HEIGHTS)
     axis.set_title(f"{n} × {n} matrices", pad=14)  # above the arrows
     for side, ends in ((axis.xaxis, axis.get_xlim()), (axis.yaxis, HEIGHTS)):
