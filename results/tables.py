@@ -315,20 +315,26 @@ def sizes_pair(root: Path, n: int, equal: str, sampler: str) -> Pair:
     return Pair(runs, *labels)
 
 
-def sizes_table(root: Path) -> str:
-    """Where the MLP inverts: adversarial over baseline by each account and sampler that was run.
+def sizes_pairs(root: Path, n: int) -> dict[tuple[str, str], Pair]:
+    """Return the pairs of a size that were run, by account and sampler."""
+    found = {(equal, s): sizes_pair(root, n, equal, s) for equal in ACCOUNTS for s in reversed(list(SAMPLERS))}
+    return {key: pair for key, pair in found.items() if pair.one in pair.runs and pair.other in pair.runs}
 
-    Holm's family at a size: equal FLOPs and equal time under both samplers, the primary tests.
-    """
+
+def sizes_primary(root: Path, n: int) -> dict[tuple[str, str], float]:
+    """Return Holm's p of a size's primary tests: equal FLOPs and equal time, under both samplers."""
+    tests = {key: pair.compare(VAL, key[1]).p for key, pair in sizes_pairs(root, n).items() if key[0] != "steps"}
+    return dict(zip(tests, holm(list(tests.values())), strict=True))
+
+
+def sizes_table(root: Path) -> str:
+    """Where the MLP inverts: adversarial over baseline by each account and sampler that was run."""
     rows = []
     for n in sizes(root):
-        found = {(equal, s): sizes_pair(root, n, equal, s) for equal in ACCOUNTS for s in reversed(list(SAMPLERS))}
-        found = {key: pair for key, pair in found.items() if pair.one in pair.runs and pair.other in pair.runs}
-        tests = {(equal, s): pair.compare(VAL, s).p for (equal, s), pair in found.items()}
-        primary = [key for key in tests if key[0] != "steps"]
-        adjusted = dict(zip(primary, holm([tests[key] for key in primary]), strict=True))
-        for (equal, sampler), pair in found.items():
-            p = f"{tests[equal, sampler]:.1g}" + (f" ({adjusted[equal, sampler]:.1g})" if equal != "steps" else "")
+        adjusted = sizes_primary(root, n)
+        for (equal, sampler), pair in sizes_pairs(root, n).items():
+            p = f"{pair.compare(VAL, sampler).p:.1g}"
+            p += f" ({adjusted[equal, sampler]:.1g})" if (equal, sampler) in adjusted else ""
             means = [" / ".join(pair.means(metric, sampler)) for metric in (VAL, RECON)]
             rows.append([f"{n} × {n}", equal, pair.steps, SAMPLER_WORDS[sampler], *means, pair.ratio(VAL, sampler), p])
     means = ("val_mse with / without", "recon_error with / without")
