@@ -9,7 +9,7 @@ import torch
 from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.denoising_diffusion_pytorch_1d import GaussianDiffusion1D, require_possible
 from diffusion_lib.energies import MODELS
-from diffusion_lib.precision import choose_products, require_product
+from diffusion_lib.precision import choose_products, require_compiler, require_product
 from diffusion_lib.seeds import INITIAL_WEIGHTS, derive_seed, seeded_generator
 from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.system.memory import memory_limit
@@ -101,7 +101,7 @@ def check_model(config: ExperimentConfig):
             check_model(replace(config, rank=task.default_rank))
         except ConfigError:
             raise ConfigError(_no_match(config, task)) from None
-    require_product(config.precision, ebm)
+    require_product(config.precision, ebm, config.compile)
     return ebm
 
 
@@ -125,6 +125,7 @@ def check_fits(config: ExperimentConfig, device: torch.device, at_once: int = 1)
     """Raise ConfigError if the model does not fit the task or precision, or `at_once` runs do not fit the memory."""
     needs = memory_needs(config)
     choose_products(config.precision, device)
+    require_compiler(config.compile, device)
     needed, limit = at_once * sum(needs.values()), memory_limit(device)
     if needed > limit:
         largest = max(needs, key=needs.get)

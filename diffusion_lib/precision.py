@@ -7,18 +7,61 @@ from functools import cache
 
 import torch
 
-from diffusion_lib.system.errors import ConfigError
+from diffusion_lib.system.errors import ConfigError, say
 
 LARGEST_ERROR = 1e-6
+COMPILED_BATCH = 256  # the least batch whose steps are compiled unasked
 OMP_PAUSE_SOFT = 1  # from omp.h
 
 
-def set_precision(precision: str, model, device: torch.device):
-    """Compute the products of an energy model as named. Raises ConfigError where the model or the device cannot."""
+def set_precision(precision: str, model, device: torch.device, compile: str = "off", batch_size: int = 0):
+    """Compute the products of an energy model as named.
+
+    compile: 'auto', 'on' or 'off', as a run's configuration has it.
+    batch_size: of the steps.
+    Raises ConfigError where the model or the device cannot.
+    """
     choose_products(precision, device)
-    require_product(precision, model)
-    if precision == "bf16":
-        model.product = bf16_product
+    require_product(precision, model, compile)
+    require_compiler(compile, device)
+    if precision != "bf16":
+        return
+    model.product = bf16_product
+    if compile == "off" or (compile == "auto" and not compiling_pays(model, device, batch_size)):
+        return
+    if fault := compiler_fault(device):
+        say(f"the step is not compiled, and slower: torch.compile fails here ({fault})")
+        return
+    from diffusion_lib.energies.mlp_compiled import CompiledEvaluation  # which is made of this module's products
+
+    model.evaluation = CompiledEvaluation
+
+
+def require_compiler(compile: str, device: torch.device):
+    """Raises ConfigError where programs are asked for and torch.compile makes none for the device."""
+    if compile == "on" and compiler_fault(device):
+        raise ConfigError(
+            f"compile is 'on', and torch.compile fails here ({compiler_fault(device)}); allowed: auto, off"
+        )
+
+
+def compiling_pays(model, device: torch.device, batch_size: int) -> bool:
+    """Whether a bf16 step is compiled by 'auto': docs/speed.md has what it gains. On a GPU nobody has measured it."""
+    units = getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16", False)
+    return device.type == "cpu" and units and batch_size >= COMPILED_BATCH and hasattr(model, "evaluation")
+
+
+@cache
+def compiler_fault(device: torch.device) -> str | None:
+    """Return why torch.compile cannot make a program for the device, in a line; None where it can."""
+    try:
+        from torch._inductor.cpp_builder import get_cpp_compiler
+
+        get_cpp_compiler()  # which a program from the cache would not need
+        torch.compile(lambda x: x + 1, dynamic=False)(torch.zeros(8, device=device))
+    except Exception as error:  # a compiler that is missing, fails, or has no headers: each has its own
+        return (str(error).splitlines() or [type(error).__name__])[0]
+    return None
 
 
 @contextmanager
@@ -28,15 +71,16 @@ def float32_products(diffusion) -> Iterator[None]:
     The inner loop keeps a descent where the energy falls, often by less than TF32 or bfloat16 round: with such
     products it loses half of what it gains (docs/speed.md).
     """
-    ebm, before, backends = diffusion.model.ebm, None, ()
-    rounded = vars(ebm).get("product") is bf16_product
+    ebm, before, backends, rounded = diffusion.model.ebm, None, (), {}
+    if vars(ebm).get("product") is bf16_product:
+        rounded = {name: vars(ebm)[name] for name in ("product", "evaluation") if name in vars(ebm)}
     try:
         before = torch.get_float32_matmul_precision()
     except RuntimeError:  # the program chose for each backend by itself, torch's newer way
         backends = {each: each.fp32_precision for each in (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)}
     try:
-        if rounded:
-            del ebm.product
+        for name in rounded:
+            delattr(ebm, name)
         if before not in (None, "highest"):
             choose_products("auto", diffusion.betas.device)
         for backend in backends:
@@ -47,14 +91,16 @@ def float32_products(diffusion) -> Iterator[None]:
             torch.set_float32_matmul_precision(before)
         for backend, chosen in dict(backends).items():
             backend.fp32_precision = chosen
-        if rounded:
-            ebm.product = bf16_product
+        for name, value in rounded.items():
+            setattr(ebm, name, value)
 
 
-def require_product(precision: str, model):
-    """Raises ConfigError where the model has no products that could be made another way."""
+def require_product(precision: str, model, compile: str = "off"):
+    """Raises ConfigError where the model has no products that could be made another way, or no programs."""
     if precision == "bf16" and not hasattr(model, "product"):
         raise ConfigError(f"precision is 'bf16', which {type(model).__name__} has not; allowed: auto, float32")
+    if compile == "on" and not hasattr(model, "evaluation"):
+        raise ConfigError(f"compile is 'on', which {type(model).__name__} has not; allowed: auto, off")
 
 
 @contextmanager
@@ -124,10 +170,14 @@ def bf16_product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     Where the processor has no bfloat16 units the rounded operands are multiplied in float32: the same accuracy, at
     float32's speed, so that it can be studied anywhere.
     """
-    left, right = left.bfloat16(), right.bfloat16()
     if multiplies_bf16(left.device.type):
-        return (left @ right).float()
-    return (left.float() @ right.float()).bfloat16().float()
+        return multiply_bf16(left, right)
+    return (left.bfloat16().float() @ right.bfloat16().float()).bfloat16().float()
+
+
+def multiply_bf16(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Do as `bf16_product`, on a device that multiplies bfloat16 matrices."""
+    return (left.bfloat16() @ right.bfloat16()).float()
 
 
 def multiplies_bf16(device: str) -> bool:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from diffusion_lib.energies.base import EnergyModel, NoiseModel
-from diffusion_lib.energies.mlp_fast import FastGradients
+from diffusion_lib.energies.mlp_fast import FastGradients, SavingEvaluation
 from diffusion_lib.energies.time_embedding import TimeMLP
 
 HIDDEN = 512
@@ -91,6 +91,7 @@ class EBM(FastGradients, PlainEBM):
     """
 
     is_ebm = True
+    evaluation = SavingEvaluation  # or mlp_compiled.py's
 
     def __new__(cls, inp_dim: int = 0, out_dim: int = 0, is_ebm: bool = True):  # no sizes: where a model is copied
         return super().__new__(cls) if is_ebm else MLPReverse(inp_dim, out_dim)

@@ -117,10 +117,10 @@ class FastGradients:
         return tuple(tables), Levels(rows, F.one_hot(t, self.num_timesteps).to(weight.dtype))
 
     def _evaluation(self, cond, x):
-        return Evaluation(self.product, x, cond.levels, cond.gram, cond.projected, *self._weights(cond))
+        return self.evaluation(self.product, x, cond.levels, cond.gram, cond.projected, *self._weights(cond))
 
     def _arguments(self, cond, x):
-        return self.product, x, cond.levels, cond.gram, cond.projected, *cond.tables, *self._weights(cond)
+        return self._evaluation(cond, x), cond.projected, *cond.tables, *self._weights(cond)
 
     def _weights(self, cond):
         return cond.w1, self.fc2.weight, self.fc3.weight, self.fc4.weight, self.fc4.bias
@@ -169,7 +169,7 @@ class Evaluation:
             a = m.add_(shift) if gain is None else torch.addcmul(shift, m, gain, out=m)
             sigmoid = torch.sigmoid(a)
             h = a.mul_(sigmoid)
-            slopes.append(_slope(h, sigmoid, out=sigmoid))
+            slopes.append(swish_slope(h, sigmoid, out=sigmoid))
         return h, slopes
 
     def _gradient(self, d, slopes):
@@ -220,6 +220,7 @@ class SavingEvaluation(Evaluation):
     """
 
     tangents = None  # one for each hidden layer while dE/dx is differentiated, None while E is
+    gradients, d_out = (), None  # of a forward pass of dE/dx, of E
 
     def forward_energy(self):
         """Return E (B,)."""
@@ -234,7 +235,7 @@ class SavingEvaluation(Evaluation):
         self.layers, self.gradients = self._forward(), []
         d_h = self._d_h3(self.layers[-1].h)
         for (weight, gain, _), layer in zip(reversed(self.hidden), reversed(self.layers), strict=True):
-            slope = _slope(layer.h, layer.sigmoid)
+            slope = swish_slope(layer.h, layer.sigmoid)
             d_a = d_h * slope
             d_m = d_a if gain is None else d_a * gain
             self.gradients.insert(0, SavedGradient(slope, d_h, d_a, d_m))
@@ -297,7 +298,7 @@ class SavingEvaluation(Evaluation):
         (weight, gain, _), layer = self.hidden[i], self.layers[i]
         below = self.layers[i - 1].h if i else self.x
         if self.tangents is None:
-            a_bar = h_bar.mul_(_slope(layer.h, layer.sigmoid))
+            a_bar = h_bar.mul_(swish_slope(layer.h, layer.sigmoid))
         else:
             saved, tangent = self.gradients[i], self.tangents[i]
             a_bar = h_bar.mul_(saved.slope).addcmul_(_curvature(layer, saved.slope).mul_(tangent.a_dot), saved.d_h)
@@ -315,7 +316,7 @@ class SavingEvaluation(Evaluation):
         return by_level @ gain_bar, shift_bar, w_bar, self.product(m_bar, weight)
 
 
-def _slope(h, sigmoid, out=None):
+def swish_slope(h, sigmoid, out=None):
     """Return swish'(a) = h + sigmoid (1 - h), from h = swish(a) and sigmoid(a)."""
     return torch.lerp(h, h.new_ones(()), sigmoid, out=out)
 
@@ -329,32 +330,31 @@ def _curvature(layer, slope):
 class Energy(torch.autograd.Function):
     """E (B,) as an autograd operation, differentiable once, in everything but x.
 
-    product, x, levels, gram: as in Evaluation; they get no gradient.
-    projected: (B, H).
-    gain2, shift2, gain3, shift3: those of each level (L, H), here only to receive their gradients.
-    w1, w2, w3, w4, b4: the weights.
+    evaluation: a SavingEvaluation.
+    inputs: its projected (B, H); gain2, shift2, gain3, shift3 of each level (L, H); its w1, w2, w3, w4 and b4; here
+        only to receive their gradients.
     """
 
     @staticmethod
-    def forward(ctx, product, x, levels, gram, projected, _gain2, _shift2, _gain3, _shift3, *weights):
-        ctx.evaluation = SavingEvaluation(product, x, levels, gram, projected, *weights)
-        return ctx.evaluation.forward_energy()
+    def forward(ctx, evaluation, *_inputs):
+        ctx.evaluation = evaluation
+        return evaluation.forward_energy()
 
     @staticmethod
     @once_differentiable
     def backward(ctx, e_bar):
-        return None, None, None, None, *ctx.evaluation.backward_energy(e_bar)
+        return None, *ctx.evaluation.backward_energy(e_bar)
 
 
 class Gradient(torch.autograd.Function):
     """dE/dx (B, out_dim) as an autograd operation, differentiable once, in everything but x; arguments as in Energy."""
 
     @staticmethod
-    def forward(ctx, product, x, levels, gram, projected, _gain2, _shift2, _gain3, _shift3, *weights):
-        ctx.evaluation = SavingEvaluation(product, x, levels, gram, projected, *weights)
-        return ctx.evaluation.forward_gradient()
+    def forward(ctx, evaluation, *_inputs):
+        ctx.evaluation = evaluation
+        return evaluation.forward_gradient()
 
     @staticmethod
     @once_differentiable
     def backward(ctx, v):
-        return None, None, None, None, *ctx.evaluation.backward_gradient(v)
+        return None, *ctx.evaluation.backward_gradient(v)

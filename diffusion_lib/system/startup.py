@@ -5,6 +5,7 @@ import signal
 import sys
 from contextlib import contextmanager, suppress
 from importlib import import_module
+from pathlib import Path
 
 # The cores that the process was started with. With OMP_PROC_BIND the import of torch leaves it one.
 CORES = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
@@ -32,6 +33,8 @@ def begin():
     processes would inherit that.
     """
     os.environ["MPLBACKEND"] = "Agg"  # figures are files; a name that matplotlib lacks would stop its import
+    own_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ired-mining"
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(own_cache))  # torch's own is in /tmp, and lost with it
     for number in range(3):
         try:
             os.fstat(number)

@@ -55,7 +55,8 @@ def build_trainer(options, config: ExperimentConfig, folder: Path) -> Trainer1D:
     """The untrained model, whose weights are a function of the seed, in its trainer. Raises ConfigError."""
     task = training_task(config, options.ood)
     diffusion = build_diffusion(config, options.seed, task, options.use_innerloop_opt, options.baseline)
-    set_precision(config.precision, diffusion.model.ebm, chosen_device(options.device))
+    compiled = (config.compile, config.batch_size)
+    set_precision(config.precision, diffusion.model.ebm, chosen_device(options.device), *compiled)
     return Trainer1D(
         diffusion,
         task,

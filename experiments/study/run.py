@@ -35,7 +35,8 @@ LONG_DESCENTS = (20, 40)  # inner_steps of samplers that only the diagnosis affo
 
 def build_trainer(config, diffusion, seed, folder, device=None, **options) -> Trainer1D:
     """The trainer of a run, its products set to the configured precision. Raises ConfigError."""
-    set_precision(config.precision, diffusion.model.ebm, chosen_device(device))
+    compiled = (config.compile, config.batch_size)
+    set_precision(config.precision, diffusion.model.ebm, chosen_device(device), *compiled)
     task = training_task(config)
     val, ood = evaluation_tasks(config, task)
     size = min(CURVE_SIZE, config.evaluation_size // 4 + 1)

@@ -1,0 +1,133 @@
+"""The MLP's bf16 step by compiled programs: as accurate as the plain one, and resumed as exactly."""
+
+import copy
+
+import pytest
+import torch
+from conftest import assert_same_weights, make_diffusion, make_trainer, weights
+
+from diffusion_lib.config import ExperimentConfig
+from diffusion_lib.energies.mlp_compiled import CompiledEvaluation
+from diffusion_lib.energies.mlp_fast import SavingEvaluation
+from diffusion_lib.precision import bf16_product, compiler_fault, float32_products, set_precision
+from diffusion_lib.system.errors import ConfigError
+from experiments import matrix_inversion_mining_comparison as comparison
+from models import EBM, MLPReverse
+
+CPU = torch.device("cpu")
+B, SIZE = 16, 9
+compiling = pytest.mark.skipif(
+    compiler_fault(CPU) is not None or not torch.backends.cpu.get_cpu_capability().startswith("AVX512"),
+    reason="no C++ compiler, or no bfloat16 products",
+)
+
+
+def results(model, dtype=torch.float32):
+    """Return all values, and all gradients in the weights and inputs, that training and mining take from a model."""
+    generator, found = torch.Generator().manual_seed(0), []
+    inp, x = (torch.randn(B, SIZE, generator=generator).to(dtype) for _ in range(2))
+    t = torch.arange(B) % 10
+    for method in ("energy", "gradient"):
+        inputs = inp.clone().requires_grad_()
+        model.zero_grad()
+        value = getattr(model, method)(model.condition(inputs, t), x)
+        (value * torch.randn(value.shape, generator=generator).to(dtype)).sum().backward()
+        found += [value.detach(), inputs.grad, *(each.grad.clone() for each in model.parameters())]
+    with torch.no_grad():
+        cond = model.condition(inp, t)
+        return found + [model.energy(cond, x), *model.energy_and_gradient(cond, x), model.gradient(cond, x)]
+
+
+@compiling
+def test_compiled_programs_are_as_accurate_as_the_plain_step():
+    """Against float64, value by value; half as much again where both round at random."""
+    torch.manual_seed(0)
+    model = EBM(SIZE, SIZE)
+    exact = results(copy.deepcopy(model).double(), torch.float64)
+    model.product = bf16_product
+    plain = results(model)
+    model.evaluation = CompiledEvaluation
+    for truth, one, other in zip(exact, plain, results(model), strict=True):
+        errors = [((value - truth).norm() / truth.norm()).item() for value in (one, other)]
+        assert other.dtype == torch.float32
+        assert errors[1] < max(1.5 * errors[0], 1e-3), errors
+
+
+@compiling
+def test_a_compiled_run_resumes_to_the_same_weights(tmp_path):
+    def trained(folder, steps):
+        trainer = make_trainer(tmp_path / folder, train_batch_size=B, train_num_steps=steps)
+        set_precision("bf16", trainer.diffusion.model.ebm, CPU, "on")
+        assert trainer.diffusion.model.ebm.evaluation is CompiledEvaluation
+        if trainer.checkpoint_path("last").exists():
+            trainer.load("last")
+        trainer.train()
+        return weights(trainer.diffusion)
+
+    whole = trained("whole", 6)
+    trained("halves", 3)
+    assert_same_weights(whole, trained("halves", 6))
+
+
+def evaluation(compile, batch_size=256, model=None):
+    model = model or EBM(4, 4)
+    set_precision("bf16", model, CPU, compile, batch_size)
+    return model.evaluation
+
+
+def test_auto_compiles_large_batches_on_matrix_units(monkeypatch):
+    monkeypatch.setattr("diffusion_lib.precision.compiler_fault", lambda _: None)
+    for units, batch_size, chosen in (
+        (True, 256, CompiledEvaluation),
+        (True, 255, SavingEvaluation),
+        (False, 256, SavingEvaluation),
+    ):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda units=units: {"amx_bf16": units}, raising=False)
+        assert evaluation("auto", batch_size) is chosen
+    assert evaluation("on", 1) is CompiledEvaluation
+    assert evaluation("off") is SavingEvaluation
+
+
+def test_without_a_compiler_auto_goes_on_with_a_line_and_on_is_refused(monkeypatch, capsys):
+    def missing():
+        raise RuntimeError("No working C++ compiler found\nand more")
+
+    monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", missing)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True}, raising=False)
+    compiler_fault.cache_clear()
+    try:
+        assert evaluation("auto") is SavingEvaluation
+        assert "not compiled, and slower: torch.compile fails here (No working" in capsys.readouterr().err
+        with pytest.raises(ConfigError, match=r"compile is 'on', and torch.compile fails here \(No working C\+\+"):
+            evaluation("on")
+    finally:
+        compiler_fault.cache_clear()
+
+
+def test_evaluation_is_plain_and_in_float32(monkeypatch):
+    monkeypatch.setattr("diffusion_lib.precision.compiler_fault", lambda _: None)
+    diffusion = make_diffusion()
+    ebm = diffusion.model.ebm
+    set_precision("bf16", ebm, CPU, "on")
+    with float32_products(diffusion):
+        assert (ebm.evaluation, ebm.product) == (SavingEvaluation, torch.matmul)
+    assert (ebm.evaluation, ebm.product) == (CompiledEvaluation, bf16_product)
+
+
+@pytest.mark.parametrize("precision", ["auto", "float32", "tf32"])
+def test_only_bf16_is_compiled(precision):
+    with pytest.raises(ConfigError, match=f"compile is 'on', which needs precision 'bf16', not '{precision}'"):
+        ExperimentConfig(precision=precision, compile="on")
+
+
+def test_a_model_without_programs_is_refused():
+    with pytest.raises(ConfigError, match="compile is 'on', which MLPReverse has not; allowed: auto, off"):
+        set_precision("bf16", MLPReverse(4, 4), CPU, "on")
+
+
+def test_a_command_is_refused_before_anything_is_written(monkeypatch, tmp_path):
+    monkeypatch.setattr("diffusion_lib.precision.compiler_fault", lambda _: "no compiler")
+    words = ["--precision", "bf16", "--compile", "on", "--rank", "3", "--device", "cpu", "--strategies", "baseline"]
+    with pytest.raises(ConfigError, match=r"torch.compile fails here \(no compiler\); allowed: auto, off"):
+        comparison.main([*words, f"--results={tmp_path / 'new'}"])
+    assert not (tmp_path / "new").exists()
