@@ -51,6 +51,11 @@ def compiling_pays(model, device: torch.device, batch_size: int) -> bool:
     return device.type == "cpu" and units and batch_size >= COMPILED_BATCH and hasattr(model, "evaluation")
 
 
+def compiles_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 matrices, and torch.compile makes programs for it."""
+    return multiplies_bf16(device.type) and compiler_fault(device) is None
+
+
 @cache
 def compiler_fault(device: torch.device) -> str | None:
     """Return why torch.compile cannot make a program for the device, in a line; None where it can."""

@@ -29,7 +29,7 @@ from diffusion_lib.config import RECIPES, ExperimentConfig, add_flags, configure
 from diffusion_lib.energies.mlp import HIDDEN
 from diffusion_lib.flops import step_flops
 from diffusion_lib.negatives import MiningConfig
-from diffusion_lib.precision import choose_products, multiplies_bf16
+from diffusion_lib.precision import choose_products, compiles_bf16, multiplies_bf16
 from diffusion_lib.seeds import seeded_generator
 from diffusion_lib.system.arguments import Parser, directory, header, whole
 from diffusion_lib.system.device import chosen_device
@@ -46,6 +46,7 @@ from experiments.speed.released_way import PlainTrainer, item_batches, plain_los
 from experiments.speed.timing import RemoteTimer, alternate
 
 CHECKED = 256  # rows of the step whose numbers are compared with the plain path's
+SHARES = {"ours": "share_of_peak", "bf16": "share_of_bf16_peak", "compiled": "compiled_share_of_bf16_peak"}
 CALLS = 5  # steps of each run between two looks at the clock, where several share the machine
 
 
@@ -120,22 +121,25 @@ def compare(name, ours: dict, released: RemoteTimer, options, repeats=None) -> d
         "measured": name,
         **{f"{key}_ms": 1e3 * value for key, value in times.items()},
         "ratio": times["released"] / times["ours"],
+        **{f"ratio_{name}": times["released"] / times[name] for name in ours if name != "ours"},
         "ratio_same_products": times["released_same_products"] / times["ours"],
     }
 
 
 def measure_steps(options, peaks, released) -> list[dict]:
-    """Time steps of the MLP by strategy; peaks: FLOP/s of the products of `ours` and `bf16`."""
+    """Time steps of the MLP by strategy; peaks: FLOP/s of the products, by precision."""
     rows = []
     for mode in MODES:
         setting = (mode, "mlp", options.rank, options.batch_size, options.device)
         released.prepare(released_step, *setting, options.workers)
         ours = {"ours": our_step(*setting), "bf16": our_step(*setting, bf16=True)}
+        if compiles_bf16(torch.device(options.device)):
+            ours["compiled"] = our_step(*setting, compiled=True)
         measured = compare(f"step, {mode}", ours, released, options)
         flops = step_flops(ExperimentConfig(rank=options.rank, mining=MiningConfig(mode)), options.batch_size)
-        share, bf16_share = (flops / (measured[f"{name}_ms"] / 1e3) / peaks[name] for name in ("ours", "bf16"))
-        measured |= {"ratio_bf16": measured["released_ms"] / measured["bf16_ms"], "gflop": flops / 1e9}
-        measured |= {"share_of_peak": share, "share_of_bf16_peak": bf16_share}
+        measured["gflop"] = flops / 1e9
+        for name in ours:
+            measured[SHARES[name]] = flops / (measured[f"{name}_ms"] / 1e3) / peaks[name]
         rows.append(measured | step_errors(mode, options))
     return rows
 
@@ -272,7 +276,7 @@ def main(arguments=None):
     bf16_peak = matmul_peak(options.batch_size, options.device, options.repeats, bf16)
     with OtherProcess() as process:
         released = RemoteTimer(process, options.device)
-        rows = measure_steps(options, {"ours": peak, "bf16": bf16_peak}, released)
+        rows = measure_steps(options, {"ours": peak, "bf16": bf16_peak, "compiled": bf16_peak}, released)
         rows += measure_matrix_steps(options, released)
         rows += [measure_data(options, released), *measure_sampling(options, released)]
         if not options.no_scaling:
@@ -288,7 +292,8 @@ def main(arguments=None):
     print_table(
         rows,
         "measured released_ms released_same_products_ms ours_ms ratio ratio_same_products share_of_peak bf16_ms "
-        "ratio_bf16 share_of_bf16_peak loss_error gradient_error",
+        "ratio_bf16 share_of_bf16_peak compiled_ms ratio_compiled compiled_share_of_bf16_peak loss_error "
+        "gradient_error",
     )
     print(f"\n{options.at_once} runs at once, {max(1, about['threads'] // options.at_once)} threads each:")
     print_table(shared, "measured alone_ms shared_ms ratio_alone")

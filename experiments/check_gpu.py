@@ -138,7 +138,8 @@ def report(device, sizes: Sizes, checks, steps, shared, best, notes) -> str:
         "\n".join(notes),
         "## A step",
         "Of one run alone. A share is that of the card's own rate in a square product of "
-        f"{sizes.peak_side} x {sizes.peak_side} with the same precision; `eager`: float32 without a CUDA graph.",
+        f"{sizes.peak_side} x {sizes.peak_side} with the same precision; `eager`: float32 without a CUDA graph; "
+        "`compiled`: bf16 with `--compile on`.",
         table(steps),
         "## Numbers",
         "Relative errors: of loss and gradient as a whole, of negatives and samples the median over examples.",

@@ -551,19 +551,25 @@ def fall_words(fall: float) -> str:
 
 def speed_table(root: Path, file: str, processor: str) -> str:
     """Write a benchmark: milliseconds of the released way and of this project, and their ratios."""
-    times = ("released_ms", "ours_ms", "bf16_ms")
-    shares = dict.fromkeys(("share_of_peak", "share_of_bf16_peak"), float)
-    table = read(root / file, "measured", ratio_same_products=float, **dict.fromkeys(times, float))
-    table = table[~table["measured"].str.startswith("scaling")].reindex(columns=[*table, *shares.keys() - set(table)])
-    rows = []
+    times = ("released_ms", "ours_ms", "bf16_ms", "compiled_ms")
+    shares = ("share_of_peak", "share_of_bf16_peak", "compiled_share_of_bf16_peak")
+    table = read(root / file, "measured", ratio_same_products=float, released_ms=float, ours_ms=float)
+    table = table[~table["measured"].str.startswith("scaling")]
+    table = table.reindex(columns=[*table, *{*times, *shares} - set(table)]).dropna(axis=1, how="all")
+    rows, in_bf16 = [], [(name, share) for name, share in zip(times[2:], shares[1:], strict=True) if name in table]
     for _, row in table.iterrows():
-        released, mine, bf16 = (row[name] for name in times)
-        known = (row["measured"], milliseconds(released), milliseconds(mine), f"{released / mine:.2f}")
-        products = (f"{row['ratio_same_products']:.2f}", percent(row["share_of_peak"]))
-        rounded = ("", "") if math.isnan(bf16) else (milliseconds(bf16), f"{released / bf16:.2f}")
-        rows.append([*known, *products, *rounded, percent(row["share_of_bf16_peak"])])
-    columns = ("released way, ms", "float32, ms", "ratio", "ratio, same products", "of its peak")
-    return markdown(rows, (f"{processor}: measured", *columns, "bf16, ms", "ratio", "of its peak"))
+        released, mine = row["released_ms"], row["ours_ms"]
+        cells = [row["measured"], milliseconds(released), milliseconds(mine), f"{released / mine:.2f}"]
+        cells += [f"{row['ratio_same_products']:.2f}", percent(row["share_of_peak"])]
+        for name, share in in_bf16:
+            known = not math.isnan(row[name])
+            cells += [milliseconds(row[name]), f"{released / row[name]:.2f}"] if known else ["", ""]
+            cells.append(percent(row.get(share, math.nan)))
+        rows.append(cells)
+    columns = ["released way, ms", "float32, ms", "ratio", "ratio, same products", "of its peak"]
+    for name, _ in in_bf16:
+        columns += ["bf16, ms" if name == "bf16_ms" else "compiled, ms", "ratio", "of its peak"]
+    return markdown(rows, (f"{processor}: measured", *columns))
 
 
 def milliseconds(value: float) -> str:

@@ -11,6 +11,8 @@ import torch
 from diffusion_lib.energies.mlp_fast import SavedForward, SavedGradient, SavingEvaluation, swish_slope
 from diffusion_lib.precision import multiply_bf16
 
+torch._dynamo.config.recompile_limit = 64  # sizes of a program; beyond torch's 8 it would end with an error
+
 
 class CompiledEvaluation:
     """A SavingEvaluation whose methods are compiled, and whose products are bfloat16's, whatever `product` is."""

@@ -13,7 +13,7 @@ from diffusion_lib.config import ExperimentConfig, configure
 from diffusion_lib.denoising_diffusion_pytorch_1d import GaussianDiffusion1D, Trainer1D, require_possible
 from diffusion_lib.energies import MODELS
 from diffusion_lib.negatives import MODES
-from diffusion_lib.precision import choose_products, has_tf32, set_precision
+from diffusion_lib.precision import choose_products, compiles_bf16, has_tf32, set_precision
 from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.tasks import TASKS, Task
 from diffusion_lib.tasks.base import SPLITS
@@ -21,7 +21,7 @@ from diffusion_lib.training.batches import Batch, stream_of
 from diffusion_lib.training.step import EAGER_STEPS
 
 # Largest relative errors against float64 on the CPU that a working device has, by the precision of its products.
-ALLOWED = {"float32": 1e-4, "tf32": 1e-1, "bf16": 2e-1}
+ALLOWED = {"float32": 1e-4, "tf32": 1e-1, "bf16": 2e-1, "compiled": 2e-1}
 ALLOWED_BY_A_GRAPH = 1e-5  # of a loss, against the same steps without one
 STEPS = EAGER_STEPS + 5
 SAMPLED_LEVELS = (9, 5, 0)
@@ -72,9 +72,10 @@ def modes_of(model: str) -> list[str]:
 
 
 def precisions(device: torch.device, model: str = "mlp") -> list[str]:
-    """Return the precisions that differ on the device, of those that the model has."""
+    """Return the precisions that differ on the device, of those that the model has; `compiled` is bf16's."""
     names = ["float32", *(["tf32"] if has_tf32(device) else [])]
-    return names + (["bf16"] if hasattr(MODELS[model], "product") else [])
+    names += ["bf16"] if hasattr(MODELS[model], "product") else []
+    return names + (["compiled"] if hasattr(MODELS[model], "evaluation") and compiles_bf16(device) else [])
 
 
 def check_everything(device: torch.device, models, rank: int, examples: int) -> list[dict]:
@@ -109,7 +110,8 @@ def differences(model, mode, precision, device, rank: int, examples: int) -> dic
     """
     batch, expected = exact_results(model, mode, rank, examples)
     here = diffusion_of(model, mode, task_of(model, rank)).eval().to(device)
-    set_precision(precision, here.model.ebm, device)
+    compiled = precision == "compiled"
+    set_precision("bf16" if compiled else precision, here.model.ebm, device, "on" if compiled else "off")
     found, errors = results(here, moved(batch, device, torch.float32)), {}
     for name, right in expected.items():
         size, error = (part.flatten(1).norm(dim=1) for part in (right, found[name].double().cpu() - right))

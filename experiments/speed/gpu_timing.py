@@ -18,6 +18,8 @@ from experiments.speed.gpu_sharing import mps
 from experiments.speed.our_step import MODES, our_step
 from experiments.speed.timing import alternate, timed
 
+IN_BF16 = ("bf16", "compiled")
+
 
 class Sizes(NamedTuple):
     """How much is measured.
@@ -42,8 +44,8 @@ class Sizes(NamedTuple):
 
 def peak_flops(precision: str, side: int, device: torch.device, repeats: int) -> float:
     """Return the FLOP/s of a side x side product, the best of `repeats`."""
-    choose_products(precision, device)
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    dtype = torch.bfloat16 if precision in IN_BF16 else torch.float32
+    choose_products("bf16" if precision in IN_BF16 else precision, device)
     left, right = torch.randn(2, side, side, device=device).to(dtype)
     timed(lambda: left @ right, device.type, 3)
     return 2 * side**3 / min(timed(lambda: left @ right, device.type) for _ in range(repeats))
@@ -74,15 +76,15 @@ def measure_steps(sizes: Sizes, device: torch.device) -> list[dict]:
 
 def many_steps(mode, precision, sizes: Sizes, device, cuda_graph: bool = True):
     """Make a function of `sizes.calls` steps; the first steps and the capture are behind it."""
-    choose_products(precision, device)
-    step = our_step(
-        mode, "mlp", sizes.rank, sizes.batch_size, device.type, bf16=precision == "bf16", cuda_graph=cuda_graph
-    )
+    products = "bf16" if precision in IN_BF16 else precision
+    choose_products(products, device)
+    chosen = {"bf16": precision in IN_BF16, "compiled": precision == "compiled", "cuda_graph": cuda_graph}
+    step = our_step(mode, "mlp", sizes.rank, sizes.batch_size, device.type, **chosen)
     for _ in range(EAGER_STEPS + 1):
         step()
 
     def run():
-        choose_products(precision, device)
+        choose_products(products, device)
         for _ in range(sizes.calls):
             step()
 

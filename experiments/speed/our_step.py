@@ -18,9 +18,9 @@ def initial_diffusion(mode, model, rank, device) -> GaussianDiffusion1D:
 
 
 def our_step(mode, model, rank, batch_size, device, bf16=False, compiled=False, cuda_graph=True):
-    """Make a step of this project's trainer, which saves nothing."""
+    """Make a step of this project's trainer, which saves nothing. compiled: in bf16, by compiled programs."""
     diffusion = initial_diffusion(mode, model, rank, device)
-    if bf16:
+    if bf16 or compiled:
         diffusion.model.ebm.product = bf16_product
     if compiled:
         diffusion.model.ebm.evaluation = CompiledEvaluation
