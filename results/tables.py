@@ -633,6 +633,7 @@ TABLES = {
         partial(speed_table, file="benchmark.csv", processor="Zen 5"),
         sharing_table,
         precision_table,
+        partial(speed_table, file="benchmark-xeon.csv", processor="Xeon with AMX"),
         partial(speed_table, file="benchmark-zen-4.csv", processor="Zen 4"),
     ),
 }
