@@ -99,6 +99,13 @@ def test_a_command_uses_its_own_checkout_where_another_one_is_installed(path, tm
     assert done.stderr.strip() == str(ROOT / "diffusion_lib" / "__init__.py")
 
 
+@pytest.mark.parametrize("path", COMMANDS, ids=lambda path: path.stem)
+def test_a_command_without_the_environment_says_in_one_line_how_to_get_it(path):
+    done = subprocess.run([sys.executable, "-S", path, "--device", "cpu"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1), done.stderr
+    assert "is not installed for" in done.stderr and "make setup" in done.stderr
+
+
 def test_tasks_and_energies_know_nothing_of_each_other():
     for name, other in (("tasks", "energies"), ("energies", "tasks")):
         for path in (ROOT / "diffusion_lib" / name).glob("*.py"):

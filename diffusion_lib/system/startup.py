@@ -5,7 +5,6 @@ import signal
 import sys
 from contextlib import contextmanager, suppress
 from importlib import import_module
-from pathlib import Path
 
 # The cores that the process was started with. With OMP_PROC_BIND the import of torch leaves it one.
 CORES = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
@@ -14,14 +13,18 @@ CORES = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(ran
 def run(name: str):
     """Run the command whose `main` is in the module of that name: import it, call it, exit with what it returns."""
     begin()
-    main = import_module(name).main
-    from diffusion_lib.system.errors import exit_status  # after CORES are known
-
     try:
+        main = import_module(name).main
+        from diffusion_lib.system.errors import exit_status  # after CORES are known
+
         with exit_status():
             status = main()
     except SystemExit as ended:
         status = ended.code
+    except ModuleNotFoundError as error:
+        remedy = "`make setup` installs all that is needed for .venv/bin/python"
+        print(f"{error.name} is not installed for {sys.executable}; {remedy}", file=sys.stderr)
+        status = 2
     leave(status)
 
 
@@ -33,8 +36,9 @@ def begin():
     processes would inherit that.
     """
     os.environ["MPLBACKEND"] = "Agg"  # figures are files; a name that matplotlib lacks would stop its import
-    own_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ired-mining"
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(own_cache))  # torch's own is in /tmp, and lost with it
+    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if os.path.isabs(caches):  # else a user without a home; torch's own place is in /tmp, and lost with it
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.join(caches, "ired-mining"))
     for number in range(3):
         try:
             os.fstat(number)
