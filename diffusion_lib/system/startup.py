@@ -5,6 +5,7 @@ import signal
 import sys
 from contextlib import contextmanager, suppress
 from importlib import import_module
+from pathlib import Path
 
 # The cores that the process was started with. With OMP_PROC_BIND the import of torch leaves it one.
 CORES = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
@@ -36,9 +37,9 @@ def begin():
     processes would inherit that.
     """
     os.environ["MPLBACKEND"] = "Agg"  # figures are files; a name that matplotlib lacks would stop its import
-    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    if os.path.isabs(caches):  # else a user without a home; torch's own place is in /tmp, and lost with it
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.join(caches, "ired-mining"))
+    with suppress(RuntimeError):  # a user without a home; torch's own cache of programs is in /tmp, and lost with it
+        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(caches / "ired-mining"))
     for number in range(3):
         try:
             os.fstat(number)
