@@ -7,7 +7,7 @@ from functools import cache
 
 import torch
 
-from diffusion_lib.system.errors import ConfigError, say
+from diffusion_lib.system.errors import ConfigError, say_once
 
 LARGEST_ERROR = 1e-6
 COMPILED_BATCH = 256  # the least batch whose steps are compiled unasked
@@ -30,8 +30,9 @@ def set_precision(precision: str, model, device: torch.device, compile: str = "o
     if compile == "off" or (compile == "auto" and not compiling_pays(model, device, batch_size)):
         return
     if fault := compiler_fault(device):
-        say(f"the step is not compiled, and slower: torch.compile fails here ({fault})")
+        say_once(f"the step is not compiled, and slower: torch.compile fails here ({fault})")
         return
+    say_once("the step is compiled: half a minute before the first, unless this machine has compiled one of its size")
     from diffusion_lib.energies.mlp_compiled import CompiledEvaluation  # which is made of this module's products
 
     model.evaluation = CompiledEvaluation

@@ -6,7 +6,6 @@ import math
 import re
 from collections import defaultdict
 from contextlib import suppress
-from functools import cache
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING
 from diffusion_lib.config import ExperimentConfig, current, setting_names
 from diffusion_lib.negatives import MiningConfig
 from diffusion_lib.system.environment import environment
-from diffusion_lib.system.errors import ConfigError, say
+from diffusion_lib.system.errors import ConfigError, say_once
 from diffusion_lib.system.files import TEMPORARY, create_exclusively, json_text, read_json, write_json
 
 if TYPE_CHECKING:
@@ -245,11 +244,6 @@ def trusted_result(folder: Path) -> dict | None:
         recorded_config(folder)
         require_of_study(folder, read_config(folder))
     return result
-
-
-@cache
-def say_once(line: str):
-    say(line)
 
 
 def require_study(study: Path):

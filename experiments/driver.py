@@ -21,14 +21,13 @@ from diffusion_lib.run_folder import (
     require_same,
     require_study,
     require_study_data,
-    say_once,
     shown,
 )
 from diffusion_lib.system.arguments import header
 from diffusion_lib.system.checks import require_whole
 from diffusion_lib.system.device import check_device_name, chosen_device, processes, require_tracker
 from diffusion_lib.system.environment import granted_cores
-from diffusion_lib.system.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, ConfigError, say, show
+from diffusion_lib.system.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, ConfigError, say, say_once, show
 from diffusion_lib.system.files import require_writable, write_atomic
 from diffusion_lib.system.memory import memory_limit
 from experiments.parts import begun, chosen_parts, numbered, require_search_before_run, searched

@@ -10,7 +10,7 @@ from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.energies.mlp_compiled import CompiledEvaluation
 from diffusion_lib.energies.mlp_fast import SavingEvaluation
 from diffusion_lib.precision import bf16_product, compiler_fault, float32_products, set_precision
-from diffusion_lib.system.errors import ConfigError
+from diffusion_lib.system.errors import ConfigError, say_once
 from experiments import matrix_inversion_mining_comparison as comparison
 from models import EBM, MLPReverse
 
@@ -95,6 +95,7 @@ def test_without_a_compiler_auto_goes_on_with_a_line_and_on_is_refused(monkeypat
     monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", missing)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True}, raising=False)
     compiler_fault.cache_clear()
+    say_once.cache_clear()
     try:
         assert evaluation("auto") is SavingEvaluation
         assert "not compiled, and slower: torch.compile fails here (No working" in capsys.readouterr().err

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 from contextlib import contextmanager, suppress
+from functools import cache
 
 from diffusion_lib.system.signals import SIGNALS, handled_by, quit_at_once
 
@@ -68,6 +69,12 @@ def say(line: str):
     with suppress(OSError, ValueError, AttributeError):
         # the line's end in the same write: another process's line must not come between
         print(f"{line}\n", end="", file=sys.stderr, flush=True)
+
+
+@cache
+def say_once(line: str):
+    """Do as `say`, once in a process."""
+    say(line)
 
 
 def show(text: str):
