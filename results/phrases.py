@@ -26,6 +26,7 @@ from results.tables import (
     RANDOM,
     SIZES,
     VAL,
+    VARIANTS,
     Pair,
     ladder_pairs,
     read,
@@ -84,7 +85,7 @@ def tried(root: Path, label: str) -> str:
 def kinds(root: Path) -> list[str]:
     """Return what docs/results.md says of kinds of negatives."""
     runs = study(root, "arms")
-    pairs = {name: Pair(runs, name, BASELINE) for name in KINDS}
+    pairs = {name: Pair(runs, name, BASELINE) for name in KINDS | VARIANTS}
     found = {name: pair.compare(VAL, IRED).ratio for name, pair in pairs.items()}
     more = {name: f"{100 * effect - 100:.0f}" for name, effect in found.items()}
     costs = [pair.cost for name, pair in pairs.items() if name != "late"]
