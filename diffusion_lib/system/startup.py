@@ -37,9 +37,10 @@ def begin():
     processes would inherit that.
     """
     os.environ["MPLBACKEND"] = "Agg"  # figures are files; a name that matplotlib lacks would stop its import
-    with suppress(RuntimeError):  # a user without a home; torch's own cache of programs is in /tmp, and lost with it
-        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(caches / "ired-mining"))
+    with suppress(OSError, RuntimeError):  # a home that cannot be written, or none
+        programs = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ired-mining"
+        programs.mkdir(parents=True, exist_ok=True)
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(programs))  # torch's own is in /tmp, and lost with it
     for number in range(3):
         try:
             os.fstat(number)
