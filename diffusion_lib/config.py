@@ -27,7 +27,7 @@ PRECISIONS = {
 }
 COMPILE = {
     "auto": "compile the MLP's step with precision bf16, on CPUs with matrix units and a C++ compiler, from a batch of "
-    "256 on: it takes half a minute, once a machine and size",
+    "256 on: up to a minute, once a machine and size",
     "on": "compile it with precision bf16, on a GPU too",
     "off": "do not",
 }

@@ -32,7 +32,7 @@ def set_precision(precision: str, model, device: torch.device, compile: str = "o
     if fault := compiler_fault(device):
         say_once(f"the step is not compiled, and slower: torch.compile fails here ({fault})")
         return
-    say_once("the step is compiled: half a minute before the first, unless this machine has compiled one of its size")
+    say_once("the step is compiled: up to a minute before the first, unless this machine has compiled one of its size")
     from diffusion_lib.energies.mlp_compiled import CompiledEvaluation  # which is made of this module's products
 
     model.evaluation = CompiledEvaluation
