@@ -1,6 +1,7 @@
 """How matrix products are computed: as accurate as float32 unless the user asks for less, and never less in silence."""
 
 import ctypes
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -11,6 +12,7 @@ from diffusion_lib.system.errors import ConfigError, say_once
 
 LARGEST_ERROR = 1e-6
 COMPILED_BATCH = 256  # the least batch whose steps are compiled unasked
+CACHE = "TORCHINDUCTOR_CACHE_DIR"  # torch's variable: where torch.compile keeps its programs
 OMP_PAUSE_SOFT = 1  # from omp.h
 
 
@@ -18,7 +20,7 @@ def set_precision(precision: str, model, device: torch.device, compile: str = "o
     """Compute the products of an energy model as named.
 
     compile: 'auto', 'on' or 'off', as a run's configuration has it.
-    batch_size: of the steps.
+    batch_size: of the steps of this process, whose programs are made here; 0: when they are first called.
     Raises ConfigError where the model or the device cannot.
     """
     choose_products(precision, device)
@@ -29,27 +31,44 @@ def set_precision(precision: str, model, device: torch.device, compile: str = "o
     model.product = bf16_product
     if compile == "off" or (compile == "auto" and not compiling_pays(model, device, batch_size)):
         return
-    if fault := compiler_fault(device):
-        say_once(f"the step is not compiled, and slower: torch.compile fails here ({fault})")
-        return
-    say_once("the step is compiled: up to a minute before the first, unless this machine has compiled one of its size")
-    from diffusion_lib.energies.mlp_compiled import CompiledEvaluation  # which is made of this module's products
+    from diffusion_lib.energies.mlp_compiled import make_programs, use_programs  # made of this module's products
 
-    model.evaluation = CompiledEvaluation
+    use_programs(model)
+    if not batch_size:
+        return
+    say_once("compiling the step: up to a minute or two, unless it was compiled here before")
+    try:
+        make_programs(model.to(device), batch_size)
+    except Exception as error:  # each fault of a compiler, and of the files that it writes, has its own
+        del model.evaluation
+        fault = f"torch.compile fails here ({first_line(error)}); its files are in {os.environ.get(CACHE, 'the cache')}"
+        if compile == "on":
+            raise ConfigError(f"compile is 'on', and {fault}; allowed: auto, off") from None
+        say_once(f"the step is not compiled, and slower: {fault}")
+
+
+def bf16_step(model) -> str | None:
+    """Return 'compiled' or 'plain', whose bits differ, for a model that computes in bf16 and has both."""
+    if getattr(model, "product", None) is not bf16_product or not hasattr(model, "evaluation"):
+        return None
+    return "plain" if model.evaluation is type(model).evaluation else "compiled"
 
 
 def require_compiler(compile: str, device: torch.device):
-    """Raises ConfigError where programs are asked for and torch.compile makes none for the device."""
-    if compile == "on" and compiler_fault(device):
-        raise ConfigError(
-            f"compile is 'on', and torch.compile fails here ({compiler_fault(device)}); allowed: auto, off"
-        )
+    """Raises ConfigError where programs are asked for that the device, or its compiler, cannot make."""
+    if compile != "on":
+        return
+    if not multiplies_bf16(device.type):
+        raise ConfigError("compile is 'on', and this processor has no bfloat16 products; allowed: auto, off")
+    if fault := compiler_fault(device):
+        raise ConfigError(f"compile is 'on', and torch.compile fails here ({fault}); allowed: auto, off")
 
 
 def compiling_pays(model, device: torch.device, batch_size: int) -> bool:
-    """Whether a bf16 step is compiled by 'auto': docs/speed.md has what it gains. On a GPU nobody has measured it."""
-    units = getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16", False)
-    return device.type == "cpu" and units and batch_size >= COMPILED_BATCH and hasattr(model, "evaluation")
+    """Whether 'auto' compiles a bf16 step: docs/speed.md has what it gains. On a GPU nobody has measured it yet."""
+    if device.type != "cpu" or batch_size < COMPILED_BATCH or not hasattr(model, "evaluation"):
+        return False
+    return multiplies_bf16("cpu") and torch.cpu._is_amx_tile_supported()
 
 
 def compiles_bf16(device: torch.device) -> bool:
@@ -63,11 +82,20 @@ def compiler_fault(device: torch.device) -> str | None:
     try:
         from torch._inductor.cpp_builder import get_cpp_compiler
 
+        from diffusion_lib.energies.mlp_compiled import keep_programs
+
+        keep_programs()
         get_cpp_compiler()  # which a program from the cache would not need
         torch.compile(lambda x: x + 1, dynamic=False)(torch.zeros(8, device=device))
     except Exception as error:  # a compiler that is missing, fails, or has no headers: each has its own
-        return (str(error).splitlines() or [type(error).__name__])[0]
+        return first_line(error)
     return None
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of what went wrong, without what torch.compile puts around it."""
+    error = getattr(error, "inner_exception", error)
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 @contextmanager

@@ -1,16 +1,19 @@
 """The MLP's bf16 step by compiled programs: as accurate as the plain one, and resumed as exactly."""
 
 import copy
+import os
+import re
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import assert_same_weights, make_diffusion, make_trainer, weights
 
 from diffusion_lib.config import ExperimentConfig
-from diffusion_lib.energies.mlp_compiled import CompiledEvaluation
+from diffusion_lib.energies.mlp_compiled import CompiledEvaluation, keep_programs
 from diffusion_lib.energies.mlp_fast import SavingEvaluation
-from diffusion_lib.precision import bf16_product, compiler_fault, float32_products, set_precision
-from diffusion_lib.system.errors import ConfigError, say_once
+from diffusion_lib.precision import CACHE, bf16_product, compiler_fault, float32_products, set_precision
+from diffusion_lib.system.errors import CheckpointError, ConfigError, say_once
 from experiments import matrix_inversion_mining_comparison as comparison
 from models import EBM, MLPReverse
 
@@ -54,11 +57,10 @@ def test_compiled_programs_are_as_accurate_as_the_plain_step():
 
 
 @compiling
-def test_a_compiled_run_resumes_to_the_same_weights(tmp_path):
-    def trained(folder, steps):
+def test_a_compiled_run_resumes_to_the_same_weights_and_only_compiled(tmp_path):
+    def trained(folder, steps, compile="on"):
         trainer = make_trainer(tmp_path / folder, train_batch_size=B, train_num_steps=steps)
-        set_precision("bf16", trainer.diffusion.model.ebm, CPU, "on")
-        assert trainer.diffusion.model.ebm.evaluation is CompiledEvaluation
+        set_precision("bf16", trainer.diffusion.model.ebm, CPU, compile, B)
         if trainer.checkpoint_path("last").exists():
             trainer.load("last")
         trainer.train()
@@ -66,47 +68,97 @@ def test_a_compiled_run_resumes_to_the_same_weights(tmp_path):
 
     whole = trained("whole", 6)
     trained("halves", 3)
+    with pytest.raises(CheckpointError, match="is of bf16_step compiled, this run has plain"):
+        trained("halves", 6, "off")
     assert_same_weights(whole, trained("halves", 6))
 
 
-def evaluation(compile, batch_size=256, model=None):
-    model = model or EBM(4, 4)
+@compiling
+def test_all_programs_are_made_before_the_first_step(tmp_path):
+    trainer = make_trainer(tmp_path, train_batch_size=B)
+    before = weights(trainer.diffusion)
+    torch._dynamo.reset()  # forget what the tests above have made
+    set_precision("bf16", trainer.diffusion.model.ebm, CPU, "on", B)
+    assert_same_weights(before, weights(trainer.diffusion))
+    torch._dynamo.utils.counters.clear()
+    trainer.run_one_step()
+    assert not torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+
+def evaluation(compile, batch_size=256):
+    model = EBM(4, 4)
     set_precision("bf16", model, CPU, compile, batch_size)
     return model.evaluation
 
 
-def test_auto_compiles_large_batches_on_matrix_units(monkeypatch):
-    monkeypatch.setattr("diffusion_lib.precision.compiler_fault", lambda _: None)
-    for units, batch_size, chosen in (
-        (True, 256, CompiledEvaluation),
-        (True, 255, SavingEvaluation),
-        (False, 256, SavingEvaluation),
+@pytest.fixture
+def ready(monkeypatch):
+    """A processor with matrix units and a compiler, as far as is looked; calls are those that would make programs."""
+    calls = []
+    for name, value in (
+        ("precision.compiler_fault", lambda _: None),
+        ("precision.multiplies_bf16", lambda _: True),
+        ("energies.mlp_compiled.make_programs", lambda *given: calls.append(given)),
     ):
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda units=units: {"amx_bf16": units}, raising=False)
-        assert evaluation("auto", batch_size) is chosen
-    assert evaluation("on", 1) is CompiledEvaluation
+        monkeypatch.setattr(f"diffusion_lib.{name}", value)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    return calls
+
+
+def test_auto_compiles_large_batches_on_matrix_units(monkeypatch, ready):
+    assert evaluation("auto", 255) is SavingEvaluation
+    assert evaluation("auto", 256) is evaluation("on", 1) is CompiledEvaluation
     assert evaluation("off") is SavingEvaluation
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    assert evaluation("auto", 256) is SavingEvaluation
+    assert [size for _, size in ready] == [256, 1]
 
 
-def test_without_a_compiler_auto_goes_on_with_a_line_and_on_is_refused(monkeypatch, capsys):
+@pytest.mark.usefixtures("ready")
+def test_where_programs_cannot_be_made_auto_goes_on_with_a_line_and_on_is_refused(monkeypatch, capsys):
+    def failing(*_):
+        raise RuntimeError("No space left on device\nand more")
+
+    monkeypatch.setattr("diffusion_lib.energies.mlp_compiled.make_programs", failing)
+    say_once.cache_clear()
+    assert evaluation("auto") is SavingEvaluation
+    assert "not compiled, and slower: torch.compile fails here (No space left on device);" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match=r"compile is 'on', and torch.compile fails here \(No space left"):
+        evaluation("on")
+
+
+def test_on_is_refused_without_a_compiler_and_without_bfloat16_units(monkeypatch):
     def missing():
         raise RuntimeError("No working C++ compiler found\nand more")
 
     monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", missing)
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True}, raising=False)
     compiler_fault.cache_clear()
-    say_once.cache_clear()
     try:
-        assert evaluation("auto") is SavingEvaluation
-        assert "not compiled, and slower: torch.compile fails here (No working" in capsys.readouterr().err
-        with pytest.raises(ConfigError, match=r"compile is 'on', and torch.compile fails here \(No working C\+\+"):
-            evaluation("on")
+        for units, words in (
+            (True, "torch.compile fails here (No working C++ compiler found)"),
+            (False, "no bfloat16"),
+        ):
+            monkeypatch.setattr("diffusion_lib.precision.multiplies_bf16", lambda _, units=units: units)
+            with pytest.raises(ConfigError, match=re.escape(words)):
+                evaluation("on")
     finally:
         compiler_fault.cache_clear()
 
 
-def test_evaluation_is_plain_and_in_float32(monkeypatch):
-    monkeypatch.setattr("diffusion_lib.precision.compiler_fault", lambda _: None)
+def test_programs_are_kept_in_the_users_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv(CACHE, "/tmp/torchinductor_me")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    keep_programs()
+    assert Path(os.environ[CACHE]).parent == tmp_path / "ired-mining"
+    for chosen, caches in (("/chosen", str(tmp_path)), ("/tmp/torchinductor_me", "/dev/null")):
+        monkeypatch.setenv(CACHE, chosen)
+        monkeypatch.setenv("XDG_CACHE_HOME", caches)
+        keep_programs()
+        assert os.environ[CACHE] == chosen
+
+
+@pytest.mark.usefixtures("ready")
+def test_evaluation_is_plain_and_in_float32():
     diffusion = make_diffusion()
     ebm = diffusion.model.ebm
     set_precision("bf16", ebm, CPU, "on")
@@ -126,6 +178,7 @@ def test_a_model_without_programs_is_refused():
         set_precision("bf16", MLPReverse(4, 4), CPU, "on")
 
 
+@pytest.mark.usefixtures("ready")
 def test_a_command_is_refused_before_anything_is_written(monkeypatch, tmp_path):
     monkeypatch.setattr("diffusion_lib.precision.compiler_fault", lambda _: "no compiler")
     words = ["--precision", "bf16", "--compile", "on", "--rank", "3", "--device", "cpu", "--strategies", "baseline"]

@@ -5,7 +5,6 @@ import signal
 import sys
 from contextlib import contextmanager, suppress
 from importlib import import_module
-from pathlib import Path
 
 # The cores that the process was started with. With OMP_PROC_BIND the import of torch leaves it one.
 CORES = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
@@ -23,6 +22,8 @@ def run(name: str):
     except SystemExit as ended:
         status = ended.code
     except ModuleNotFoundError as error:
+        if not error.name or error.name.partition(".")[0] in ("diffusion_lib", "experiments", "results"):
+            raise
         remedy = "`make setup` installs all that is needed for .venv/bin/python"
         print(f"{error.name} is not installed for {sys.executable}; {remedy}", file=sys.stderr)
         status = 2
@@ -37,10 +38,6 @@ def begin():
     processes would inherit that.
     """
     os.environ["MPLBACKEND"] = "Agg"  # figures are files; a name that matplotlib lacks would stop its import
-    with suppress(OSError, RuntimeError):  # a home that cannot be written, or none
-        programs = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ired-mining"
-        programs.mkdir(parents=True, exist_ok=True)
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(programs))  # torch's own is in /tmp, and lost with it
     for number in range(3):
         try:
             os.fstat(number)

@@ -13,7 +13,7 @@ from diffusion_lib.evaluation import EvaluationSet, sampler_metrics, samplers_of
 from diffusion_lib.precision import denormals_flushed, float32_products, set_precision
 from diffusion_lib.run_folder import prepare_folder, read_config, shown
 from diffusion_lib.system.arguments import header
-from diffusion_lib.system.device import chosen_device
+from diffusion_lib.system.device import chosen_device, processes
 from diffusion_lib.system.errors import ConfigError, say, show
 from diffusion_lib.system.files import write_csv
 from diffusion_lib.system.lock import RunHeld, RunLock
@@ -55,7 +55,7 @@ def build_trainer(options, config: ExperimentConfig, folder: Path) -> Trainer1D:
     """The untrained model, whose weights are a function of the seed, in its trainer. Raises ConfigError."""
     task = training_task(config, options.ood)
     diffusion = build_diffusion(config, options.seed, task, options.use_innerloop_opt, options.baseline)
-    compiled = (config.compile, config.batch_size)
+    compiled = (config.compile, -(-config.batch_size // processes()))
     set_precision(config.precision, diffusion.model.ebm, chosen_device(options.device), *compiled)
     return Trainer1D(
         diffusion,

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from diffusion_lib.checkpoint import checkpoint_path, load_checkpoint, other_model_error, require_own, save_checkpoint
 from diffusion_lib.energies import EnergyModel
 from diffusion_lib.evaluation import EvaluationSet, Share, sampler_metrics
-from diffusion_lib.precision import denormals_flushed, float32_products
+from diffusion_lib.precision import bf16_step, denormals_flushed, float32_products
 from diffusion_lib.released_api import TRAINER_DEFAULTS, ReleasedTrainerCalls, require_defaults, require_metric
 from diffusion_lib.seeds import DROPOUT, derive_seed, seeded_generator
 from diffusion_lib.system.checks import plain, require_fraction, require_positive, require_whole, with_plain_numbers
@@ -238,6 +238,7 @@ class Trainer1D(ReleasedTrainerCalls):
             "ema_decay": self.ema.beta,
             "cond_mask": self.stream.masked,
             "match_release": self.diffusion.match_release,
+            **({"bf16_step": bf16_step(ebm)} if bf16_step(ebm) else {}),
             **({"start": f"step {self.first_contrast}"} if self.first_contrast else {}),
             # by it milestones are numbered: another one would replace earlier ones of the same number
             **({"save_and_sample_every": self.save_and_sample_every} if self.keep_milestones else {}),

@@ -25,7 +25,7 @@ ALLOWED = {"float32": 1e-4, "tf32": 1e-1, "bf16": 2e-1, "compiled": 2e-1}
 ALLOWED_BY_A_GRAPH = 1e-5  # of a loss, against the same steps without one
 STEPS = EAGER_STEPS + 5
 SAMPLED_LEVELS = (9, 5, 0)
-BATCH = {"cpu": 2, "cuda": 32}  # examples a step; a CPU only tries the check
+BATCH = {"cpu": 4, "cuda": 32}  # examples a step; a CPU only tries the check
 POOL = 64  # what a task draws from that has no endless supply
 
 
@@ -91,6 +91,8 @@ def check_everything(device: torch.device, models, rank: int, examples: int) -> 
                 rows.append(row(f"{model}, {mode}, {precision} against float64", shown, worst, ALLOWED[precision]))
             choose_products("float32", device)
             rows += [check_graph(model, mode, device, rank), check_resume(model, mode, device, rank)]
+        if "compiled" in precisions(device, model):
+            rows.append(check_graph(model, "adversarial", device, rank, "compiled"))
     return [*rows, check_fallback(device, rank)]
 
 
@@ -110,13 +112,18 @@ def differences(model, mode, precision, device, rank: int, examples: int) -> dic
     """
     batch, expected = exact_results(model, mode, rank, examples)
     here = diffusion_of(model, mode, task_of(model, rank)).eval().to(device)
-    compiled = precision == "compiled"
-    set_precision("bf16" if compiled else precision, here.model.ebm, device, "on" if compiled else "off")
+    use_precision(precision, here, device)
     found, errors = results(here, moved(batch, device, torch.float32)), {}
     for name, right in expected.items():
         size, error = (part.flatten(1).norm(dim=1) for part in (right, found[name].double().cpu() - right))
         errors[name] = (error / size.clamp_min(1e-30)).median().item()
     return errors
+
+
+def use_precision(name: str, diffusion: GaussianDiffusion1D, device):
+    """Compute a diffusion's products as named by `precisions`."""
+    compiled = name == "compiled"
+    set_precision("bf16" if compiled else name, diffusion.model.ebm, device, "on" if compiled else "off")
 
 
 @lru_cache(maxsize=1)
@@ -151,10 +158,12 @@ def results(diffusion, batch: Batch) -> dict[str, torch.Tensor]:
     return found
 
 
-def trainer_of(model, mode, device, rank, folder, **options) -> Trainer1D:
+def trainer_of(model, mode, device, rank, folder, precision="float32", **options) -> Trainer1D:
     task = task_of(model, rank)
+    diffusion = diffusion_of(model, mode, task)
+    use_precision(precision, diffusion, device)
     return Trainer1D(
-        diffusion_of(model, mode, task),
+        diffusion,
         task,
         train_batch_size=BATCH[device.type],
         lr_schedule=lambda step: 1 - step / (2 * STEPS),
@@ -173,17 +182,18 @@ def largest_difference(found: list[float], expected: list[float]) -> float:
     return max(abs(f / e - 1) for f, e in zip(found, expected, strict=True))
 
 
-def check_graph(model, mode, device, rank) -> dict:
+def check_graph(model, mode, device, rank, precision="float32") -> dict:
     """Compare STEPS steps with a graph and without; it fails, too, where the step could not be captured."""
     with tempfile.TemporaryDirectory() as folder:
-        plain = trainer_of(model, mode, device, rank, folder, cuda_graph=False)
-        trainer = trainer_of(model, mode, device, rank, folder)
+        plain = trainer_of(model, mode, device, rank, folder, precision, cuda_graph=False)
+        trainer = trainer_of(model, mode, device, rank, folder, precision)
         expected, found = losses(plain), losses(trainer)
     error = largest_difference(found, expected)
     shown = f"losses {error:.1e}"
     if trainer.train_step.captures != (device.type != "cpu"):
         error, shown = float("inf"), "the step was not captured"
-    return row(f"{model}, {mode}, graph against eager steps", shown, error, ALLOWED_BY_A_GRAPH)
+    named = "" if precision == "float32" else f" {precision},"
+    return row(f"{model}, {mode},{named} graph against eager steps", shown, error, ALLOWED_BY_A_GRAPH)
 
 
 def check_resume(model, mode, device, rank) -> dict:

@@ -4,7 +4,6 @@ import torch
 
 from diffusion_lib.denoising_diffusion_pytorch_1d import GaussianDiffusion1D, Trainer1D
 from diffusion_lib.energies import MODELS
-from diffusion_lib.energies.mlp_compiled import CompiledEvaluation
 from diffusion_lib.precision import bf16_product
 from diffusion_lib.tasks import Inverse
 
@@ -23,6 +22,8 @@ def our_step(mode, model, rank, batch_size, device, bf16=False, compiled=False, 
     if bf16 or compiled:
         diffusion.model.ebm.product = bf16_product
     if compiled:
-        diffusion.model.ebm.evaluation = CompiledEvaluation
+        from diffusion_lib.energies.mlp_compiled import use_programs  # here, since it imports the compiler
+
+        use_programs(diffusion.model.ebm)
     task = Inverse("train", rank)
     return Trainer1D(diffusion, task, train_batch_size=batch_size, device=device, cuda_graph=cuda_graph).run_one_step

@@ -41,7 +41,6 @@ def step_seconds(configs: dict[str, ExperimentConfig], device, threads: int, cud
             set_precision(config.precision, diffusion.model.ebm, place, config.compile, config.batch_size)
             options = {**config.trainer_options(), "results_folder": Path(), "device": device}
             steps[name] = Trainer1D(diffusion, training_task(config), cuda_graph=cuda_graph, **options).run_one_step
-            steps[name]()  # which compiles it, if it is to be
         seconds = alternate(steps, STEPS, place.type, WARM_UP, LIMIT)
     finally:
         torch.set_num_threads(before)
