@@ -27,8 +27,8 @@ PRECISIONS = {
 }
 COMPILE = {
     "auto": "compile the MLP's step with precision bf16, on CPUs with matrix units and a C++ compiler, from a batch of "
-    "256 on: up to a minute, once a machine and size",
-    "on": "compile it with precision bf16, on a GPU too",
+    "256 on: up to a minute or two before the first, once a machine and size",
+    "on": "compile it with precision bf16 for any batch, on a GPU too",
     "off": "do not",
 }
 SHORT = {"learning_rate": 6e-3, "schedule": "cosine", "batch_size": 128, "train_steps": 1500, "ema_update_every": 1}
