@@ -583,17 +583,21 @@ def percent(share: float) -> str:
 
 
 def precision_table(root: Path) -> str:
-    """Write what bfloat16 products change where the MLP inverts: val_mse over that of the same runs in float32."""
+    """Write what bfloat16 products change: val_mse over that of the same runs in float32."""
     exact = sizes_pair(root, SIZES[0], "steps", "innerloop")
+    pilots = [Pair(study(root, name), ADVERSARIAL, BASELINE) for name in ("pilot", "pilot-bf16")]
     rows = []
-    for name, words in (("bf16", "trained"), ("bf16-descents", "trained and evaluated")):
-        rounded = whole_pair(root, name, "steps")
+    for rounded, exact, words in (
+        (whole_pair(root, "bf16", "steps"), exact, "6 × 6, trained in bf16"),
+        (whole_pair(root, "bf16-descents", "steps"), exact, "6 × 6, trained and evaluated in bf16"),
+        (pilots[1], pilots[0], "published setting, trained in bf16, one seed"),
+    ):
         changes = [(errors_of(rounded, s) / errors_of(exact, s)).dropna() for s in SAMPLERS]
         for column in changes[0]:
             found = [VAL.compare(change[column].to_numpy(), np.ones(len(change))) for change in changes]
             ratios = [with_interval(each.ratio, each.low, each.high, "{:.3f}") for each in found]
-            rows.append([f"{column}, {words} in bf16", *ratios])
-    return markdown(rows, ("val_mse over float32's, 6 × 6", "plain sampler", "IRED's sampler"))
+            rows.append([f"{words}: {column}", *ratios])
+    return markdown(rows, ("val_mse over float32's", "plain sampler", "IRED's sampler"))
 
 
 def errors_of(pair: Pair, sampler: str) -> pd.DataFrame:
