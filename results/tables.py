@@ -584,13 +584,13 @@ def percent(share: float) -> str:
 
 def precision_table(root: Path) -> str:
     """Write what bfloat16 products change: val_mse over that of the same runs in float32."""
-    exact = sizes_pair(root, SIZES[0], "steps", "innerloop")
-    pilots = [Pair(study(root, name), ADVERSARIAL, BASELINE) for name in ("pilot", "pilot-bf16")]
+    small = sizes_pair(root, SIZES[0], "steps", "innerloop")
+    exact_pilot, pilot = (Pair(study(root, name), ADVERSARIAL, BASELINE) for name in ("pilot", "pilot-bf16"))
     rows = []
-    for rounded, exact, words in (
-        (whole_pair(root, "bf16", "steps"), exact, "6 × 6, trained in bf16"),
-        (whole_pair(root, "bf16-descents", "steps"), exact, "6 × 6, trained and evaluated in bf16"),
-        (pilots[1], pilots[0], "published setting, trained in bf16, one seed"),
+    for words, rounded, exact in (
+        ("6 × 6, trained in bf16", whole_pair(root, "bf16", "steps"), small),
+        ("6 × 6, trained and evaluated in bf16", whole_pair(root, "bf16-descents", "steps"), small),
+        ("published setting, trained in bf16, one seed", pilot, exact_pilot),
     ):
         changes = [(errors_of(rounded, s) / errors_of(exact, s)).dropna() for s in SAMPLERS]
         for column in changes[0]:
