@@ -6,10 +6,11 @@ from functools import cache
 
 import torch
 
+from diffusion_lib.compiling import require_compiler, require_programs
 from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.denoising_diffusion_pytorch_1d import GaussianDiffusion1D, require_possible
 from diffusion_lib.energies import MODELS
-from diffusion_lib.precision import choose_products, require_compiler, require_product
+from diffusion_lib.precision import choose_products, require_product
 from diffusion_lib.seeds import INITIAL_WEIGHTS, derive_seed, seeded_generator
 from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.system.memory import memory_limit
@@ -101,7 +102,8 @@ def check_model(config: ExperimentConfig):
             check_model(replace(config, rank=task.default_rank))
         except ConfigError:
             raise ConfigError(_no_match(config, task)) from None
-    require_product(config.precision, ebm, config.compile)
+    require_product(config.precision, ebm)
+    require_programs(config.compile, ebm)
     return ebm
 
 

@@ -1,101 +1,24 @@
 """How matrix products are computed: as accurate as float32 unless the user asks for less, and never less in silence."""
 
 import ctypes
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 
 import torch
 
-from diffusion_lib.system.errors import ConfigError, say_once
+from diffusion_lib.system.errors import ConfigError
 
 LARGEST_ERROR = 1e-6
-COMPILED_BATCH = 256  # the least batch whose steps are compiled unasked
-CACHE = "TORCHINDUCTOR_CACHE_DIR"  # torch's variable: where torch.compile keeps its programs
 OMP_PAUSE_SOFT = 1  # from omp.h
 
 
-def set_precision(precision: str, model, device: torch.device, compile: str = "off", batch_size: int = 0):
-    """Compute the products of an energy model as named.
-
-    compile: 'auto', 'on' or 'off', as a run's configuration has it.
-    batch_size: of the steps of this process, whose programs are made here; 0: when they are first called.
-    Raises ConfigError where the model or the device cannot.
-    """
+def set_precision(precision: str, model, device: torch.device):
+    """Compute the products of an energy model as named. Raises ConfigError where the model or the device cannot."""
     choose_products(precision, device)
-    require_product(precision, model, compile)
-    require_compiler(compile, device)
-    if precision != "bf16":
-        return
-    model.product = bf16_product
-    if compile == "off" or (compile == "auto" and not compiling_pays(model, device, batch_size)):
-        return
-    from diffusion_lib.energies.mlp_compiled import make_programs, use_programs  # made of this module's products
-
-    use_programs(model)
-    if not batch_size:
-        return
-    say_once("compiling the step: up to a minute or two, unless it was compiled here before")
-    try:
-        make_programs(model.to(device), batch_size)
-    except Exception as error:  # each fault of a compiler, and of the files that it writes, has its own
-        del model.evaluation
-        fault = f"torch.compile fails here ({first_line(error)}); its files are in {os.environ.get(CACHE, 'the cache')}"
-        if compile == "on":
-            raise ConfigError(f"compile is 'on', and {fault}; allowed: auto, off") from None
-        say_once(f"the step is not compiled, and slower: {fault}")
-
-
-def bf16_step(model) -> str | None:
-    """Return 'compiled' or 'plain', whose bits differ, for a model that computes in bf16 and has both."""
-    if getattr(model, "product", None) is not bf16_product or not hasattr(model, "evaluation"):
-        return None
-    return "plain" if model.evaluation is type(model).evaluation else "compiled"
-
-
-def require_compiler(compile: str, device: torch.device):
-    """Raises ConfigError where programs are asked for that the device, or its compiler, cannot make."""
-    if compile != "on":
-        return
-    if not multiplies_bf16(device.type):
-        raise ConfigError("compile is 'on', and this processor has no bfloat16 products; allowed: auto, off")
-    if fault := compiler_fault(device):
-        raise ConfigError(f"compile is 'on', and torch.compile fails here ({fault}); allowed: auto, off")
-
-
-def compiling_pays(model, device: torch.device, batch_size: int) -> bool:
-    """Whether 'auto' compiles a bf16 step: docs/speed.md has what it gains. On a GPU nobody has measured it yet."""
-    if device.type != "cpu" or batch_size < COMPILED_BATCH or not hasattr(model, "evaluation"):
-        return False
-    return multiplies_bf16("cpu") and torch.cpu._is_amx_tile_supported()
-
-
-def compiles_bf16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 matrices, and torch.compile makes programs for it."""
-    return multiplies_bf16(device.type) and compiler_fault(device) is None
-
-
-@cache
-def compiler_fault(device: torch.device) -> str | None:
-    """Return why torch.compile cannot make a program for the device, in a line; None where it can."""
-    try:
-        from torch._inductor.cpp_builder import get_cpp_compiler
-
-        from diffusion_lib.energies.mlp_compiled import keep_programs
-
-        keep_programs()
-        get_cpp_compiler()  # which a program from the cache would not need
-        torch.compile(lambda x: x + 1, dynamic=False)(torch.zeros(8, device=device))
-    except Exception as error:  # a compiler that is missing, fails, or has no headers: each has its own
-        return first_line(error)
-    return None
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of what went wrong, without what torch.compile puts around it."""
-    error = getattr(error, "inner_exception", error)
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    require_product(precision, model)
+    if precision == "bf16":
+        model.product = bf16_product
 
 
 @contextmanager
@@ -129,12 +52,10 @@ def float32_products(diffusion) -> Iterator[None]:
             setattr(ebm, name, value)
 
 
-def require_product(precision: str, model, compile: str = "off"):
-    """Raises ConfigError where the model has no products that could be made another way, or no programs."""
+def require_product(precision: str, model):
+    """Raises ConfigError where the model has no products that could be made another way."""
     if precision == "bf16" and not hasattr(model, "product"):
         raise ConfigError(f"precision is 'bf16', which {type(model).__name__} has not; allowed: auto, float32")
-    if compile == "on" and not hasattr(model, "evaluation"):
-        raise ConfigError(f"compile is 'on', which {type(model).__name__} has not; allowed: auto, off")
 
 
 @contextmanager

@@ -25,11 +25,12 @@ import torch
 from tabulate import tabulate
 
 from diffusion_lib.build import check_fits
+from diffusion_lib.compiling import compiles_bf16
 from diffusion_lib.config import RECIPES, ExperimentConfig, add_flags, configure, given
 from diffusion_lib.energies.mlp import HIDDEN
 from diffusion_lib.flops import step_flops
 from diffusion_lib.negatives import MiningConfig
-from diffusion_lib.precision import choose_products, compiles_bf16, multiplies_bf16
+from diffusion_lib.precision import choose_products, multiplies_bf16
 from diffusion_lib.seeds import seeded_generator
 from diffusion_lib.system.arguments import Parser, directory, header, whole
 from diffusion_lib.system.device import chosen_device

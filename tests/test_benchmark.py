@@ -8,8 +8,8 @@ import torch
 from conftest import make_diffusion
 
 from dataset import Inverse
+from diffusion_lib.compiling import compiles_bf16
 from diffusion_lib.denoising_diffusion_pytorch_1d import GaussianDiffusion1D
-from diffusion_lib.precision import compiles_bf16
 from diffusion_lib.seeds import seeded_generator
 from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.system.other_process import OtherProcess

@@ -9,10 +9,11 @@ import pytest
 import torch
 from conftest import assert_same_weights, make_diffusion, make_trainer, weights
 
+from diffusion_lib.compiling import CACHE, compiler_fault, keep_programs, set_compiled
 from diffusion_lib.config import ExperimentConfig
-from diffusion_lib.energies.mlp_compiled import CompiledEvaluation, keep_programs
+from diffusion_lib.energies.mlp_compiled import CompiledEvaluation
 from diffusion_lib.energies.mlp_fast import SavingEvaluation
-from diffusion_lib.precision import CACHE, bf16_product, compiler_fault, float32_products, set_precision
+from diffusion_lib.precision import bf16_product, float32_products, set_precision
 from diffusion_lib.system.errors import CheckpointError, ConfigError, say_once
 from experiments import matrix_inversion_mining_comparison as comparison
 from models import EBM, MLPReverse
@@ -23,6 +24,12 @@ compiling = pytest.mark.skipif(
     compiler_fault(CPU) is not None or not torch.backends.cpu.get_cpu_capability().startswith("AVX512"),
     reason="no C++ compiler, or no bfloat16 products",
 )
+
+
+def in_bf16(model, compile, batch_size=0):
+    set_precision("bf16", model, CPU)
+    set_compiled(compile, model, CPU, batch_size)
+    return model
 
 
 def results(model, dtype=torch.float32):
@@ -60,7 +67,7 @@ def test_compiled_programs_are_as_accurate_as_the_plain_step():
 def test_a_compiled_run_resumes_to_the_same_weights_and_only_compiled(tmp_path):
     def trained(folder, steps, compile="on"):
         trainer = make_trainer(tmp_path / folder, train_batch_size=B, train_num_steps=steps)
-        set_precision("bf16", trainer.diffusion.model.ebm, CPU, compile, B)
+        in_bf16(trainer.diffusion.model.ebm, compile, B)
         if trainer.checkpoint_path("last").exists():
             trainer.load("last")
         trainer.train()
@@ -78,7 +85,7 @@ def test_all_programs_are_made_before_the_first_step(tmp_path):
     trainer = make_trainer(tmp_path, train_batch_size=B)
     before = weights(trainer.diffusion)
     torch._dynamo.reset()  # forget what the tests above have made
-    set_precision("bf16", trainer.diffusion.model.ebm, CPU, "on", B)
+    in_bf16(trainer.diffusion.model.ebm, "on", B)
     assert_same_weights(before, weights(trainer.diffusion))
     torch._dynamo.utils.counters.clear()
     trainer.run_one_step()
@@ -86,9 +93,7 @@ def test_all_programs_are_made_before_the_first_step(tmp_path):
 
 
 def evaluation(compile, batch_size=256):
-    model = EBM(4, 4)
-    set_precision("bf16", model, CPU, compile, batch_size)
-    return model.evaluation
+    return in_bf16(EBM(4, 4), compile, batch_size).evaluation
 
 
 @pytest.fixture
@@ -96,8 +101,8 @@ def ready(monkeypatch):
     """A processor with matrix units and a compiler, as far as is looked; calls are those that would make programs."""
     calls = []
     for name, value in (
-        ("precision.compiler_fault", lambda _: None),
-        ("precision.multiplies_bf16", lambda _: True),
+        ("compiling.compiler_fault", lambda _: None),
+        ("compiling.multiplies_bf16", lambda _: True),
         ("energies.mlp_compiled.make_programs", lambda *given: calls.append(given)),
     ):
         monkeypatch.setattr(f"diffusion_lib.{name}", value)
@@ -138,7 +143,7 @@ def test_on_is_refused_without_a_compiler_and_without_bfloat16_units(monkeypatch
             (True, "torch.compile fails here (No working C++ compiler found)"),
             (False, "no bfloat16"),
         ):
-            monkeypatch.setattr("diffusion_lib.precision.multiplies_bf16", lambda _, units=units: units)
+            monkeypatch.setattr("diffusion_lib.compiling.multiplies_bf16", lambda _, units=units: units)
             with pytest.raises(ConfigError, match=re.escape(words)):
                 evaluation("on")
     finally:
@@ -161,7 +166,7 @@ def test_programs_are_kept_in_the_users_cache(monkeypatch, tmp_path):
 def test_evaluation_is_plain_and_in_float32():
     diffusion = make_diffusion()
     ebm = diffusion.model.ebm
-    set_precision("bf16", ebm, CPU, "on")
+    in_bf16(ebm, "on")
     with float32_products(diffusion):
         assert (ebm.evaluation, ebm.product) == (SavingEvaluation, torch.matmul)
     assert (ebm.evaluation, ebm.product) == (CompiledEvaluation, bf16_product)
@@ -175,12 +180,12 @@ def test_only_bf16_is_compiled(precision):
 
 def test_a_model_without_programs_is_refused():
     with pytest.raises(ConfigError, match="compile is 'on', which MLPReverse has not; allowed: auto, off"):
-        set_precision("bf16", MLPReverse(4, 4), CPU, "on")
+        in_bf16(MLPReverse(4, 4), "on")
 
 
 @pytest.mark.usefixtures("ready")
 def test_a_command_is_refused_before_anything_is_written(monkeypatch, tmp_path):
-    monkeypatch.setattr("diffusion_lib.precision.compiler_fault", lambda _: "no compiler")
+    monkeypatch.setattr("diffusion_lib.compiling.compiler_fault", lambda _: "no compiler")
     words = ["--precision", "bf16", "--compile", "on", "--rank", "3", "--device", "cpu", "--strategies", "baseline"]
     with pytest.raises(ConfigError, match=r"torch.compile fails here \(no compiler\); allowed: auto, off"):
         comparison.main([*words, f"--results={tmp_path / 'new'}"])

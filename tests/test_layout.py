@@ -27,6 +27,7 @@ LAYERS = (
         "diffusion_lib.denoising_diffusion_pytorch_1d",
     ),
     ("diffusion_lib.config",),
+    ("diffusion_lib.compiling",),
     ("diffusion_lib.build", "diffusion_lib.checkpoint", "diffusion_lib.run_folder"),
     ("diffusion_lib.flops",),
     ("diffusion_lib.training",),

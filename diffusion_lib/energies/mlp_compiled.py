@@ -4,56 +4,14 @@ The formulas are those of mlp_fast.py: a program is one of its methods, compiled
 program needs is saved as products take it, in bfloat16; the rest it computes again.
 """
 
-import os
-import re
-from contextlib import suppress
 from functools import cache
-from pathlib import Path
 
 import torch
 
 from diffusion_lib.energies.mlp_fast import SavedForward, SavedGradient, SavingEvaluation, swish_slope
-from diffusion_lib.precision import CACHE, multiply_bf16
-from diffusion_lib.system.environment import cpu_name
+from diffusion_lib.precision import multiply_bf16
 
 torch._dynamo.config.cache_size_limit = 64  # sizes of a program; beyond torch's 8 it would end with an error
-
-
-def use_programs(model):
-    """Have a model's evaluations run compiled; each program is made when it is first called with a size."""
-    keep_programs()
-    model.evaluation = CompiledEvaluation
-
-
-def make_programs(model, batch_size: int):
-    """Make all programs of a model's steps: before the first, inside which no signal could end it at once."""
-    weight = model.fc1.weight
-    inp, x = (weight.new_zeros(batch_size, size) for size in (model.inp_dim, model.out_dim))
-    with torch.enable_grad():
-        cond = model.condition(inp, torch.zeros(batch_size, dtype=torch.long, device=weight.device))
-        for value in (model.energy(cond, x), model.gradient(cond, x)):
-            (value * value.detach()).sum().backward(retain_graph=True)
-    model.zero_grad()
-    with torch.no_grad():
-        model.energy_and_gradient(cond, x)
-        model.energy(cond, x)
-
-
-def keep_programs():
-    """Have torch keep its programs in the user's cache, unless the user chose a place: its own, in /tmp, is lost.
-
-    Those of each kind of processor have a folder: a home may be that of several.
-    """
-    chosen = os.environ.get(CACHE)
-    if chosen and not Path(chosen).name.startswith("torchinductor_"):
-        return
-    with suppress(OSError, RuntimeError):  # a home that cannot be written, or none
-        caches = Path(os.environ.get("XDG_CACHE_HOME", ""))
-        caches = caches if caches.is_absolute() else Path.home() / ".cache"
-        own = caches / "ired-mining" / re.sub(r"\W+", "-", cpu_name())
-        own.mkdir(parents=True, exist_ok=True)
-        if os.access(own, os.W_OK):
-            os.environ[CACHE] = str(own)
 
 
 class CompiledEvaluation:
@@ -84,6 +42,20 @@ class CompiledEvaluation:
 
     def backward_gradient(self, v):
         return _backward_program("backward_gradient")(v, self.saved, *self.arguments)
+
+
+def make_programs(model, batch_size: int):
+    """Make all programs of a model's steps: before the first, inside which no signal could end it at once."""
+    weight = model.fc1.weight
+    inp, x = (weight.new_zeros(batch_size, size) for size in (model.inp_dim, model.out_dim))
+    with torch.enable_grad():
+        cond = model.condition(inp, torch.zeros(batch_size, dtype=torch.long, device=weight.device))
+        for value in (model.energy(cond, x), model.gradient(cond, x)):
+            (value * value.detach()).sum().backward(retain_graph=True)
+    model.zero_grad()
+    with torch.no_grad():
+        model.energy_and_gradient(cond, x)
+        model.energy(cond, x)
 
 
 def _compiled(program):

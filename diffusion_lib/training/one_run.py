@@ -8,6 +8,7 @@ from tabulate import tabulate
 
 from diffusion_lib.build import build_diffusion, check_fits, describe_data, evaluation_tasks, training_task
 from diffusion_lib.checkpoint import checkpoint_path
+from diffusion_lib.compiling import set_compiled
 from diffusion_lib.config import ExperimentConfig, current
 from diffusion_lib.evaluation import EvaluationSet, sampler_metrics, samplers_of
 from diffusion_lib.precision import denormals_flushed, float32_products, set_precision
@@ -55,8 +56,9 @@ def build_trainer(options, config: ExperimentConfig, folder: Path) -> Trainer1D:
     """The untrained model, whose weights are a function of the seed, in its trainer. Raises ConfigError."""
     task = training_task(config, options.ood)
     diffusion = build_diffusion(config, options.seed, task, options.use_innerloop_opt, options.baseline)
-    compiled = (config.compile, -(-config.batch_size // processes()))
-    set_precision(config.precision, diffusion.model.ebm, chosen_device(options.device), *compiled)
+    ebm, device = diffusion.model.ebm, chosen_device(options.device)
+    set_precision(config.precision, ebm, device)
+    set_compiled(config.compile, ebm, device, -(-config.batch_size // processes()))
     return Trainer1D(
         diffusion,
         task,

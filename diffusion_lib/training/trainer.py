@@ -13,9 +13,10 @@ from torch.optim import Adam
 from torch.utils.data import Dataset
 
 from diffusion_lib.checkpoint import checkpoint_path, load_checkpoint, other_model_error, require_own, save_checkpoint
+from diffusion_lib.compiling import bf16_step
 from diffusion_lib.energies import EnergyModel
 from diffusion_lib.evaluation import EvaluationSet, Share, sampler_metrics
-from diffusion_lib.precision import bf16_step, denormals_flushed, float32_products
+from diffusion_lib.precision import denormals_flushed, float32_products
 from diffusion_lib.released_api import TRAINER_DEFAULTS, ReleasedTrainerCalls, require_defaults, require_metric
 from diffusion_lib.seeds import DROPOUT, derive_seed, seeded_generator
 from diffusion_lib.system.checks import plain, require_fraction, require_positive, require_whole, with_plain_numbers

@@ -9,11 +9,12 @@ import torch
 from torch.utils._pytree import tree_map_only
 
 from diffusion_lib.build import build_diffusion, require_fitting_shapes
+from diffusion_lib.compiling import compiles_bf16, set_compiled
 from diffusion_lib.config import ExperimentConfig, configure
 from diffusion_lib.denoising_diffusion_pytorch_1d import GaussianDiffusion1D, Trainer1D, require_possible
 from diffusion_lib.energies import MODELS
 from diffusion_lib.negatives import MODES
-from diffusion_lib.precision import choose_products, compiles_bf16, has_tf32, set_precision
+from diffusion_lib.precision import choose_products, has_tf32, set_precision
 from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.tasks import TASKS, Task
 from diffusion_lib.tasks.base import SPLITS
@@ -123,7 +124,8 @@ def differences(model, mode, precision, device, rank: int, examples: int) -> dic
 def use_precision(name: str, diffusion: GaussianDiffusion1D, device):
     """Compute a diffusion's products as named by `precisions`."""
     compiled = name == "compiled"
-    set_precision("bf16" if compiled else name, diffusion.model.ebm, device, "on" if compiled else "off")
+    set_precision("bf16" if compiled else name, diffusion.model.ebm, device)
+    set_compiled("on" if compiled else "off", diffusion.model.ebm, device)
 
 
 @lru_cache(maxsize=1)

@@ -2,6 +2,7 @@
 
 import torch
 
+from diffusion_lib.compiling import set_compiled
 from diffusion_lib.denoising_diffusion_pytorch_1d import GaussianDiffusion1D, Trainer1D
 from diffusion_lib.energies import MODELS
 from diffusion_lib.precision import bf16_product
@@ -21,9 +22,6 @@ def our_step(mode, model, rank, batch_size, device, bf16=False, compiled=False, 
     diffusion = initial_diffusion(mode, model, rank, device)
     if bf16 or compiled:
         diffusion.model.ebm.product = bf16_product
-    if compiled:
-        from diffusion_lib.energies.mlp_compiled import use_programs  # here, since it imports the compiler
-
-        use_programs(diffusion.model.ebm)
+    set_compiled("on" if compiled else "off", diffusion.model.ebm, torch.device(device))
     task = Inverse("train", rank)
     return Trainer1D(diffusion, task, train_batch_size=batch_size, device=device, cuda_graph=cuda_graph).run_one_step
