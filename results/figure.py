@@ -15,10 +15,10 @@ if __name__ == "__main__":
 from diffusion_lib.system.arguments import Parser
 from experiments.analysis.figures import drawing, label_log, legend_below, name_line, strategy_colors
 from experiments.analysis.setting_figure import draw_budgets
-from results.tables import ACCOUNTS, PUBLISHED, VAL, read, sizes_pair, study
+from results.tables import ACCOUNTS, LONGER, PUBLISHED, SIZES_STEPS, VAL, read, sizes_pair, study
 
 SAMPLER = "innerloop"  # IRED's own
-HEIGHTS = 1e-3, 0.2  # of the errors shown
+HEIGHTS = 5e-4, 0.2  # of the errors shown
 LINES = {"baseline": "without mining", "adversarial": "with mining"}
 NAMES = {
     "zero matrix": "answering zero",
@@ -51,8 +51,9 @@ def panel(axis, n: int, labels: dict[str, list[str]], runs):
 def main(arguments=None):
     """Draw results/published/answer.png. Raises ConfigError where a study is missing or damaged."""
     Parser(__doc__).parse_args(arguments)
-    pairs = [sizes_pair(PUBLISHED, 6, equal, SAMPLER) for equal in ACCOUNTS]
-    small = {"baseline": [pair.other for pair in pairs], "adversarial": [pairs[0].one]}
+    budgets = [(steps, equal) for steps in (SIZES_STEPS, LONGER) for equal in ACCOUNTS]
+    pairs = [sizes_pair(PUBLISHED, 6, equal, SAMPLER, steps) for steps, equal in budgets]
+    small = {"baseline": [pair.other for pair in pairs], "adversarial": [pair.one for pair in pairs]}
     ladder = study(PUBLISHED, "ladder")
     every = ladder.frame["strategy"].unique()
     large = {name: [label for label in every if label.startswith((f"{name},", f"{name}-compute,"))] for name in LINES}

@@ -22,6 +22,7 @@ from experiments.analysis.verdict import ADVERSARIAL, BASELINE, COMPUTE
 from results.tables import (
     ACCOUNTS,
     KINDS,
+    LONGER,
     PUBLISHED,
     RANDOM,
     SIZES,
@@ -57,7 +58,9 @@ def readme(root: Path) -> list[str]:
     small, large = pairs["steps"], ladder_pairs(root, "steps", (5_000,))[0]
     free = whole_pair(root, "matrix-free-1200", "FLOPs").compare(VAL, IRED).ratio
     check = small.runs.values(small.other, VAL, IRED).loc[0]
+    longer = sizes_pair(root, SIZES[0], "FLOPs", IRED, LONGER).compare(VAL, IRED).ratio
     return [
+        f"four times the steps leave {longer:.1f} times the error on the one seed that was run",
         f"{small.runs.steps(small.one):,} training steps with mined negatives end at the error of {without['steps']:,} "
         f"without ({ratios['steps']:.2f} times, {intervals['steps']}), at {ratios['time']:.1f} times the error of the "
         f"{without['time']:,} that take the same time {intervals['time']}, and at {ratios['FLOPs']:.1f} times that of "
@@ -112,7 +115,11 @@ def results(root: Path) -> list[str]:
     settings = ("random,{}", "baseline,{}", "adversarial,{},weight=0.5", "adversarial,{},weight=0.05")
     random, baseline, heavy, light = (tried(root, each.format("learning_rate=0.002")) for each in settings)
     pilot = study(root, "pilot").mean(ADVERSARIAL, VAL, IRED).mean
+    longer, same_steps = (sizes_pair(root, SIZES[0], equal, IRED, LONGER) for equal in ("FLOPs", "steps"))
     return [
+        f"on seed 0 alone, {longer.steps} steps end at {longer.means(VAL, IRED)[0]} and {longer.means(VAL, IRED)[1]}, "
+        f"{longer.compare(VAL, IRED).ratio:.2f} times; in as many steps "
+        f"{same_steps.compare(VAL, IRED).ratio:.2f} times",
         f"at equal FLOPs the baseline's further {further['FLOPs']:,} steps halve",
         f"at equal time its further {further['time']:,} nearly do",
         f"At noise level {LEVEL} a linear regression's answer",

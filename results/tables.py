@@ -305,13 +305,14 @@ def pilot_curves_table(root: Path) -> str:
 
 
 SIZES, SIZES_STEPS = (6, 4, 8), 2_000  # the primary size first; adversarial's steps
+LONGER = 8_000  # its larger budget
 ACCOUNTS = {"FLOPs": COMPUTE, "time": "baseline-time", "steps": BASELINE}
 
 
-def sizes_pair(root: Path, n: int, equal: str, sampler: str) -> Pair:
+def sizes_pair(root: Path, n: int, equal: str, sampler: str, steps: int = SIZES_STEPS) -> Pair:
     """Return both strategies' choices at a size under a sampler."""
     runs = study(root, f"sizes-{n}")
-    labels = (f"{runs.choice(name, sampler)},train_steps={SIZES_STEPS}" for name in (ADVERSARIAL, ACCOUNTS[equal]))
+    labels = (f"{runs.choice(name, sampler)},train_steps={steps}" for name in (ADVERSARIAL, ACCOUNTS[equal]))
     return Pair(runs, *labels)
 
 
