@@ -155,6 +155,11 @@ def test_programs_are_kept_in_the_users_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     keep_programs()
     assert Path(os.environ[CACHE]).parent == tmp_path / "ired-mining"
+    monkeypatch.setenv(CACHE, "/tmp/torchinductor_me")
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # which its specification has ignored
+    monkeypatch.setenv("HOME", str(tmp_path))
+    keep_programs()
+    assert Path(os.environ[CACHE]).parent == tmp_path / ".cache" / "ired-mining"
     for chosen, caches in (("/chosen", str(tmp_path)), ("/tmp/torchinductor_me", "/dev/null")):
         monkeypatch.setenv(CACHE, chosen)
         monkeypatch.setenv("XDG_CACHE_HOME", caches)
