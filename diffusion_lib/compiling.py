@@ -10,7 +10,7 @@ import torch
 
 from diffusion_lib.precision import bf16_product, multiplies_bf16
 from diffusion_lib.system.environment import cpu_name
-from diffusion_lib.system.errors import ConfigError, say_once
+from diffusion_lib.system.errors import ConfigError, first_line, say_once
 
 LEAST_BATCH = 256  # whose steps are compiled unasked
 CACHE = "TORCHINDUCTOR_CACHE_DIR"  # torch's variable: where torch.compile keeps its programs
@@ -38,7 +38,7 @@ def set_compiled(compile: str, model, device: torch.device, batch_size: int = 0)
         make_programs(model.to(device), batch_size)
     except Exception as error:  # each fault of a compiler, and of the files that it writes, has its own
         del model.evaluation
-        fault = f"torch.compile fails here ({first_line(error)}); its files are in {os.environ.get(CACHE, 'the cache')}"
+        fault = f"torch.compile fails here ({fault_of(error)}); its files are in {os.environ.get(CACHE, 'the cache')}"
         if compile == "on":
             raise ConfigError(f"compile is 'on', and {fault}; allowed: auto, off") from None
         say_once(f"the step is not compiled, and slower: {fault}")
@@ -89,14 +89,13 @@ def compiler_fault(device: torch.device) -> str | None:
         get_cpp_compiler()  # which a program from the cache would not need
         torch.compile(lambda x: x + 1, dynamic=False)(torch.zeros(8, device=device))
     except Exception as error:  # a compiler that is missing, fails, or has no headers: each has its own
-        return first_line(error)
+        return fault_of(error)
     return None
 
 
-def first_line(error: Exception) -> str:
+def fault_of(error: Exception) -> str:
     """Return the first line of what went wrong, without what torch.compile puts around it."""
-    error = getattr(error, "inner_exception", error)
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return first_line(getattr(error, "inner_exception", error))
 
 
 def keep_programs():

@@ -26,7 +26,7 @@ import numpy as np
 
 from diffusion_lib.names import SAMPLERS
 from diffusion_lib.system.arguments import Parser, header, whole
-from diffusion_lib.system.errors import ConfigError, one_line_for_full_memory, say, show
+from diffusion_lib.system.errors import ConfigError, first_line, one_line_for_full_memory, say, show
 from diffusion_lib.system.files import write_atomic
 from diffusion_lib.system.startup import importing
 
@@ -50,7 +50,7 @@ def read_array(path: Path) -> np.ndarray:
     try:
         array = np.lib.format.read_array(content, allow_pickle=False)
     except Exception as error:  # of NumPy and of Python's parser, half a dozen unrelated types
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise ConfigError(f"{path} cannot be read as a .npy file ({reason})") from None
     if content.read(1):
         raise ConfigError(f"{path} goes on after its first array; allowed: one array, (n, n) or (B, n, n)")

@@ -77,6 +77,11 @@ def say_once(line: str):
     say(line)
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its kind where it has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def show(text: str):
     """Print a text on stdout, once the files are written. Raises OSError, which names stdout, where that fails."""
     try:

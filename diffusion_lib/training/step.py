@@ -2,7 +2,7 @@
 
 import torch
 
-from diffusion_lib.system.errors import say
+from diffusion_lib.system.errors import first_line, say
 
 EAGER_STEPS = 3  # real steps before capture, so that lazily made optimizer and cuBLAS state exists by then
 
@@ -75,11 +75,7 @@ class TrainStep:
             self.captures, self.inputs = False, None
             # the first of the errors says what could not be captured; the last, that a capture had failed
             cause = error.__context__ or error
-            say(f"the step cannot be a CUDA graph and runs without one, more slowly: {_first_line(cause)}")
+            say(f"the step cannot be a CUDA graph and runs without one, more slowly: {first_line(cause)}")
             return False
         self.graph = graph
         return True
-
-
-def _first_line(error) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

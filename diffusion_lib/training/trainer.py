@@ -239,7 +239,7 @@ class Trainer1D(ReleasedTrainerCalls):
             "ema_decay": self.ema.beta,
             "cond_mask": self.stream.masked,
             "match_release": self.diffusion.match_release,
-            **({"bf16_step": bf16_step(ebm)} if bf16_step(ebm) else {}),
+            **({"bf16_step": kind} if (kind := bf16_step(ebm)) else {}),
             **({"start": f"step {self.first_contrast}"} if self.first_contrast else {}),
             # by it milestones are numbered: another one would replace earlier ones of the same number
             **({"save_and_sample_every": self.save_and_sample_every} if self.keep_milestones else {}),

@@ -78,7 +78,7 @@ def many_steps(mode, precision, sizes: Sizes, device, cuda_graph: bool = True):
     """Make a function of `sizes.calls` steps; the first steps and the capture are behind it."""
     products = "bf16" if precision in IN_BF16 else precision
     choose_products(products, device)
-    chosen = {"bf16": precision in IN_BF16, "compiled": precision == "compiled", "cuda_graph": cuda_graph}
+    chosen = {"bf16": precision == "bf16", "compiled": precision == "compiled", "cuda_graph": cuda_graph}
     step = our_step(mode, "mlp", sizes.rank, sizes.batch_size, device.type, **chosen)
     for _ in range(EAGER_STEPS + 1):
         step()
