@@ -17,7 +17,10 @@ if __name__ == "__main__":
 import math
 from pathlib import Path
 
+from diffusion_lib.names import SAMPLERS
 from diffusion_lib.system.arguments import Parser
+from experiments.analysis.metrics import Metric
+from experiments.analysis.statistics import holm
 from experiments.analysis.verdict import ADVERSARIAL, BASELINE, COMPUTE
 from results.tables import (
     ACCOUNTS,
@@ -25,15 +28,19 @@ from results.tables import (
     LONGER,
     PUBLISHED,
     RANDOM,
+    RECON,
     SIZES,
     VAL,
     VARIANTS,
     Pair,
+    free_means,
     ladder_pairs,
+    public_errors,
     read,
     sizes_pair,
     sizes_primary,
     study,
+    task_studies,
     whole_pair,
 )
 
@@ -59,6 +66,10 @@ def readme(root: Path) -> list[str]:
     free = whole_pair(root, "matrix-free-1200", "FLOPs").compare(VAL, IRED).ratio
     check = small.runs.values(small.other, VAL, IRED).loc[0]
     longer = sizes_pair(root, SIZES[0], "FLOPs", IRED, LONGER).compare(VAL, IRED).ratio
+    public = public_errors(root)
+    mined = public["adversarial", 35_000]
+    others = VAL.compare(mined.to_numpy(), public["none", 98_000].reindex(mined.index).to_numpy())
+    public_words = f"{others.ratio:.3f} times [{others.low:.3f}, {others.high:.3f}]"
     return [
         f"four times the steps leave {longer:.1f} times the error on the one seed that was run",
         f"{small.runs.steps(small.one):,} training steps with mined negatives end at the error of {without['steps']:,} "
@@ -69,6 +80,7 @@ def readme(root: Path) -> list[str]:
         f"that does learn to invert has {free:.0f} times the error",
         f"A step with mining costs {small.cost:.1f} to {large.cost:.1f} times the floating-point operations",
         f"val_mse under IRED's sampler, {check}, is",
+        f"(10 seeds, 35,000 steps against 98,000) agree: with mining [{public_words}]",
     ]
 
 
@@ -104,17 +116,16 @@ def kinds(root: Path) -> list[str]:
     ]
 
 
-def results(root: Path) -> list[str]:
-    """Return what docs/results.md says."""
+def sizes(root: Path) -> list[str]:
+    """Return what docs/results.md says of sizes at which the MLP inverts."""
     pairs = {equal: sizes_pair(root, SIZES[0], equal, IRED) for equal in ACCOUNTS}
-    further = {equal: pair.runs.steps(pair.other) - pair.runs.steps(pair.one) for equal, pair in pairs.items()}
+    further = {equal: pair.steps_without - pair.runs.steps(pair.one) for equal, pair in pairs.items()}
     regression, other = ranks(root, "auc_regression"), ranks(root, "auc_other")
-    free = study(root, "matrix-free-1200")
-    compared = ((ADVERSARIAL, COMPUTE), (ADVERSARIAL, BASELINE), (BASELINE, COMPUTE))
-    whole, same, gained = (Pair(free, *labels).compare(VAL, IRED).ratio for labels in compared)
+    levels = read(root / f"sizes-{SIZES[0]}" / "levels.csv", "strategy", "seed", auc_random=float)
+    worst = levels.groupby(["strategy", "seed"])["auc_random"].min()
+    wrong = 100 * worst[worst < 1]
     settings = ("random,{}", "baseline,{}", "adversarial,{},weight=0.5", "adversarial,{},weight=0.05")
     random, baseline, heavy, light = (tried(root, each.format("learning_rate=0.002")) for each in settings)
-    pilot = study(root, "pilot").mean(ADVERSARIAL, VAL, IRED).mean
     longer, same_steps = (sizes_pair(root, SIZES[0], equal, IRED, LONGER) for equal in ("FLOPs", "steps"))
     return [
         f"on seed 0 alone, {longer.steps} steps end at {longer.means(VAL, IRED)[0]} and {longer.means(VAL, IRED)[1]}, "
@@ -122,16 +133,74 @@ def results(root: Path) -> list[str]:
         f"{same_steps.compare(VAL, IRED).ratio:.2f} times",
         f"at equal FLOPs the baseline's further {further['FLOPs']:,} steps halve",
         f"at equal time its further {further['time']:,} nearly do",
+        f"p of the primary four, by Holm's method, is {max(sizes_primary(root, SIZES[0]).values()):.1g} or less",
         f"At noise level {LEVEL} a linear regression's answer",
         "in {}% of problems with mining, in {}% without, in {}% after the longer run without".format(*regression),
         "the inverse of another matrix in {}, {} and {}%".format(*other),
+        f"{len(worst) - len(wrong)} of the {len(worst)} energies here",
+        f"in {wrong.min():.0f} to {wrong.max():.0f}% at their worst level",
         f"(search: {random} against {baseline})",
         f"In the search adversarial has {heavy} with it at 2e-3, and {light} with a tenth",
+    ]
+
+
+def published_setting(root: Path) -> list[str]:
+    """Return what docs/results.md says of the published setting."""
+    regression = reference(root, 20, "linear regression")
+    mined = public_errors(root)["adversarial", 10_000]
+    steps = read(root / "benchmark.csv", "measured", ours_ms=float).set_index("measured")["ours_ms"]
+    pilot = study(root, "pilot").mean(ADVERSARIAL, VAL, IRED).mean
+    return [
+        f"both stand at a linear regression's error ({regression:.4f})",
+        f"a step with mining takes {steps['step, adversarial'] / steps['step, none']:.2f} times as long",
+        f"with two defects mended has {pilot:.5f} at 10,000 steps, where theirs have {mined.min():.5f} to "
+        f"{mined.max():.5f}",
+    ]
+
+
+def reference(root: Path, n: int, answer: str, metric: Metric = VAL) -> float:
+    """Return the error of an answer without a network."""
+    table = read(root / "references.csv", "rank", "strategy", **{metric.column: float})
+    return table.set_index(["rank", "strategy"])[metric.column][n, answer]
+
+
+def energies(root: Path) -> list[str]:
+    """Return what docs/results.md says of other energies."""
+    free = study(root, "matrix-free-1200")
+    compared = ((ADVERSARIAL, COMPUTE), (ADVERSARIAL, BASELINE), (BASELINE, COMPUTE))
+    whole, same, gained = (Pair(free, *labels).compare(VAL, IRED).ratio for labels in compared)
+    large = ladder_pairs(root, "FLOPs", (5_000,))[0]
+    off = large.runs.mean(large.other, RECON, IRED).mean / reference(root, 20, "zero matrix", RECON)
+    means = free_means(root)
+    falls = (means.shift() / means).stack()
+    return [
+        f"(recon_error {off:.1f} times that of answering zero)",
+        f"twice the steps divide its error by {falls.min():.0f} to {falls.max():.0f}",
         f"the factor of {whole:.0f} at equal FLOPs {gained:.1f} is the steps not taken",
         f"what is left at equal steps, {same:.1f},",
-        f"with two defects mended has {pilot:.5f} at 10,000 steps",
-        *kinds(root),
     ]
+
+
+def tasks(root: Path) -> list[str]:
+    """Return what docs/results.md says of other tasks."""
+    found = task_studies(root)
+    tests = {
+        (name, sampler): runs.compare(ADVERSARIAL, COMPUTE, metrics[0], sampler).p
+        for name, (runs, metrics) in found.items()
+        for sampler in SAMPLERS
+    }
+    adjusted = dict(zip(tests, holm(list(tests.values())), strict=True))
+    runs, metrics = found["sudoku"]
+    first, second = (f"{adjusted['sudoku', sampler]:.3f}".removeprefix("0") for sampler in ("plain", IRED))
+    return [
+        f"Holm over the primary tests of the tasks, {len(tests)}: {first} and {second}",
+        f"mining is ahead, {runs.effect(ADVERSARIAL, BASELINE, metrics[0], IRED)}",
+    ]
+
+
+def results(root: Path) -> list[str]:
+    """Return what docs/results.md says."""
+    return [*sizes(root), *kinds(root), *published_setting(root), *energies(root), *tasks(root)]
 
 
 PHRASES = {"README.md": readme, "docs/results.md": results}

@@ -133,6 +133,10 @@ class Pair(NamedTuple):
         return f"{self.runs.steps(self.one):,} against {self.runs.steps(self.other):,}{self.about}"
 
     @property
+    def steps_without(self) -> int:
+        return self.runs.steps(self.other)
+
+    @property
     def cost(self) -> float:
         """How many times the training FLOPs of the other the first one took."""
         return self.runs.flops(self.one) / self.runs.flops(self.other)
@@ -316,31 +320,36 @@ def sizes_pair(root: Path, n: int, equal: str, sampler: str, steps: int = SIZES_
     return Pair(runs, *labels)
 
 
-def sizes_pairs(root: Path, n: int) -> dict[tuple[str, str], Pair]:
-    """Return the pairs of a size that were run, by account and sampler."""
-    found = {(equal, s): sizes_pair(root, n, equal, s) for equal in ACCOUNTS for s in reversed(list(SAMPLERS))}
-    return {key: pair for key, pair in found.items() if pair.one in pair.runs and pair.other in pair.runs}
+def sizes_pairs(root: Path, n: int, sampler: str, steps: int = SIZES_STEPS) -> dict[str, Pair]:
+    """Return by account the pairs of a size, a sampler and a budget that were run."""
+    found = {equal: sizes_pair(root, n, equal, sampler, steps) for equal in ACCOUNTS}
+    return {equal: pair for equal, pair in found.items() if pair.one in pair.runs and pair.other in pair.runs}
 
 
 def sizes_primary(root: Path, n: int) -> dict[tuple[str, str], float]:
     """Return Holm's p of a size's primary tests: equal FLOPs and equal time, under both samplers."""
-    tests = {key: pair.compare(VAL, key[1]).p for key, pair in sizes_pairs(root, n).items() if key[0] != "steps"}
-    return dict(zip(tests, holm(list(tests.values())), strict=True))
+    pairs = {(equal, s): pair for s in SAMPLERS for equal, pair in sizes_pairs(root, n, s).items() if equal != "steps"}
+    return dict(zip(pairs, holm([pair.compare(VAL, key[1]).p for key, pair in pairs.items()]), strict=True))
 
 
 def sizes_table(root: Path) -> str:
-    """Where the MLP inverts: adversarial over baseline by each account and sampler that was run."""
+    """Where the MLP inverts: adversarial over baseline by each account, at each size, budget and sampler."""
     rows = []
     for n in sizes(root):
-        adjusted = sizes_primary(root, n)
-        for (equal, sampler), pair in sizes_pairs(root, n).items():
-            p = f"{pair.compare(VAL, sampler).p:.1g}"
-            p += f" ({adjusted[equal, sampler]:.1g})" if (equal, sampler) in adjusted else ""
-            means = [" / ".join(pair.means(metric, sampler)) for metric in (VAL, RECON)]
-            rows.append([f"{n} × {n}", equal, pair.steps, SAMPLER_WORDS[sampler], *means, pair.ratio(VAL, sampler), p])
-    means = ("val_mse with / without", "recon_error with / without")
-    steps = ("matrices", "equal", "steps with against without", "sampler")
-    return markdown(rows, (*steps, *means, "val_mse, with over without [95%]; seeds ahead", "p (Holm's)"))
+        for steps in (SIZES_STEPS, LONGER):
+            for sampler in reversed(list(SAMPLERS)):
+                pairs = sizes_pairs(root, n, sampler, steps)
+                if "FLOPs" not in pairs:
+                    continue
+                means = [" / ".join(pairs["FLOPs"].means(metric, sampler)) for metric in (VAL, RECON)]
+                ratios = (
+                    f"{pairs[equal].steps_without:,}: {pairs[equal].ratio(VAL, sampler)}" if equal in pairs else ""
+                    for equal in ACCOUNTS
+                )
+                rows.append([f"{n} × {n}", f"{steps:,}", SAMPLER_WORDS[sampler], *means, *ratios])
+    means = ("val_mse with / without, equal FLOPs", "recon_error, the same")
+    equal = (f"at equal {account}" for account in ACCOUNTS)
+    return markdown(rows, ("matrices", "steps with", "sampler", *means, *equal))
 
 
 def sizes(root: Path) -> list[int]:
@@ -437,10 +446,15 @@ PUBLIC_PAIRS = (
 )
 
 
+def public_errors(root: Path) -> pd.Series:
+    """Return val_mse of the curves that others made, by strategy, step and seed."""
+    curves = read(root / "public-curves" / "curves.csv", "strategy", "seed", step=int, val_mse=float)
+    return curves.set_index(["strategy", "step", "seed"])["val_mse"].sort_index()
+
+
 def public_table(root: Path) -> str:
     """Write adversarial over none, seed by seed, in the published setting, by curves that others made."""
-    curves = read(root / "public-curves" / "curves.csv", "strategy", "seed", step=int, val_mse=float)
-    by_step, rows = curves.set_index(["strategy", "step", "seed"])["val_mse"].sort_index(), []
+    by_step, rows = public_errors(root), []
     for steps, other_steps, equal in PUBLIC_PAIRS:
         mined, plain = by_step["adversarial", steps], by_step["none", other_steps]
         found = VAL.compare(mined.to_numpy(), plain.reindex(mined.index).to_numpy())
@@ -533,12 +547,15 @@ def free_table(root: Path) -> str:
     return markdown(rows, ("strategy", "steps", "sampler", *measured))
 
 
+def free_means(root: Path) -> pd.DataFrame:
+    """Return the geometric means of the trial before it, by the baseline's steps and the sampler."""
+    frame = study(root, "matrix-free-trial").frame
+    return frame.pivot_table(VAL.column, "train_steps", "sampler", geometric_mean)
+
+
 def free_curve_table(root: Path) -> str:
-    """Write a row per budget of the trial before it: how far the baseline's error falls with more steps."""
-    runs = study(root, "matrix-free-trial")
-    means = runs.frame.pivot_table(
-        VAL.column, "train_steps", "sampler", lambda errors: VAL.mean(errors.to_numpy()).mean
-    )
+    """Write a row per budget of that trial: how far the baseline's error falls with more steps."""
+    runs, means = study(root, "matrix-free-trial"), free_means(root)
     falls = means.shift() / means
     rows = [
         [f"{steps:,}", runs.frame["seed"][runs.frame["train_steps"] == steps].nunique()]
