@@ -15,9 +15,8 @@ if __name__ == "__main__":
 from diffusion_lib.system.arguments import Parser
 from experiments.analysis.figures import drawing, label_log, legend_below, name_line, strategy_colors
 from experiments.analysis.setting_figure import draw_budgets
-from results.tables import ACCOUNTS, LONGER, PUBLISHED, SIZES_STEPS, VAL, read, sizes_pair, study
+from results.tables import ACCOUNTS, IRED, LONGER, PUBLISHED, SIZES_STEPS, VAL, read, sizes_pair, study
 
-SAMPLER = "innerloop"  # IRED's own
 HEIGHTS = 5e-4, 0.2  # of the errors shown
 LINES = {"baseline": "without mining", "adversarial": "with mining"}
 NAMES = {
@@ -33,7 +32,7 @@ def panel(axis, n: int, labels: dict[str, list[str]], runs):
     references = read(PUBLISHED / "references.csv", "rank", "strategy", val_mse=float)
     limits, edge = references[references["rank"] == n].set_index("strategy")["val_mse"], []
     for (name, color), own in zip(strategy_colors(list(labels)).items(), labels.values(), strict=True):
-        frame = runs.frame[runs.frame["strategy"].isin(own) & (runs.frame["sampler"] == SAMPLER)]
+        frame = runs.frame[runs.frame["strategy"].isin(own) & (runs.frame["sampler"] == IRED)]
         x, y = frame["train_flops"].to_numpy(float), frame[VAL.column].to_numpy(float)
         draw_budgets(axis, x, y, color, LINES[name], limits["mean predictor"], edge)
     for name, words in NAMES.items():
@@ -52,7 +51,7 @@ def main(arguments=None):
     """Draw results/published/answer.png. Raises ConfigError where a study is missing or damaged."""
     Parser(__doc__).parse_args(arguments)
     budgets = [(steps, equal) for steps in (SIZES_STEPS, LONGER) for equal in ACCOUNTS]
-    pairs = [sizes_pair(PUBLISHED, 6, equal, SAMPLER, steps) for steps, equal in budgets]
+    pairs = [sizes_pair(PUBLISHED, 6, equal, IRED, steps) for steps, equal in budgets]
     small = {"baseline": [pair.other for pair in pairs], "adversarial": [pair.one for pair in pairs]}
     ladder = study(PUBLISHED, "ladder")
     every = ladder.frame["strategy"].unique()

@@ -24,6 +24,7 @@ from experiments.analysis.statistics import holm
 from experiments.analysis.verdict import ADVERSARIAL, BASELINE, COMPUTE
 from results.tables import (
     ACCOUNTS,
+    IRED,
     KINDS,
     LONGER,
     PUBLISHED,
@@ -44,7 +45,6 @@ from results.tables import (
     whole_pair,
 )
 
-IRED = "innerloop"  # IRED's sampler
 LEVEL = 2  # at which the pages say what the energies rank
 
 

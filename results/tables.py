@@ -47,7 +47,8 @@ BUDGETS, PRIMARY = (1_250, 2_500, 5_000, 10_000, 20_000), (5_000, 10_000)  # adv
 EQUAL = {"FLOPs": COMPUTE, "steps": BASELINE}  # what adversarial is compared with, by what both have the same of
 # As the pages call the ladder's strategies: a baseline is one whatever it is trained for.
 NAMES = {COMPUTE: BASELINE, "random-1.2": "random, noise_scale 1.2"}
-SAMPLER_WORDS = {"plain": "plain", "innerloop": "IRED's inner loop"}
+IRED = "innerloop"  # IRED's sampler
+SAMPLER_WORDS = {"plain": "plain", IRED: "IRED's"}
 
 
 class Runs:
@@ -150,7 +151,7 @@ class Pair(NamedTuple):
 
     def without(self) -> list[str]:
         """Write the other one's error and reconstruction error, under IRED's sampler."""
-        return [self.means(metric, "innerloop")[1] for metric in (VAL, RECON)]
+        return [self.means(metric, IRED)[1] for metric in (VAL, RECON)]
 
     def ratio(self, metric: Metric, sampler: str) -> str:
         """Write the ratio with its interval, and in how many seeds the first one's error is smaller."""
@@ -213,6 +214,12 @@ def whole_pair(root: Path, name: str, equal: str) -> Pair:
     return Pair(study(root, name), ADVERSARIAL, EQUAL[equal])
 
 
+def holm_p(pairs: list[Pair]) -> dict[tuple[Pair, str], float]:
+    """Return Holm's p of a family: these pairs, under both samplers."""
+    tests = [(pair, sampler) for pair in pairs for sampler in SAMPLERS]
+    return dict(zip(tests, holm([pair.compare(VAL, sampler).p for pair, sampler in tests]), strict=True))
+
+
 def verdicts_table(root: Path) -> str:
     """Write adversarial over baseline at equal compute by val_mse, and the verdicts by the protocol's rule."""
     others = [steps for steps in BUDGETS if steps not in PRIMARY]
@@ -224,14 +231,12 @@ def verdicts_table(root: Path) -> str:
     }
     rows = []
     for family, pairs in families.items():
-        tests = [(pair, sampler) for pair in pairs for sampler in SAMPLERS]
-        found = [pair.runs.compare(pair.one, pair.other, VAL, sampler) for pair, sampler in tests]
-        adjusted = holm([each.p for each in found])
-        for (pair, sampler), each, p_holm in zip(tests, found, adjusted, strict=True):
+        for (pair, sampler), p_holm in holm_p(pairs).items():
+            p = pair.compare(VAL, sampler).p
             # the ladder's other budgets are no family of the protocol's
-            p = f"{each.p:.2g}, exploratory" if family == "MLP" else f"{each.p:.2g} ({p_holm:.2g})"
+            words = f"{p:.2g}, exploratory" if family == "MLP" else f"{p:.2g} ({p_holm:.2g})"
             ratio, verdict = pair.ratio(VAL, sampler), pair.verdict(VAL, sampler)
-            rows.append([family, pair.steps, SAMPLER_WORDS[sampler], ratio, p, verdict])
+            rows.append([family, pair.steps, SAMPLER_WORDS[sampler], ratio, words, verdict])
     compared = ("steps, with mining against without", "sampler", "error, with over without [95%]; seeds ahead")
     return markdown(rows, ("energy", *compared, "p (Holm's)", "verdict"))
 
@@ -242,7 +247,7 @@ def ratios_table(root: Path, metric: Metric) -> str:
     if metric == VAL:
         pairs += [(tuned_pair(root, equal), equal) for equal in EQUAL]
     rows = [[pair.steps, equal, *(pair.ratio(metric, sampler) for sampler in SAMPLERS)] for pair, equal in pairs]
-    samplers = ("plain sampler; seeds ahead", "IRED's inner loop; seeds ahead")
+    samplers = ("plain sampler; seeds ahead", "IRED's sampler; seeds ahead")
     return markdown(rows, (f"{metric.column}, adversarial against baseline, steps", "equal", *samplers))
 
 
@@ -253,7 +258,7 @@ def ladder_means_table(root: Path) -> str:
         errors = {sampler: VAL.mean(part[VAL.column].to_numpy()) for sampler, part in runs.groupby("sampler")}
         about = (f"{steps:,}", f"{runs['train_flops'].iloc[0]:.2g}", runs["seed"].nunique())
         rows.append([name, *about, *(mean_words(errors[sampler]) for sampler in SAMPLERS)])
-    return markdown(rows, ("strategy", "steps", "FLOPs", "seeds", "val_mse, plain", "val_mse, inner loop"))
+    return markdown(rows, ("strategy", "steps", "FLOPs", "seeds", "val_mse, plain", "val_mse, IRED's sampler"))
 
 
 def rises_table(root: Path) -> str:
@@ -284,14 +289,14 @@ def tuned_means_table(root: Path) -> str:
         settings = (chosen.get("learning_rate"), chosen.get("weight", "-"))
         rows.append([name, f"{runs.steps(label):,}", *settings, means[0].n, *map(mean_words, means)])
     return markdown(
-        rows, ("strategy", "steps", "learning rate", "weight", "seeds", "val_mse, plain", "val_mse, inner loop")
+        rows, ("strategy", "steps", "learning rate", "weight", "seeds", "val_mse, plain", "val_mse, IRED's sampler")
     )
 
 
 def pilot_runs_table(root: Path) -> str:
     """Write a row per run that ended and sampler."""
     rows = [
-        [row["strategy"], row["seed"], f"{row['train_steps']:,}", row["sampler"]]
+        [row["strategy"], row["seed"], f"{row['train_steps']:,}", SAMPLER_WORDS[row["sampler"]]]
         + [f"{row[metric.column]:.4g}" for metric in METRICS]
         for _, row in study(root, "pilot").frame.sort_values(["strategy", "seed"], kind="stable").iterrows()
     ]
@@ -379,23 +384,28 @@ def kinds_table(root: Path, kinds: dict[str, str], header: tuple[str, str]) -> s
     for name, words in kinds.items():
         pair = Pair(runs, name, BASELINE)
         ratios = [pair.ratio(VAL, sampler) for sampler in reversed(list(SAMPLERS))]
-        recon = runs.effect(name, BASELINE, RECON, "innerloop")
-        rows.append([f"`{name}`", words, f"{pair.cost:.2f}", *ratios, recon, pair.verdict(VAL, "innerloop")])
+        recon = runs.effect(name, BASELINE, RECON, IRED)
+        rows.append([f"`{name}`", words, f"{pair.cost:.2f}", *ratios, recon, pair.verdict(VAL, IRED)])
     ratios = ("val_mse over none's, IRED's sampler; seeds ahead", "plain", "recon_error, IRED's sampler")
     return markdown(rows, (*header, "FLOPs", *ratios, "at equal steps"))
 
 
 def answer_table(root: Path) -> str:
-    """Write what the README says first: at equal FLOPs, under IRED's sampler."""
-    pairs = {f"IRED's MLP, {n} × {n}": sizes_pair(root, n, "FLOPs", "innerloop") for n in sizes(root)}
-    pairs["IRED's MLP, 20 × 20"] = ladder_pairs(root, "FLOPs", (5_000,))[0]
-    pairs["`matrix-free`, 20 × 20"] = whole_pair(root, "matrix-free-1200", "FLOPs")
-    judged = (VAL, "innerloop")
-    rows = [
-        [energy, pair.steps, *pair.means(*judged), pair.ratio(*judged), pair.verdict(*judged)]
-        for energy, pair in pairs.items()
-    ]
-    errors = ("error with", "without", "with over without [95%]; seeds ahead")
+    """Write what the README says first: at equal FLOPs, under IRED's sampler, with Holm's p of a primary test."""
+    judged = (VAL, IRED)
+    families = {
+        f"IRED's MLP, {n} × {n}": (sizes_pair(root, n, "FLOPs", IRED), sizes_primary(root, n).get(("FLOPs", IRED)))
+        for n in sizes(root)
+    }
+    ladder = ladder_pairs(root, "FLOPs", PRIMARY)
+    families["IRED's MLP, 20 × 20"] = (ladder[0], holm_p(ladder)[ladder[0], IRED])
+    free = whole_pair(root, "matrix-free-1200", "FLOPs")
+    families["`matrix-free`, 20 × 20"] = (free, holm_p([free])[free, IRED])
+    rows = []
+    for energy, (pair, p) in families.items():
+        words = pair.verdict(*judged)
+        rows.append([energy, pair.steps, *pair.means(*judged), pair.ratio(*judged), f"{p:.2g}" if p else "", words])
+    errors = ("error with", "without", "with over without [95%]; seeds ahead", "p, Holm's")
     return markdown(rows, ("energy, matrices", "steps with against without", *errors, "in words"))
 
 
@@ -403,7 +413,7 @@ def learned_table(root: Path) -> str:
     """Whether anything is learned: errors without training, and without mining, under IRED's sampler."""
     references = read(root / "references.csv", "rank", "strategy", val_mse=float, recon_error=float)
     by_size = references.set_index(["rank", "strategy"])[[VAL.column, RECON.column]]
-    small = sizes_pair(root, SIZES[0], "FLOPs", "innerloop")
+    small = sizes_pair(root, SIZES[0], "FLOPs", IRED)
     large = ladder_pairs(root, "FLOPs", (5_000,))[0]
     free = whole_pair(root, "matrix-free-1200", "FLOPs")
     rows = [
@@ -427,8 +437,8 @@ def energies_table(root: Path) -> str:
     }
     rows = []
     for energy, (flops, steps) in pairs.items():
-        ratios = [pair.ratio(VAL, "innerloop") for pair in (flops, steps)]
-        rows.append([energy, flops.steps, *flops.without(), *ratios, flops.verdict(VAL, "innerloop")])
+        ratios = [pair.ratio(VAL, IRED) for pair in (flops, steps)]
+        rows.append([energy, flops.steps, *flops.without(), *ratios, flops.verdict(VAL, IRED)])
     means = ("val_mse without", "recon_error without (zero: 4.47)")
     ratios = ("with over without, equal FLOPs; seeds ahead", "the same, equal steps")
     return markdown(rows, ("energy", "steps with against without", *means, *ratios, "at equal FLOPs"))
@@ -483,12 +493,12 @@ def percents(runs: Runs, metric: Metric, sampler: str) -> list[str]:
 
 
 def tasks_table(root: Path) -> str:
-    """Write a row for each of IRED's other tasks, under the inner loop."""
+    """Write a row for each of IRED's other tasks, under IRED's sampler."""
     rows = []
     for name, (runs, metrics) in task_studies(root).items():
-        means = map(" / ".join, zip(*(percents(runs, metric, "innerloop") for metric in metrics), strict=True))
-        effects = [runs.effect(ADVERSARIAL, COMPUTE, metric, "innerloop") for metric in metrics]
-        seeds = runs.values(ADVERSARIAL, metrics[0], "innerloop").count()
+        means = map(" / ".join, zip(*(percents(runs, metric, IRED) for metric in metrics), strict=True))
+        effects = [runs.effect(ADVERSARIAL, COMPUTE, metric, IRED) for metric in metrics]
+        seeds = runs.values(ADVERSARIAL, metrics[0], IRED).count()
         rows.append([name, TASKS[name].metrics[0].replace("_", " "), seeds, *means, *effects])
     return markdown(rows, ("task", "metric, %", "seeds", *TASK_STRATEGIES, OVER[COMPUTE], "the same, harder"))
 
@@ -496,7 +506,7 @@ def tasks_table(root: Path) -> str:
 def task_details_table(root: Path) -> str:
     """Write a row per task, difficulty and sampler."""
     rows = [
-        [name, examples, sampler, *percents(runs, metric, sampler)]
+        [name, examples, SAMPLER_WORDS[sampler], *percents(runs, metric, sampler)]
         + [runs.effect(ADVERSARIAL, other, metric, sampler) for other in OVER]
         for name, (runs, metrics) in task_studies(root).items()
         for examples, metric in zip(("usual", "harder"), metrics, strict=True)
@@ -515,7 +525,7 @@ def matrix_table(root: Path) -> str:
         for strategy in runs.order(INVERSION):
             mean, ratio = runs.mean(strategy, VAL, sampler), runs.effect(strategy, BASELINE, VAL, sampler)
             harder = f"{runs.mean(strategy, OOD, sampler).mean:.3g}"
-            rows.append([strategy, sampler, mean.n, mean_words(mean, "{:.3g}"), ratio, harder])
+            rows.append([strategy, SAMPLER_WORDS[sampler], mean.n, mean_words(mean, "{:.3g}"), ratio, harder])
     return markdown(rows, ("strategy", "sampler", "seeds", "val_mse [95%]", "ratio to baseline", "ood_mse"))
 
 
@@ -528,7 +538,7 @@ def scale_table(root: Path) -> str:
     words = means.map("{:.2g}".format).unstack()
     rows = [[name, *(words.loc[name, (column, sampler)] for sampler, column in keys)] for name in INVERSION]
     without = "without the factor"
-    return markdown(rows, ("strategy", "val_mse, plain", without, "val_mse, inner loop", without))
+    return markdown(rows, ("strategy", "val_mse, plain", without, "val_mse, IRED's sampler", without))
 
 
 def free_table(root: Path) -> str:
@@ -537,7 +547,7 @@ def free_table(root: Path) -> str:
     seeds = runs.frame["seed"].nunique()
     for sampler in SAMPLERS:
         for strategy in runs.order(INVERSION):
-            row = [strategy, f"{runs.steps(strategy):,}", sampler]
+            row = [strategy, f"{runs.steps(strategy):,}", SAMPLER_WORDS[sampler]]
             for metric in METRICS:
                 mean = runs.mean(strategy, metric, sampler)
                 finite = "" if mean.n == seeds else f" ({mean.n} of {seeds} finite)"
@@ -562,7 +572,7 @@ def free_curve_table(root: Path) -> str:
         + [words for s in SAMPLERS for words in (f"{means.loc[steps, s]:.2g}", fall_words(falls.loc[steps, s]))]
         for steps in means.index
     ]
-    return markdown(rows, ("steps", "seeds", "val_mse, plain", "divided by", "val_mse, inner loop", "divided by"))
+    return markdown(rows, ("steps", "seeds", "val_mse, plain", "divided by", "val_mse, IRED's sampler", "divided by"))
 
 
 def fall_words(fall: float) -> str:
@@ -602,7 +612,7 @@ def percent(share: float) -> str:
 
 def precision_table(root: Path) -> str:
     """Write what bfloat16 products change: val_mse over that of the same runs in float32."""
-    small = sizes_pair(root, SIZES[0], "steps", "innerloop")
+    small = sizes_pair(root, SIZES[0], "steps", IRED)
     exact_pilot, pilot = (Pair(study(root, name), ADVERSARIAL, BASELINE) for name in ("pilot", "pilot-bf16"))
     rows = []
     for words, rounded, exact in (
