@@ -128,6 +128,6 @@ def resolve(options) -> ExperimentConfig:
 
 
 def default_folder(config) -> Path:
-    """The release's."""
+    """Return the folder that the release would use."""
     suffix = "" if config.diffusion_steps == 100 else f"_diffsteps_{config.diffusion_steps}"
     return Path("results", f"ds_{config.dataset}", f"model_{config.model}{suffix}")

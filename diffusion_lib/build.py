@@ -6,12 +6,13 @@ from functools import cache
 
 import torch
 
-from diffusion_lib.compiling import require_compiler, require_programs
+from diffusion_lib.compiling import require_compiler, require_programs, set_compiled
 from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.denoising_diffusion_pytorch_1d import GaussianDiffusion1D, require_possible
 from diffusion_lib.energies import MODELS
-from diffusion_lib.precision import choose_products, require_product
+from diffusion_lib.precision import choose_products, require_product, set_precision
 from diffusion_lib.seeds import INITIAL_WEIGHTS, derive_seed, seeded_generator
+from diffusion_lib.system.device import processes
 from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.system.memory import memory_limit
 from diffusion_lib.tasks import TASKS, Task
@@ -51,6 +52,13 @@ def build_diffusion(
         baseline=baseline,
         match_release=config.match_release,
     )
+
+
+def set_step(config: ExperimentConfig, diffusion: GaussianDiffusion1D, device: torch.device):
+    """Have a run's steps computed as its configuration says: the products, and whether compiled. Raises ConfigError."""
+    ebm = diffusion.model.ebm
+    set_precision(config.precision, ebm, device)
+    set_compiled(config.compile, ebm, device, -(-config.batch_size // processes()))
 
 
 def evaluation_tasks(config: ExperimentConfig, trained_on: Task) -> tuple[Task, Task]:

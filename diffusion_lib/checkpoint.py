@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 
-from diffusion_lib.system.errors import CheckpointError
+from diffusion_lib.system.errors import CheckpointError, first_line
 from diffusion_lib.system.files import write_atomic
 
 EMA_PREFIX = "ema_model."
@@ -69,7 +69,7 @@ def load_checkpoint(path, device, to_train: bool) -> dict:
     except FileNotFoundError:
         raise CheckpointError(f"no checkpoint at {path}") from None
     except Exception as error:  # torch raises half a dozen unrelated types for damaged files
-        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        reason = first_line(error)[:120]
         raise CheckpointError(f"{path} cannot be read as a checkpoint ({reason}); it is left as it was") from None
     state = state if isinstance(state, dict) else {}
     needed = {key: kinds for key, kinds in CHECKPOINT_TYPES.items() if to_train or key != "opt"}

@@ -150,27 +150,35 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
         return self.rules.bound
 
     def q_sample(self, x_start, t, noise=None):
-        """x_t = sqrt(alphas_cumprod_t) x_start + sqrt(1 - alphas_cumprod_t) noise, all (B, *out_shape)."""
+        """Noise solutions: return x_t = sqrt(alphas_cumprod_t) x_start + sqrt(1 - alphas_cumprod_t) noise.
+
+        x_start: solutions (B, *out_shape).
+        t: their levels, one int or (B,).
+        noise: normal noise (B, *out_shape); None: drawn here.
+        """
         noise = torch.randn_like(x_start) if noise is None else noise
         scaled = self._at(self.sqrt_alphas_cumprod, t, x_start) * x_start
         return torch.addcmul(scaled, self._at(self.sqrt_one_minus_alphas_cumprod, t, x_start), noise)
 
     def predict_start(self, x_t, t, noise=0.0):
-        """x_0 (B, *out_shape) from x_t and the noise in it (equation 2 of IRED, solved for y)."""
+        """Return x_0 from x_t and the noise in it, all (B, *out_shape): `q_sample` solved for x_start."""
         recip, recipm1 = self.sqrt_recip_alphas_cumprod, self.sqrt_recipm1_alphas_cumprod
         return self._at(recip, t, x_t) * x_t - self._at(recipm1, t, x_t) * noise
 
     @staticmethod
     def _at(table, t, x):
-        """A (T,) table at t, to multiply x (B, *out_shape): a scalar for an int t, else an entry for each row."""
+        """Return a (T,) table at t, to multiply x (B, *out_shape): a scalar for an int t, else one for each row."""
         return table[t] if isinstance(t, int) else table[t].view(-1, *[1] * (x.ndim - 1))
 
     def noised(self, x_start, t, noise, values, mask):
-        """x_t (B, *out_shape) as `q_sample` makes it, but for entries that a mask keeps: `values`, without noise."""
+        """Return x_t as `q_sample` makes it, but for entries that a mask keeps: `values`, without noise.
+
+        All are (B, *out_shape), t an int or (B,); mask may be None.
+        """
         return restored(self.q_sample(x_start, t, noise), self.given(values, t, mask))
 
     def given(self, values, t, mask) -> Given | None:
-        """What a mask keeps at level t: entries of `values` (B, *out_shape), scaled to the level, without noise."""
+        """Return what a mask keeps at level t: entries of `values` (B, *out_shape), scaled to it, without noise."""
         return None if mask is None else Given(mask.bool(), self._at(self.sqrt_alphas_cumprod, t, values) * values)
 
     def forward(
@@ -184,7 +192,7 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
         candidates: torch.Tensor | None = None,
         drawn: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, tuple[torch.Tensor | int, ...]]:
-        """The training loss of a batch: see `p_losses`, which names the arguments. Draws t where it is None."""
+        """Return the training loss of a batch: see `p_losses`, which names the arguments. Draws t where it is None."""
         if t is None:
             t = torch.randint(0, self.num_timesteps, (target.shape[0],), device=target.device)
         return self.p_losses(inp, target, mask, t, noise, nce_noise, candidates, drawn)
@@ -200,10 +208,14 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
         candidates: torch.Tensor | None = None,
         drawn: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, tuple[torch.Tensor | int, ...]]:
-        """Denoising loss plus `mining.weight` times the contrastive loss (IRED, equations 4 and 6).
+        """Return the denoising loss plus `mining.weight` times the contrastive loss (IRED, equations 4 and 6).
 
-        inp: (B, *inp_shape). x_start: the solutions (B, *out_shape). mask: (B, *out_shape) or None. t: levels (B,).
-        noise: (B, *out_shape), for the denoising loss. nce_noise: the same for the contrastive loss. None: drawn here.
+        inp: the problems (B, *inp_shape).
+        x_start: their solutions (B, *out_shape).
+        mask: (B, *out_shape) or None.
+        t: levels (B,).
+        noise: normal noise (B, *out_shape) of the denoising loss. None: drawn here.
+        nce_noise: the same of the contrastive loss, which its real and its wrong answers share. None: drawn here.
         candidates: the wrong answers (B, *out_shape). None: made by the mode.
         drawn: the mode's own normal noise (B, draws, *out_shape). None: drawn here.
         Returns the mean loss and three numbers: the denoising and the contrastive loss, and the mean squared distance
@@ -265,10 +277,16 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
     @without_dropout
     @torch.no_grad()
     def candidates(self, cond, x_start, t, noise, mining=None, mask=None, drawn=None):
-        """The wrong answers of a mining mode (B, *out_shape): see negatives.py.
+        """Make the wrong answers of a mining mode (B, *out_shape): see negatives.py.
 
+        cond: the energy's condition on the problems and t.
+        x_start: the solutions (B, *out_shape).
+        t: levels, an int or (B,).
+        noise: normal noise (B, *out_shape), that of the real answers.
         mining: a MiningConfig; None: the model's own.
+        mask: (B, *out_shape) or None.
         drawn: the mode's own normal noise (B, draws, *out_shape); None: drawn here.
+        Raises ConfigError where the mode makes another shape or type.
         """
         mining = mining or self.mining
         given = self.given(x_start, t, mask)
@@ -280,26 +298,36 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
         return made.clamp(-bound, bound)
 
     def _drawn(self, x_start, drawn, mining=None):
-        """The mode's own normal noise (B, draws, *out_shape), drawn if None; None for a mode that needs none."""
+        """Return the mode's own normal noise (B, draws, *out_shape), drawn if None; None for a mode that needs none."""
         draws = (mining or self.mining).draws()
         return (
             x_start.new_empty(len(x_start), draws, *x_start.shape[1:]).normal_() if draws and drawn is None else drawn
         )
 
     def negatives(self, cond, x_start, t, noise, mining=None, mask=None, drawn=None):
-        """The candidates at level t (B, *out_shape), with the noise of the real sample (IRED, section 3.2)."""
+        """Return the candidates at level t (B, *out_shape), with the noise of the real answers (IRED, section 3.2).
+
+        The arguments are those of `candidates`.
+        """
         return self.noised(self.candidates(cond, x_start, t, noise, mining, mask, drawn), t, noise, x_start, mask)
 
     @without_dropout
     @torch.no_grad()
     def descend(self, cond, z, t, steps, scale, bound, given=None, settling=False):
-        """Inner optimisation (IRED, algorithm 2): z' = clamp(z - eta_t scale dE/dz), kept where E falls.
+        """Descend the energy (IRED, algorithm 2): z' = clamp(z - eta_t scale dE/dz), kept where E falls.
 
-        given: what a mask keeps. Returns z (B, *out_shape) and the share of steps kept, a scalar tensor. A step takes
-        one energy and gradient: those at its new point serve the next step. settling: leave rows at rest out of further
-        steps; t is then one level for all. A row whose step was not kept, or moved nothing, would only repeat it: z is
-        the same, but not the share.
+        cond: the energy's condition on the problems and t.
+        z: where to start, at level t (B, *out_shape).
+        t: levels, an int or (B,).
+        steps: how many descents.
+        scale: factor on the step size eta_t.
+        bound: largest magnitude of a solution's entry, in the solution's units.
+        given: what a mask keeps.
+        settling: leave rows at rest out of further steps; t is then one level for all. A row whose step was not kept,
+            or moved nothing, would only repeat it: z is the same, but not the share.
+        Returns z (B, *out_shape) and the share of steps kept, a scalar tensor.
         """
+        # a step takes one energy and gradient: those at its new point serve the next step
         settled = rows = None
         limit = self._clamp_limit(t, bound, z)
         step_size = self._at(self.opt_step_size, t, z)
@@ -332,9 +360,10 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
         return z if rows is None else settled.index_copy(0, rows, z), kept
 
     def langevin_step(self, cond, z, t, scale, noise, given=None):
-        """Step to clamp(z - s dE/dz + sqrt(2 s) noise), with s = eta_t scale as in a descent, even if E rises.
+        """Take a Langevin step: clamp(z - s dE/dz + sqrt(2 s) noise), s = eta_t scale, kept even where E rises.
 
-        noise: normal noise, times a temperature.
+        noise: normal noise (B, *out_shape), times the square root of a temperature.
+        The other arguments are those of `descend`. Returns z (B, *out_shape).
         """
         step = scale * self._at(self.opt_step_size, t, z)
         proposal = restored(z - step * self.model.ebm.gradient(cond, z) + (2 * step).sqrt() * noise, given)
@@ -342,7 +371,7 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
         return torch.maximum(torch.minimum(proposal, limit), -limit)
 
     def _energy_and_gradient(self, cond, z, only_energy=False):
-        """The energies (B,) that a descent compares, and dE/dz or None."""
+        """Return the energies (B,) that a descent compares, and dE/dz or None."""
         ebm = self.model.ebm
         energy, gradient = (ebm.energy(cond, z), None) if only_energy else ebm.energy_and_gradient(cond, z)
         if self._has_several_energies():
@@ -350,7 +379,7 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
         return energy, gradient
 
     def _clamp_limit(self, t, bound, x):
-        """Largest magnitude of x at level t: the bound, scaled as noising scales a solution."""
+        """Return the largest magnitude of x at level t: the bound, scaled as noising scales a solution."""
         if self.match_release and not isinstance(t, int):
             t = t[:1]  # defect 2: the first sample's level for the whole batch
         return self._at(self.sqrt_alphas_cumprod, t, x) * bound
@@ -370,12 +399,16 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
         levels: Sequence[int] | None = None,
         return_traj: bool = False,
     ) -> torch.Tensor:
-        """Sample solutions (B, *out_shape) for inputs (B, *inp_shape); with return_traj of every level, (T, B, …).
+        """Sample solutions (B, *out_shape) (IRED, section 3.3): denoise level by level, and descend E at each.
 
-        mask: 1 at entries of the solution that the input gives. start: the noise x_T (B, *out_shape); None: drawn from
-        `generator`. inner_steps: descents at each level; None: the rules', or 0 without use_innerloop_opt. bound: other
-        than the model's own, for other tasks. levels: which of T-1 … 0 to visit, in this order; None: all. Raises
-        ConfigError.
+        inp: the problems (B, *inp_shape).
+        mask: 1 at entries of the solution that the input gives (B, *out_shape).
+        start: the noise x_T (B, *out_shape); None: drawn from `generator`.
+        inner_steps: descents at each level; None: the rules', or 0 without use_innerloop_opt.
+        bound: largest magnitude of a solution's entry; None: the model's own.
+        levels: which of T-1 … 0 to visit, in this order; None: all.
+        return_traj: return what each level makes of it, (levels, B, *out_shape).
+        Raises ConfigError for what is not allowed.
         """
         if inner_steps is None:
             inner_steps = self.rules.inner_steps if self.use_innerloop_opt else 0
@@ -423,7 +456,7 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
         return x if self.match_release else x_start
 
     def _p_sample(self, cond, x, t, bound, generator):
-        """One denoising step at level t, still at the scale of that level."""
+        """Denoise once at level t (B, *out_shape); the result is still at the scale of that level."""
         noise_prediction = self.model.ebm.gradient(cond, x)
         x_start = self.predict_start(x, t, noise_prediction).clamp(-bound, bound)
         x = self._at(self.sqrt_alphas_cumprod, t, x) * x_start

@@ -1,4 +1,4 @@
-"""Evaluate a model on fixed sets. Each metric is defined here once; every table and CSV uses these names.
+"""Evaluate a model on fixed sets. A task defines its metrics (Task.score), here they are averaged; of matrices:
 
 mse          mean over matrices and entries of (prediction - target)^2
 recon_error  mean over matrices of the Frobenius norm of A prediction - I (matrix inversion only)
@@ -67,6 +67,20 @@ class EvaluationSet:
     def mask_of(self, rows: slice) -> torch.Tensor | None:
         return None if self.mask is None else self.mask[rows]
 
+    def sample(self, diffusion, rows: slice, inner_steps: int | None, levels=None) -> torch.Tensor:
+        """Solve the problems of some rows (B, *out_shape), from the set's noise and within the task's bound.
+
+        inner_steps, levels: as in sample_loop.
+        """
+        inp, start, bound = self.inp[rows], self.start[rows], self.bound(diffusion)
+        options = {"inner_steps": inner_steps, "bound": bound, "levels": levels}
+        return diffusion.sample_loop(inp, mask=self.mask_of(rows), start=start, **options)
+
+    def bound(self, diffusion) -> float:
+        """Return the bound that the sampler keeps on these problems; the released code keeps the model's on all."""
+        own = self.task.bound
+        return diffusion.bound if diffusion.match_release or own is None else own
+
     def batches(self, most: int, share: Share = Share()):
         """Yield slices of this process's rows, at most `most` at a time; on a CPU about as many as its caches hold."""
         rows = share.of(self.size)
@@ -94,14 +108,14 @@ def sampler_metrics(
     execute: whether to compute the metrics of Task.execute too, which take further samples.
     """
     parts, inner_steps = [], SAMPLERS[sampler](diffusion.rules) if isinstance(sampler, str) else sampler
-    options = {"inner_steps": inner_steps, "bound": _bound(diffusion, chosen), "levels": levels}
     for rows in chosen.batches(batch_size, share):
-        inp, target, start, mask = chosen.inp[rows], chosen.target[rows], chosen.start[rows], chosen.mask_of(rows)
-        prediction = diffusion.sample_loop(inp, mask=mask, start=start, **options)
+        inp, target, start = chosen.inp[rows], chosen.target[rows], chosen.start[rows]
+        prediction = chosen.sample(diffusion, rows, inner_steps, levels)
         scores = chosen.task.score(inp, target, prediction)
         if execute:
 
             def plan(changed, which, start=start):
+                options = {"inner_steps": inner_steps, "bound": chosen.bound(diffusion), "levels": levels}
                 return diffusion.sample_loop(changed, start=start[which], **options)
 
             scores |= chosen.task.execute(inp, target, prediction, plan)
@@ -121,11 +135,6 @@ def prediction_metrics(chosen: EvaluationSet, prediction) -> dict:
 def summary(task, scores: dict[str, torch.Tensor]) -> dict[str, float]:
     """Return the task's metrics, by name, from its scores of some examples, (B,) each."""
     return task.summary({name: values.mean().item() for name, values in scores.items()})
-
-
-def _bound(diffusion, chosen):
-    own = chosen.task.bound
-    return diffusion.bound if diffusion.match_release or own is None else own
 
 
 @torch.no_grad()

@@ -8,14 +8,12 @@ the weights, and everything that is no matrix product.
 """
 
 from functools import cache
-from pathlib import Path
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffusion_lib.build import build_diffusion, check_model, training_task
 from diffusion_lib.config import ExperimentConfig
-from diffusion_lib.run_folder import read_result, recorded_config
 
 PUBLISHED_BATCH = 2048
 
@@ -62,9 +60,3 @@ def equal_compute_steps(config: ExperimentConfig, other: ExperimentConfig) -> in
     """Return how many steps of `config` cost what the whole run `other` costs; at least one."""
     per_step = train_flops(config) / config.train_steps
     return max(1, round(train_flops(other) / per_step))
-
-
-def recorded_flops(run: Path) -> int:
-    """Return the training FLOPs of the run in a folder: those in result.json, else counted."""
-    recorded = (read_result(run) or {}).get("train_flops")
-    return recorded or train_flops(recorded_config(run))

@@ -3,6 +3,7 @@
 To add a way of making them, a mode: docs/adding-a-negative.md.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import Field, FrozenInstanceError
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -153,7 +154,7 @@ def independent_sample(diffusion, cond, x_start, t, _noise, mining, given, drawn
     "near",
     draws=1,
     needs=("near", "near problem"),
-    distance=setting(0.1, "distance of a near negative from the solution, as a share of the solution's norm"),
+    distance=setting(0.1, "distance of a near negative from the solution, about, as a share of the solution's norm"),
 )
 def near_solution(diffusion, _cond, x_start, _t, _noise, mining, _given, drawn):
     """Return the solutions of other problems near these, by the task's rules (B, *out_shape)."""
@@ -185,13 +186,13 @@ def mixed_sample(diffusion, cond, x_start, t, noise, mining, given, drawn):
     "langevin",
     uses=("opt_steps", "scale_factor", "noise_scale"),
     draws=lambda mining: mining.opt_steps,
-    temperature=setting(1.0, "factor of the noise in a Langevin step of the energy"),
+    temperature=setting(1.0, "temperature of a Langevin step of the energy: its noise is sqrt(2 step temperature)"),
 )
 def langevin_sample(diffusion, cond, x_start, t, noise, mining, given, drawn):
     """Take `opt_steps` Langevin steps from the noisier sample, and keep every one. Returns (B, *out_shape)."""
     z = _noisier(diffusion, x_start, t, noise, mining, given)
     for own in drawn.unbind(1):
-        z = diffusion.langevin_step(cond, z, t, mining.scale_factor, mining.temperature * own, given)
+        z = diffusion.langevin_step(cond, z, t, mining.scale_factor, math.sqrt(mining.temperature) * own, given)
     return diffusion.predict_start(z, t)
 
 

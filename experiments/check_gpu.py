@@ -1,6 +1,6 @@
 """What a GPU does with this project: whether its numbers are right, how fast it is, and the settings that suit it.
 
-    python experiments/check_gpu.py                     # under five minutes on a card; writes results/check-gpu.md
+    python experiments/check_gpu.py                     # about five minutes on a card; writes results/check-gpu.md
 
 The report can be attached to an issue. How many runs at once were best is kept in results/check-gpu.json, and is from
 then on the default of the comparison on this card. `--device cpu --quick` does the same on a CPU, at small sizes, to
@@ -28,7 +28,7 @@ from diffusion_lib.energies import MODELS
 from diffusion_lib.system.arguments import Parser, header
 from diffusion_lib.system.device import check_device_name, chosen_device
 from diffusion_lib.system.environment import ROOT, environment
-from diffusion_lib.system.errors import EXIT_BAD_INPUT, ConfigError, say, show
+from diffusion_lib.system.errors import EXIT_BAD_INPUT, ConfigError, first_line, say, show
 from diffusion_lib.system.files import write_atomic
 from experiments.speed import timing
 from experiments.speed.gpu_correctness import check_everything
@@ -93,7 +93,7 @@ def measure_sharing(sizes: Sizes, device) -> tuple[list[dict], list[str]]:
     try:
         rows += measure_at_once(sizes, device, True)
     except (OSError, RuntimeError) as error:
-        notes.append(f"With MPS nothing was measured: {str(error).splitlines()[0]}")
+        notes.append(f"With MPS nothing was measured: {first_line(error)}")
     return rows, notes
 
 

@@ -134,9 +134,8 @@ def ridge_figure(rows: list[dict], path: Path):
 
 def solutions(diffusion, chosen: EvaluationSet, sampler: str, batch_size: int = BATCH) -> torch.Tensor:
     """Return what a sampler makes of the whole set, (size, n * n)."""
-    options = {"inner_steps": SAMPLERS[sampler](diffusion.rules), "bound": chosen.task.bound}
-    batches = chosen.batches(batch_size)
-    return torch.cat([diffusion.sample_loop(chosen.inp[b], start=chosen.start[b], **options) for b in batches])
+    inner_steps = SAMPLERS[sampler](diffusion.rules)
+    return torch.cat([chosen.sample(diffusion, rows, inner_steps) for rows in chosen.batches(batch_size)])
 
 
 def scale_rows(models: dict, config: ExperimentConfig, count: int) -> list[dict]:

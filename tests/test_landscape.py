@@ -1,11 +1,13 @@
 """The landscape's measurements on an energy that is known in closed form."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import make_diffusion
 
 from dataset import Inverse
-from diffusion_lib.evaluation import EvaluationSet
+from diffusion_lib.evaluation import EvaluationSet, sampler_metrics
 from experiments.study.landscape import (
     difficulty_rows,
     diffusion_step_rows,
@@ -75,3 +77,12 @@ def test_the_solved_problem_is_the_first_of_the_set(bowl):
     found = torch.tensor(solved_example(bowl, chosen)["prediction"])
     distances = (found - chosen.target).square().sum(1)
     assert distances.argmin() == 0
+
+
+def test_a_diagnosis_keeps_the_bound_of_the_evaluation():
+    rules = replace(Inverse("train", 3).rules, bound=0.5)
+    diffusion = make_diffusion(match_release=True, rules=rules)  # whose sampler keeps the model's own bound everywhere
+    sets = [EvaluationSet(Inverse("val", 3, ood=ood), 40, "cpu") for ood in (False, True)]
+    rows = difficulty_rows(diffusion, *sets)
+    mean = sum(row["mse"] * row["matrices"] for row in rows) / 80
+    assert mean == pytest.approx(sum(sampler_metrics(diffusion, chosen, "plain")["mse"] for chosen in sets) / 2)

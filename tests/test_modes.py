@@ -95,7 +95,7 @@ def test_langevin_steps_follow_their_formula(name):
     limit = diffusion.bound * diffusion.sqrt_alphas_cumprod[batch.t].view(shape)
     for noise in batch.drawn.unbind(1):
         gradient = diffusion.model.ebm.energy_and_gradient(cond, z)[1].detach()
-        z = restored(z - step * gradient + torch.sqrt(2 * step) * 0.7 * noise, given).clamp(-limit, limit)
+        z = restored(z - step * gradient + torch.sqrt(2 * step * 0.7) * noise, given).clamp(-limit, limit)
     expected = at_bound(diffusion, diffusion.predict_start(z, batch.t))
     assert torch.allclose(candidates(diffusion, cond, batch), expected, rtol=1e-4, atol=1e-5)
 

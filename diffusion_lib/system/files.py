@@ -112,23 +112,6 @@ def read_json(path: Path) -> dict:
     return value
 
 
-def read_csv(path, *numbers: str) -> list[dict]:
-    """Read the rows of a table with a header, as text; the columns `numbers` as floats, nan where a cell is empty.
-
-    Raises ConfigError, which names the file, where that is no table, has no rows or a cut one, or lacks a number.
-    """
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        if not rows or any(None in row or None in row.values() for row in rows):
-            raise ValueError("a row is cut" if rows else "no rows")
-        return [row | {name: float(row[name] or "nan") for name in numbers} for row in rows]
-    except KeyError as error:
-        raise ConfigError(f"{path} is damaged (no column {error})") from None
-    except (ValueError, csv.Error) as error:
-        raise ConfigError(f"{path} is damaged ({error})") from None
-
-
 def write_csv(path, rows: list[dict]):
     """Write rows under one header: all their keys, in order of appearance; a missing value is empty."""
     columns = list(dict.fromkeys(key for row in rows for key in row))

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset, default_collate
 
 from diffusion_lib.seeds import global_generators, seeded_generator
 from diffusion_lib.system.checks import require_whole, with_plain_numbers
-from diffusion_lib.system.errors import ConfigError
+from diffusion_lib.system.errors import ConfigError, first_line
 
 SPLITS = ("train", "val", "test")
 
@@ -247,7 +247,7 @@ class ItemTask:
                     raise TypeError("a mask of another shape than the target, or of other numbers than 0 and 1")
             return tuple(part.to(device, dtype) for part in parts)
         except Exception as error:  # whatever the data set's own code raises
-            reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            reason = f"{type(error).__name__}: {first_line(error)}"
             raise ConfigError(
                 f"the data set {type(self.dataset).__name__} gives no batch ({reason}); allowed: items (inp, target) "
                 "or (inp, target, mask), arrays or tensors of numbers, all of the same shapes"

@@ -102,7 +102,8 @@ def near_inverse(y: torch.Tensor, noise: torch.Tensor, distance: float) -> torch
     """Return the inverses of symmetric positive definite matrices near those whose inverses are `y` (B, n^2).
 
     With S = distance N / sqrt(2 n) and N the noise, (I + S) y (I + S)^T is the inverse of A plus a small symmetric
-    matrix, at first order -(A S + S^T A). It differs from y by `distance` of its norm, and nothing is inverted for it.
+    matrix, at first order -(A S + S^T A). It differs from y by about `distance` of its norm (root mean square:
+    sqrt(1 + 1/n) times that), and nothing is inverted for it.
     """
     n = math.isqrt(y.shape[1])
     y, noise = (rearrange(part, "b (row column) -> b row column", row=n) for part in (y, noise))

@@ -6,15 +6,14 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from diffusion_lib.build import build_diffusion, check_fits, describe_data, evaluation_tasks, training_task
+from diffusion_lib.build import build_diffusion, check_fits, describe_data, evaluation_tasks, set_step, training_task
 from diffusion_lib.checkpoint import checkpoint_path
-from diffusion_lib.compiling import set_compiled
 from diffusion_lib.config import ExperimentConfig, current
 from diffusion_lib.evaluation import EvaluationSet, sampler_metrics, samplers_of
-from diffusion_lib.precision import denormals_flushed, float32_products, set_precision
+from diffusion_lib.precision import denormals_flushed, float32_products
 from diffusion_lib.run_folder import prepare_folder, read_config, shown
 from diffusion_lib.system.arguments import header
-from diffusion_lib.system.device import chosen_device, processes
+from diffusion_lib.system.device import chosen_device
 from diffusion_lib.system.errors import ConfigError, say, show
 from diffusion_lib.system.files import write_csv
 from diffusion_lib.system.lock import RunHeld, RunLock
@@ -56,9 +55,7 @@ def build_trainer(options, config: ExperimentConfig, folder: Path) -> Trainer1D:
     """The untrained model, whose weights are a function of the seed, in its trainer. Raises ConfigError."""
     task = training_task(config, options.ood)
     diffusion = build_diffusion(config, options.seed, task, options.use_innerloop_opt, options.baseline)
-    ebm, device = diffusion.model.ebm, chosen_device(options.device)
-    set_precision(config.precision, ebm, device)
-    set_compiled(config.compile, ebm, device, -(-config.batch_size // processes()))
+    set_step(config, diffusion, chosen_device(options.device))
     return Trainer1D(
         diffusion,
         task,

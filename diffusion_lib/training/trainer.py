@@ -22,7 +22,7 @@ from diffusion_lib.seeds import DROPOUT, derive_seed, seeded_generator
 from diffusion_lib.system.checks import plain, require_fraction, require_positive, require_whole, with_plain_numbers
 from diffusion_lib.system.defaults import torchs_defaults
 from diffusion_lib.system.device import make_accelerator, prepare, start_tracker
-from diffusion_lib.system.errors import ConfigError, Interrupted, NonFiniteLossError
+from diffusion_lib.system.errors import ConfigError, Interrupted, NonFiniteLossError, first_line
 from diffusion_lib.system.files import write_csv
 from diffusion_lib.system.memory import keep_freed_memory
 from diffusion_lib.system.progress import Progress
@@ -445,7 +445,7 @@ def require_fitting(diffusion, task):
         fits = target.shape == tuple(ebm.solution_shape(inp))
         fits = fits and diffusion.sample_loop(inp, start=target, levels=[0], inner_steps=0).shape == target.shape
     except (RuntimeError, IndexError, ValueError, TypeError) as error:  # it may be the model's own
-        fits, reason = False, f" ({type(error).__name__}: {(str(error).splitlines() or [''])[0]})"
+        fits, reason = False, f" ({type(error).__name__}: {first_line(error)})"
     if not fits:
         shapes = f"inputs {tuple(inp.shape[1:])} and solutions {tuple(target.shape[1:])}"
         taken = f"a model of {task.inp_dim} to {task.out_dim} does not take{reason}"

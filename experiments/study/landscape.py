@@ -124,18 +124,12 @@ def difficulty_rows(diffusion, val, ood) -> list[dict]:
 
 
 def _scores(diffusion, chosen):
-    options = {"mask": chosen.mask, "start": chosen.start, "bound": chosen.task.bound}
-    prediction = diffusion.sample_loop(chosen.inp, inner_steps=0, **options)
+    prediction = chosen.sample(diffusion, slice(None), 0)
     return {name: values.cpu() for name, values in chosen.task.score(chosen.inp, chosen.target, prediction).items()}
 
 
 def solved_example(diffusion, chosen: EvaluationSet) -> dict:
     """Solve the first problem of the set with the task's own descents; return `prediction`, its entries in order."""
-    prediction = diffusion.sample_loop(
-        chosen.inp[:1],
-        mask=chosen.mask_of(slice(1)),
-        start=chosen.start[:1],
-        inner_steps=diffusion.rules.inner_steps if diffusion.model.ebm.has_energy else 0,
-        bound=chosen.task.bound,
-    )
+    inner_steps = diffusion.rules.inner_steps if diffusion.model.ebm.has_energy else 0
+    prediction = chosen.sample(diffusion, slice(1), inner_steps)
     return {"prediction": prediction.double().flatten().round(decimals=5).tolist()}

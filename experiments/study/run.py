@@ -3,14 +3,13 @@
 import math
 from pathlib import Path
 
-from diffusion_lib.build import build_diffusion, describe_data, evaluation_tasks, training_task
-from diffusion_lib.compiling import set_compiled
+from diffusion_lib.build import build_diffusion, describe_data, evaluation_tasks, set_step, training_task
 from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.denoising_diffusion_pytorch_1d import Trainer1D
 from diffusion_lib.evaluation import EvaluationSet, energy_auc, sampler_metrics, samplers_of
 from diffusion_lib.flops import train_flops
 from diffusion_lib.names import DIFFICULTIES, SAMPLERS, column
-from diffusion_lib.precision import choose_products, denormals_flushed, float32_products, set_precision
+from diffusion_lib.precision import choose_products, denormals_flushed, float32_products
 from diffusion_lib.run_folder import (
     REMEDY,
     ended_result,
@@ -36,9 +35,7 @@ LONG_DESCENTS = (20, 40)  # inner_steps of samplers that only the diagnosis affo
 
 def build_trainer(config, diffusion, seed, folder, device=None, **options) -> Trainer1D:
     """The trainer of a run, its products set to the configured precision. Raises ConfigError."""
-    ebm, place = diffusion.model.ebm, chosen_device(device)
-    set_precision(config.precision, ebm, place)
-    set_compiled(config.compile, ebm, place, config.batch_size)
+    set_step(config, diffusion, chosen_device(device))
     task = training_task(config)
     val, ood = evaluation_tasks(config, task)
     size = min(CURVE_SIZE, config.evaluation_size // 4 + 1)

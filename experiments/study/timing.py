@@ -7,11 +7,9 @@ from pathlib import Path
 
 import torch
 
-from diffusion_lib.build import build_diffusion, training_task
-from diffusion_lib.compiling import set_compiled
+from diffusion_lib.build import build_diffusion, set_step, training_task
 from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.denoising_diffusion_pytorch_1d import Trainer1D
-from diffusion_lib.precision import set_precision
 from diffusion_lib.system.checks import require_positive
 from diffusion_lib.system.device import chosen_device
 from diffusion_lib.system.environment import cpu_name
@@ -39,8 +37,7 @@ def step_seconds(configs: dict[str, ExperimentConfig], device, threads: int, cud
             if kinds[step_kind(config)] != name:
                 continue
             diffusion = build_diffusion(config, 0)
-            set_precision(config.precision, diffusion.model.ebm, place)
-            set_compiled(config.compile, diffusion.model.ebm, place, config.batch_size)
+            set_step(config, diffusion, place)
             options = {**config.trainer_options(), "results_folder": Path(), "device": device}
             steps[name] = Trainer1D(diffusion, training_task(config), cuda_graph=cuda_graph, **options).run_one_step
         seconds = alternate(steps, STEPS, place.type, WARM_UP, LIMIT)
