@@ -93,7 +93,8 @@ def readme(root: Path) -> list[str]:
         f"that does learn to invert has {free:.0f} times the error",
         f"A step with mining costs {small.cost:.1f} to {large['steps'].cost:.1f} times the floating-point operations",
         f"val_mse under IRED's sampler, {check}, is",
-        f"(at the batch of {LADDER_BATCH} that was run, the baseline got {spent_more(large['FLOPs']):.0f}% more than mining)",
+        f"(at the batch of {LADDER_BATCH} that was run, the baseline got {spent_more(large['FLOPs']):.0f}% more than "
+        "mining)",
         f"(10 seeds, 35,000 steps against 98,000) agree: with mining [{public_words}]",
     ]
 
