@@ -115,7 +115,7 @@ def boolean(text: str) -> bool:
 
 
 def resolve(options) -> ExperimentConfig:
-    """The configuration, its task and sampler aside. Raises ConfigError."""
+    """Return the configuration, its task and sampler aside. Raises ConfigError."""
     mode, supervise = options.mode, options.supervise_energy_landscape
     if None not in (mode, supervise) and supervise != (mode != "none"):
         raise ConfigError(f"supervise_energy_landscape is {supervise}, but mining_mode is {mode!r}; give one of them")

@@ -52,13 +52,13 @@ def bf16_step(model) -> str | None:
 
 
 def require_programs(compile: str, model):
-    """Raises ConfigError where programs are asked for that the model has not."""
+    """Raise ConfigError where programs are asked for that the model has not."""
     if compile == "on" and not hasattr(model, "evaluation"):
         raise ConfigError(f"compile is 'on', which {type(model).__name__} has not; allowed: auto, off")
 
 
 def require_compiler(compile: str, device: torch.device):
-    """Raises ConfigError where programs are asked for that the device, or its compiler, cannot make."""
+    """Raise ConfigError where programs are asked for that the device, or its compiler, cannot make."""
     if compile != "on":
         return
     if not multiplies_bf16(device.type):
@@ -68,14 +68,14 @@ def require_compiler(compile: str, device: torch.device):
 
 
 def compiling_pays(device: torch.device, batch_size: int) -> bool:
-    """Whether 'auto' compiles a bf16 step: docs/speed.md has what it gains. On a GPU nobody has measured it yet."""
+    """Return whether 'auto' compiles a bf16 step: what it gains is in docs/speed.md, on a GPU it was never measured."""
     if device.type != "cpu" or batch_size < LEAST_BATCH:
         return False
     return multiplies_bf16("cpu") and torch.cpu._is_amx_tile_supported()
 
 
 def compiles_bf16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 matrices, and torch.compile makes programs for it."""
+    """Return whether the device multiplies bfloat16 matrices, and torch.compile makes programs for it."""
     return multiplies_bf16(device.type) and compiler_fault(device) is None
 
 

@@ -6,7 +6,7 @@ DIFFICULTIES = ("val", "ood")  # the sets of usual and of harder examples
 
 
 def column(difficulty: str, metric: str) -> str:
-    """What result.json and the tables call a metric: `val_mse`, `ood_mse`, …
+    """Return what result.json and the tables call a metric: `val_mse`, `ood_mse`, …
 
     `recon_error` is older than the other tasks, and keeps its name.
     """

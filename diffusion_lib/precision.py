@@ -53,7 +53,7 @@ def float32_products(diffusion) -> Iterator[None]:
 
 
 def require_product(precision: str, model):
-    """Raises ConfigError where the model has no products that could be made another way."""
+    """Raise ConfigError where the model has no products that could be made another way."""
     if precision == "bf16" and not hasattr(model, "product"):
         raise ConfigError(f"precision is 'bf16', which {type(model).__name__} has not; allowed: auto, float32")
 
@@ -97,7 +97,7 @@ def choose_products(precision: str, device: torch.device):
 
 
 def has_tf32(device: torch.device) -> bool:
-    """Whether its tensor cores take float32 operands: compute capability 8.0, Ampere, and later."""
+    """Return whether its tensor cores take float32 operands: compute capability 8.0, Ampere, and later."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
@@ -136,5 +136,5 @@ def multiply_bf16(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 
 
 def multiplies_bf16(device: str) -> bool:
-    """Whether a device multiplies bfloat16 matrices as such, faster than float32's."""
+    """Return whether a device multiplies bfloat16 matrices as such, faster than float32's."""
     return device != "cpu" or torch.backends.cpu.get_cpu_capability().startswith("AVX512")

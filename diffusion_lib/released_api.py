@@ -236,7 +236,7 @@ class ReleasedTrainerCalls:
 
     @property
     def metric(self):
-        """The release's name of the metric that decides first, or ours where it has none."""
+        """Return the release's name of the metric that decides first, or ours where it has none."""
         own = as_task(self.dataset).metrics[0]
         return next((name for name, ours in METRICS.items() if ours == own), own)
 
@@ -246,14 +246,14 @@ class ReleasedTrainerCalls:
 
     @property
     def dl(self):
-        """The training batches from the present step on, without end: (inp, target), and the mask where it is kept."""
+        """Yield training batches without end, from the present step on: (inp, target), and the mask if it is kept."""
         for step in itertools.count(self.step):
             inp, target, mask, *_ = self.stream.batch(step)
             yield (inp, target) if mask is None else (inp, target, mask)
 
     @property
     def validation_dl(self):
-        """The fixed validation set in batches like those of `dl`; none without a validation_dataset."""
+        """Return the fixed validation set in batches like those of `dl`; none without a validation_dataset."""
         chosen = self.evaluation_sets.get("val")
         if not chosen:
             return []

@@ -45,7 +45,7 @@ class GraphEBM(EnergyModel):
         return Condition(cond.inputs, cond.inputs.plus(level))
 
     def rows(self, cond, rows):
-        """`cond`, made at one level for all, of some of its rows: a row's numbers do not depend on the others."""
+        """Return some rows of `cond`, made at one level for all: a row's numbers do not depend on the others."""
         return Condition(*(Shares(*(part[rows] for part in shares)) for shares in cond))
 
     def energy(self, cond, x):

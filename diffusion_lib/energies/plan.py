@@ -86,7 +86,7 @@ class GNNConv1DEBMV2(EnergyModel):
         return cond._replace(level=self.time_mlp(t)[:, None, None])
 
     def rows(self, cond, rows):
-        """`cond`, made at one level for all, of some of its rows: a row's numbers do not depend on the others."""
+        """Return some rows of `cond`, made at one level for all: a row's numbers do not depend on the others."""
         return cond._replace(edges1=cond.edges1[rows], edges2=cond.edges2[rows])
 
     def energy(self, cond, x):

@@ -52,7 +52,7 @@ def execute(options, config: ExperimentConfig, folder: Path) -> int:
 
 
 def build_trainer(options, config: ExperimentConfig, folder: Path) -> Trainer1D:
-    """The untrained model, whose weights are a function of the seed, in its trainer. Raises ConfigError."""
+    """Put the untrained model, whose weights depend on the seed alone, in its trainer. Raises ConfigError."""
     task = training_task(config, options.ood)
     diffusion = build_diffusion(config, options.seed, task, options.use_innerloop_opt, options.baseline)
     set_step(config, diffusion, chosen_device(options.device))
@@ -76,7 +76,7 @@ def build_trainer(options, config: ExperimentConfig, folder: Path) -> Trainer1D:
 
 
 def require_same_task(folder: Path, config: ExperimentConfig):
-    """Raises ConfigError where the folder's run is of another task or model than the command names."""
+    """Raise ConfigError where the folder's run is of another task or model than the command names."""
     if not (folder / "config.json").exists():
         return
     there, now = current(read_config(folder)), config.to_dict()

@@ -194,7 +194,7 @@ class Trainer1D(ReleasedTrainerCalls):
 
     @property
     def diffusion(self) -> "GaussianDiffusion1D":
-        """The model that is trained, without what accelerate puts around it."""
+        """Return the model that is trained, without what accelerate puts around it."""
         return self.accelerator.unwrap_model(self.model)
 
     def checkpoint_path(self, milestone: Path | str | int) -> Path:
@@ -226,7 +226,7 @@ class Trainer1D(ReleasedTrainerCalls):
             write_csv(self.results_folder / "metrics.csv", self.history)
 
     def run_identity(self, step: int) -> dict:
-        """What a checkpoint at a step says of its run, which must be that of the run that continues it."""
+        """Return what a checkpoint at a step says of its run, which must be that of the run that continues it."""
         task, ebm = self.dataset, self.diffusion.model.ebm
         return {
             "task": f"{type(task).__name__} of {task.inp_dim} to {task.out_dim} numbers",
@@ -355,7 +355,7 @@ class Trainer1D(ReleasedTrainerCalls):
             self.train_step.recapture()
 
     def run_one_step(self) -> torch.Tensor:
-        """The next batch, its update and the average's; returns the loss, without waiting for the device."""
+        """Take the next batch, update weights and average, and return the loss, without waiting for the device."""
         self._set_learning_rate()
         self._set_contrast()
         if self.has_dropout:  # it draws from torch's own generators: a resumed run must draw the same
@@ -401,7 +401,7 @@ class Trainer1D(ReleasedTrainerCalls):
             self.on_log(row)
 
     def evaluation(self) -> dict[str, float]:
-        """The task's first metric of the EMA weights on each fixed set, under the own sampler and the others."""
+        """Return the task's first metric of the EMA weights on each fixed set, under the own sampler and the others."""
         last = self.step >= self.train_num_steps
         everything = last or (self.step // self.save_and_sample_every) % self.extra_every == 0
         model, batch_size = self.ema.ema_model, self.validation_batch_size
@@ -420,7 +420,7 @@ class Trainer1D(ReleasedTrainerCalls):
 
 
 def require_trainable(model):
-    """Raises ConfigError for what is no GaussianDiffusion1D, or has weights that this loop cannot train."""
+    """Raise ConfigError for what is no GaussianDiffusion1D, or has weights that this loop cannot train."""
     if not isinstance(getattr(getattr(model, "model", None), "ebm", None), EnergyModel):
         raise ConfigError(f"diffusion_model is {type(model).__name__}; allowed: a GaussianDiffusion1D")
     kinds = {str(weights.dtype) for weights in model.parameters()} - {"torch.float32"}
@@ -433,7 +433,7 @@ def require_trainable(model):
 
 
 def require_fitting(diffusion, task):
-    """Raises ConfigError where the model does not take the examples of a task, or has no energy for each."""
+    """Raise ConfigError where the model does not take the examples of a task, or has no energy for each."""
     name = type(getattr(task, "dataset", task)).__name__
     for dim in ("inp_dim", "out_dim"):
         own, needed = getattr(task, dim, None), getattr(diffusion, dim)
@@ -480,7 +480,7 @@ def check_examples(diffusion, task):
 
 
 def make_ema(diffusion_model, decay, update_every) -> EMA:
-    """The averaged weights. Buffers are constants of the schedule: copied, since averaging would round them."""
+    """Make the averaged weights. Buffers are constants of the schedule: copied, since averaging would round them."""
     buffers = {name for name, _ in diffusion_model.named_buffers()}
     ema = EMA(diffusion_model, beta=decay, update_every=update_every, param_or_buffer_names_no_ema=buffers)
     for name in ("step", "initted"):  # read on the host at each update; on a GPU that would wait for the device

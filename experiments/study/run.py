@@ -34,7 +34,7 @@ LONG_DESCENTS = (20, 40)  # inner_steps of samplers that only the diagnosis affo
 
 
 def build_trainer(config, diffusion, seed, folder, device=None, **options) -> Trainer1D:
-    """The trainer of a run, its products set to the configured precision. Raises ConfigError."""
+    """Make the trainer of a run, its step set up as configured. Raises ConfigError."""
     set_step(config, diffusion, chosen_device(device))
     task = training_task(config)
     val, ood = evaluation_tasks(config, task)
@@ -149,7 +149,7 @@ def train_and_evaluate(trainer: Trainer1D, config: ExperimentConfig) -> dict:
 
 
 def not_finite(samplers: dict[str, dict]) -> str:
-    """What is not finite among the metrics, or "". A single nan is left out instead: it is not defined on this set."""
+    """Return what is not finite among the metrics, or "". A single nan, undefined on this set, is left out instead."""
     for sampler, metrics in samplers.items():
         for name, value in metrics.items():
             if math.isinf(value):
@@ -161,7 +161,7 @@ def not_finite(samplers: dict[str, dict]) -> str:
 
 
 def clipped_share(history: list[dict]) -> float:
-    """The share of all steps whose gradient was clipped, from the rows of metrics.csv."""
+    """Return the share of all steps whose gradient was clipped, from the rows of metrics.csv."""
     clipped = before = 0
     for row in history:
         clipped += row["clipped"] * (row["step"] - before)
@@ -170,7 +170,7 @@ def clipped_share(history: list[dict]) -> float:
 
 
 def diagnosis(diffusion, config: ExperimentConfig, trainer: Trainer1D) -> dict:
-    """What diagnostics.json holds of the run, made anew: one that is there may be damaged, or of other weights."""
+    """Make diagnostics.json anew, and return it: one that is there may be damaged, or of other weights."""
     path, size = trainer.results_folder / "diagnostics.json", diagnosed_size(config)
     say(f"{trainer.label}: what its energy looks like, on {size} problems of each difficulty")
     if trainer.before_save:
@@ -185,7 +185,7 @@ def diagnosed_size(config: ExperimentConfig) -> int:
 
 
 def long_descents(diagnosed: dict) -> dict[str, dict]:
-    """The metrics of the samplers with LONG_DESCENTS, by name, and the `evaluation_size` behind them."""
+    """Return the metrics of the samplers with LONG_DESCENTS, by name, and the `evaluation_size` behind them."""
     rows = {row["inner_steps"]: row for row in diagnosed["inner_steps"]}
     return {
         f"innerloop{steps}": {key: value for key, value in rows[steps].items() if key != "inner_steps"}
@@ -195,13 +195,13 @@ def long_descents(diagnosed: dict) -> dict[str, dict]:
 
 
 def evaluation_sets(config: ExperimentConfig, size: int, device) -> tuple[EvaluationSet, EvaluationSet]:
-    """The first `size` of the fixed problems of both difficulties."""
+    """Return the first `size` of the fixed problems of both difficulties."""
     val, ood = evaluation_tasks(config, training_task(config))
     return EvaluationSet(val, size, device), EvaluationSet(ood, size, device)
 
 
 def evaluate_run(diffusion, config: ExperimentConfig, share) -> dict[str, dict]:
-    """The metrics that result.json holds, by sampler, on the fixed sets."""
+    """Return the metrics that result.json holds, by sampler, on the fixed sets."""
     device = diffusion.betas.device
     val, ood = evaluation_sets(config, config.evaluation_size, device)
     small, _ = evaluation_sets(config, min(AUC_SIZE, config.evaluation_size), device)
