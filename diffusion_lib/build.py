@@ -26,6 +26,7 @@ FINGERPRINTED = 16  # examples of each set
 
 
 def training_task(config: ExperimentConfig, ood: bool = False) -> Task:
+    """Make the task that a run trains on; ood: its harder problems. Raises ConfigError for a rank that it has not."""
     return TASKS[config.dataset]("train", config.rank, ood)
 
 

@@ -38,6 +38,7 @@ OPTIONAL_TYPES = {  # which the release's checkpoints lack
 
 
 def save_checkpoint(path, state: dict):
+    """Write a checkpoint: the whole of it, or nothing. Raises OSError, for a full disk too."""
     # through memory: torch reports a full disk as an unrelated RuntimeError, a plain write as OSError
     buffer = io.BytesIO()
     torch.save(state, buffer)

@@ -51,7 +51,13 @@ class EvaluationSet:
 
     They are made on the CPU, so that every device gets the same numbers. Both difficulties of matrix inversion share
     their R.
-    masked: whether the given entries are kept.
+
+    task: a Task, or what `as_task` takes.
+    size: how many examples.
+    device: where inputs, targets, noise and mask are.
+    masked: whether the entries that the input gives are kept.
+    Attributes: inp (size, *inp_shape); target (size, *out_shape), float64; start and noise of the target's shape;
+    mask, or None; exact_inp, the inputs in float64 on the CPU.
     """
 
     def __init__(self, task: Task, size: int, device, masked: bool = True):
@@ -127,7 +133,7 @@ def sampler_metrics(
 
 
 def prediction_metrics(chosen: EvaluationSet, prediction) -> dict:
-    """Return the task's metrics, by name, of a prediction for the whole set."""
+    """Return the task's metrics, by name, of a prediction (size, *out_shape) for the whole set."""
     example = chosen.inp, chosen.target, prediction
     return summary(chosen.task, chosen.task.score(*example) | chosen.task.execute(*example))
 

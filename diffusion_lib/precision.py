@@ -114,13 +114,13 @@ def medium_error(device: str) -> float:
 
 
 def product_error(left: torch.Tensor, right: torch.Tensor) -> float:
-    """Relative error of left @ right, as torch is set, against float64."""
+    """Return the relative error (Frobenius norm) of left @ right, as torch is set, against float64."""
     exact = left.double() @ right.double()
     return ((left @ right - exact).norm() / exact.norm()).item()
 
 
 def bf16_product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """left @ right with operands and result rounded to bfloat16, as a float32 tensor.
+    """Multiply matrices with operands and result rounded to bfloat16: left @ right as a float32 tensor.
 
     Where the processor has no bfloat16 units the rounded operands are multiplied in float32: the same accuracy, at
     float32's speed, so that it can be studied anywhere.

@@ -16,8 +16,9 @@ def cosine_beta_schedule(timesteps: int, s: float = 0.008) -> torch.Tensor:
 def schedule_buffers(betas: torch.Tensor) -> dict[str, torch.Tensor]:
     """Return all schedule constants, each (T,) float32, computed in the precision of `betas`.
 
-    The names are those of IRED's checkpoints. `opt_step_size` is the inner step size
-    eta_t = beta_t / sqrt(1 - alphas_cumprod_t).
+    betas: the variances of the T levels' noise, (T,).
+    The names are those of IRED's checkpoints; the posterior is that of DDPM (equations 6 and 7). `opt_step_size` is
+    the inner step size eta_t = beta_t / sqrt(1 - alphas_cumprod_t).
     """
     alphas = 1 - betas
     alphas_cumprod = alphas.cumprod(0)

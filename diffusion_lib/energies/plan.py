@@ -46,6 +46,7 @@ class MessageBlock(nn.Module):
         return F.linear(z3, rearrange(weight, "hidden end step channel -> (end hidden) (step channel)"))
 
     def finish(self, nodes: torch.Tensor, edges: torch.Tensor) -> torch.Tensor:
+        """Return the block's result from the sums over nodes, of both ends, and over edges."""
         receiver, sender = nodes.chunk(2, dim=-1)
         largest, smallest = max_plus(torch.cat((sender, -sender), dim=-1), edges).chunk(2, dim=-1)
         return torch.maximum(F.silu(receiver + largest), F.silu(receiver - smallest))

@@ -121,7 +121,10 @@ class Task(Dataset):
         return None
 
     def score(self, inp, target, prediction) -> dict[str, torch.Tensor]:
-        """Return what `summary` needs of each example, by name, (B,) float64; the target is float64."""
+        """Return what `summary` needs of each example, by name, (B,) float64.
+
+        inp: (B, *inp_shape); target, float64, and prediction: (B, *out_shape).
+        """
         return mean_squared_error(target, prediction)
 
     def execute(self, inp, target, prediction, plan=None) -> dict[str, torch.Tensor]:
