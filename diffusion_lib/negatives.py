@@ -223,22 +223,22 @@ INSTEAD = {
 class MiningConfig:
     """How negatives are made (IRED, section 3.2, equation 6, and its released code).
 
-    Its attributes are the settings in `mining_settings()`, passed by name or in that order; they cannot be changed.
+    mode: how they are made, one of MODES.
+    settings: the others of `mining_settings()`, by name. All are attributes, which cannot be changed.
     Raises ConfigError (a ValueError), which names what is allowed.
     """
 
-    mode: str = "adversarial"
+    mode: str
 
     if TYPE_CHECKING:  # the other settings, which modes declare
 
         def __getattr__(self, name: str) -> Any: ...
 
-    def __init__(self, *values: Any, **named: Any):
+    def __init__(self, mode: str = "adversarial", **settings: Any):
         known = mining_settings()
-        named |= dict(zip(known, values, strict=False))
-        if len(values) > len(known) or not named.keys() <= known.keys():
-            raise TypeError(f"MiningConfig takes {', '.join(known)}, not {values} and {', '.join(named)}")
-        vars(self).update({name: each.default for name, each in known.items()} | named)
+        if not settings.keys() <= known.keys():
+            raise TypeError(f"MiningConfig takes {', '.join(known)}, not {', '.join(settings)}")
+        vars(self).update({name: each.default for name, each in known.items()} | {"mode": mode} | settings)
         if not isinstance(self.mode, str) or self.mode not in MODES:
             raise ConfigError(f"mining mode is {self.mode!r}; allowed: {', '.join(MODES)}")
         for name, each in known.items():
