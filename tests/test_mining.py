@@ -35,7 +35,8 @@ def test_bad_mining_config(config, message):
 
 
 def test_none_is_the_published_method():
-    assert make_diffusion(mining_config=None).mining == MiningConfig("adversarial", opt_steps=2, scale_factor=1.0, noise_scale=3.0, weight=0.5)
+    released = MiningConfig("adversarial", opt_steps=2, scale_factor=1.0, noise_scale=3.0, weight=0.5)
+    assert make_diffusion(mining_config=None).mining == released
 
 
 def test_every_key_reaches_the_model():
