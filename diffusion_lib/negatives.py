@@ -228,13 +228,13 @@ class MiningConfig:
     Raises ConfigError (a ValueError), which names what is allowed.
     """
 
-    mode: str
+    mode: str = "adversarial"
 
     if TYPE_CHECKING:  # the other settings, which modes declare
 
         def __getattr__(self, name: str) -> Any: ...
 
-    def __init__(self, mode: str = "adversarial", **settings: Any):
+    def __init__(self, mode: str = mode, **settings: Any):
         known = mining_settings()
         if not settings.keys() <= known.keys():
             raise TypeError(f"MiningConfig takes {', '.join(known)}, not {', '.join(settings)}")
