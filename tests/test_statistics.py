@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from experiments.analysis.statistics import (
-    compare_to_baseline,
+    Ratio,
     difference,
     geometric_mean,
     holm,
@@ -19,6 +19,7 @@ from experiments.analysis.statistics import (
     mean_rate,
     ratio,
     smallest_detectable_difference,
+    with_holm,
 )
 
 quick = settings(max_examples=25, deadline=None)  # no deadline: the machine may be busy
@@ -190,12 +191,13 @@ def test_many_pairs_are_flipped_at_random_and_always_alike():
     assert one == two and one.p_signflip == pytest.approx(one.p, abs=0.03)
 
 
-def test_a_difference_is_scipys_in_percentage_points():
+@pytest.mark.parametrize("confidence", [0.8, 0.95])
+def test_a_difference_is_scipys_in_percentage_points(confidence):
     generator = np.random.default_rng(2)
     treatment, baseline = generator.uniform(0.4, 0.6, (2, 6))
-    got, paired = difference(treatment, baseline), stats.ttest_rel(100 * treatment, 100 * baseline)
+    got, paired = difference(treatment, baseline, confidence), stats.ttest_rel(100 * treatment, 100 * baseline)
     assert got.difference == pytest.approx(100 * (treatment - baseline).mean())
-    assert (got.low, got.high, got.p) == pytest.approx((*paired.confidence_interval(), paired.pvalue))
+    assert (got.low, got.high, got.p) == pytest.approx((*paired.confidence_interval(confidence), paired.pvalue))
     assert got.p_wilcoxon == stats.wilcoxon(treatment, baseline, method="exact").pvalue
 
 
@@ -413,37 +415,24 @@ def test_power_is_80_percent_at_the_smallest_detectable_ratio(n):
 # Families
 
 
-def three_strategies():
+def of_three_strategies(**changed) -> dict[str, Ratio]:
+    """random and adversarial against baseline, six seeds."""
     generator = np.random.default_rng(7)
     logs = generator.normal(-4, 1, 6) + generator.normal(0, 0.1, (3, 6)) - np.array([[0.3], [0], [0.1]])
-    return dict(zip(("random", "baseline", "adversarial"), np.exp(logs), strict=True))
+    rows = dict(zip(("random", "baseline", "adversarial"), np.exp(logs), strict=True)) | changed
+    return {name: ratio(rows[name], rows["baseline"]) for name in ("random", "adversarial")}
 
 
-def test_every_other_strategy_is_compared_with_the_baseline():
-    rows = three_strategies()
-    rows["adversarial"][4] = nan
-    got = compare_to_baseline(rows, "baseline")
-    assert list(got) == ["random", "adversarial"]
-    assert [comparison.n for comparison in got.values()] == [6, 5]
-    alone = [ratio(rows[name], rows["baseline"]) for name in got]
-    assert [each.p for each in got.values()] == [each.p for each in alone]
-    assert [each.p_holm for each in got.values()] == holm([each.p for each in alone]).tolist()
+def test_a_family_has_its_own_comparisons_and_holms_p_of_them():
+    alone = of_three_strategies()
+    got = with_holm(alone)
+    assert list(got) == list(alone)
+    assert [(each.ratio, each.p) for each in got.values()] == [(each.ratio, each.p) for each in alone.values()]
+    assert [each.p_holm for each in got.values()] == holm([each.p for each in alone.values()]).tolist()
+    assert with_holm({}) == {}
 
 
 def test_a_strategy_without_pairs_leaves_the_family():
-    rows = {**three_strategies(), "adversarial": np.full(6, nan)}
-    got = compare_to_baseline(rows, "baseline")
+    got = with_holm(of_three_strategies(adversarial=np.full(6, nan)))
     assert got["random"].p_holm == got["random"].p
     assert got["adversarial"].n == 0 and isnan(got["adversarial"].p_holm)
-
-
-def test_the_comparison_and_its_confidence_are_the_callers():
-    rows = {"baseline": [0.5, 0.6, 0.7], "random": [0.6, 0.7, 0.9]}
-    wide, narrow = (compare_to_baseline(rows, "baseline", difference, c)["random"] for c in (0.99, 0.8))
-    assert wide.low < narrow.low < narrow.high < wide.high and wide.difference == pytest.approx(40 / 3)
-
-
-def test_a_lone_baseline_gives_nothing_and_an_unknown_one_is_refused():
-    assert compare_to_baseline({"baseline": [1.0, 2.0]}, "baseline") == {}
-    with pytest.raises(ValueError, match="unknown baseline 'none', have"):
-        compare_to_baseline({"baseline": [1.0]}, "none")

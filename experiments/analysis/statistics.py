@@ -344,19 +344,10 @@ def _detectable_noncentrality(n, alpha, power):
     return optimize.brentq(missing_power, 0.0, upper)  # at 0 the power is alpha / 2, below the one asked for
 
 
-def compare_to_baseline(rows: dict, baseline: str, compare=ratio, confidence: float = 0.95) -> dict[str, Paired]:
-    """Compare every strategy but `baseline` with it, by `compare` (ratio or difference), in the order of `rows`.
+def with_holm(family: dict) -> dict:
+    """Return the comparisons of one family, each a Paired, by the same keys with `p_holm`.
 
-    rows: name -> values (seeds,). The Holm family is all strategies compared here. Raises ValueError as `compare`, and
-    for a baseline that is not among the rows.
+    One without a p-value does not count in the family, and its p_holm is nan.
     """
-    if baseline not in rows:
-        raise ValueError(f"unknown baseline {baseline!r}, have {list(rows)}")
-    found = {name: compare(row, rows[baseline], confidence) for name, row in rows.items() if name != baseline}
-    return with_holm(found)
-
-
-def with_holm(family: dict[str, Paired]) -> dict[str, Paired]:
-    """Return the comparisons of one family, by name, with `p_holm`."""
     adjusted = holm([each.p for each in family.values()])
     return {key: replace(each, p_holm=float(p)) for (key, each), p in zip(family.items(), adjusted, strict=True)}

@@ -14,7 +14,7 @@ from diffusion_lib.system.files import write_atomic
 from diffusion_lib.tasks import TASKS
 from experiments.analysis.metrics import Metric, number, task_metrics
 from experiments.analysis.runs import COSTS, wide_form
-from experiments.analysis.statistics import Paired, compare_to_baseline, interquartile_mean, with_holm
+from experiments.analysis.statistics import Paired, interquartile_mean, with_holm
 from experiments.study.flags import parse_command
 from experiments.study.study import STEPS, Pair, Study
 
@@ -125,13 +125,13 @@ class Results:
         return with_holm(found)
 
     def comparison(self, strategy: str, baseline: str, metric: Metric, sampler: str) -> Paired | None:
-        """Compare one strategy with another, a family of its own; None if one is absent or has an error of 0."""
+        """Compare one strategy with another, without a p_holm; None if one is absent or has an error of 0."""
         key = strategy, baseline, metric, sampler
         if key not in self._comparisons:
             values = self.values(metric.column, sampler)
             pair = {name: values[name] for name in (strategy, baseline) if name in values}
             whole = len(pair) == 2 and not any(map(metric.zeros, pair.values()))
-            self._comparisons[key] = compare_to_baseline(pair, baseline, metric.compare)[strategy] if whole else None
+            self._comparisons[key] = metric.compare(*pair.values()) if whole else None
         return self._comparisons[key]
 
     def pair(self, account: str | None = None) -> dict[str, Pair]:
