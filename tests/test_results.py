@@ -20,7 +20,7 @@ from diffusion_lib.tasks import TASKS, Inverse, matrix_references
 from experiments import driver
 from experiments.analysis import figures, setting_figure
 from experiments.analysis.metrics import task_metrics
-from experiments.analysis.runs import AUC, KEYS, long_form, read_runs, wide_form
+from experiments.analysis.runs import AUC, long_form, read_runs, wide_form
 from experiments.analysis.tables import load_results
 from experiments.matrix_inversion_mining_comparison import main
 from experiments.study.flags import parse_command
@@ -29,6 +29,7 @@ from experiments.study.workers import Outcome
 from results import freeze
 
 ROOT = Path(__file__).resolve().parent.parent
+KEYS = ["strategy", "seed", "sampler"]  # of a run under one sampler
 METRICS = tuple(metric.column for metric in task_metrics(Inverse))
 ALL_METRICS = {name for task in TASKS.values() for name in task.metrics}
 SMALL = ["--rank=3", "--train-steps=6", "--batch-size=8", "--evaluation-size=32", "--device=cpu", "--at-once=1"]

@@ -2,7 +2,6 @@
 
 import math
 from pathlib import Path
-from typing import NamedTuple
 
 import pandas as pd
 
@@ -15,77 +14,59 @@ from diffusion_lib.tasks import TASKS
 from experiments.analysis.metrics import task_metrics
 from experiments.study.study import Study
 
-KEYS = ["strategy", "seed", "sampler"]  # of a run under one sampler; strategy is its label
 COSTS = ["train_seconds", "steps_per_second", "train_flops", "peak_memory_bytes", "parameters"]
 ABOUT = ["commit", "command", "hardware"]
 AUC = ["energy_auc_random", "energy_auc_adversarial"]
 
 
-class EndedRun(NamedTuple):
-    """A run that ended: its own `config`, the mining included, and `result`, the content of result.json."""
+def read_runs(study: Path) -> tuple[pd.DataFrame, dict[Path, str]]:
+    """Return a row per label, seed and sampler of the runs that ended, and by folder what is wrong with damaged ones.
 
-    folder: Path
-    config: ExperimentConfig
-    result: dict
-
-    @property
-    def samplers(self) -> dict[str, dict]:
-        """Its metrics by sampler; none of a run that failed."""
-        return self.result.get("samplers", {})
-
-
-def read_ended(*studies: Path) -> tuple[list[EndedRun], dict[Path, str]]:
-    """Return the runs that ended, strategy by strategy, and by folder what is wrong with damaged ones."""
-    runs, damaged = [], {}
-    for folder in (folder for study in studies for folder in run_folders(study)):
+    Columns: `strategy`, which is the label, `seed`, `sampler`, `status`, `train_steps`, a column for each metric, nan
+    where the run failed, COSTS, ABOUT and `run`, the folder in the study. Damaged runs have no rows, nor has a sampler
+    that no run has, since the model has no energy.
+    """
+    ended, damaged = [], {}
+    for folder in run_folders(study):
         try:
             result = trusted_result(folder)
             if result:
                 read_data(folder)
-                run = EndedRun(folder, recorded_config(folder), result)
-                require_possible(run)
-                runs.append(run)
+                config = recorded_config(folder)
+                require_possible_metrics(folder, config, result)
+                ended.append((folder, config, result))
         except (ConfigError, OSError) as error:
             damaged[folder] = str(error)
-    return runs, damaged
+    ended.sort(key=lambda run: (run[2]["strategy"], run[2]["seed"]))
+    measured = {name for *_, result in ended for name in result.get("samplers", ())}
+    samplers = [name for name in SAMPLERS if name in measured] or list(SAMPLERS)
+    return pd.DataFrame([row for run in ended for row in run_rows(study, *run, samplers)]), damaged
 
 
-def require_possible(run: EndedRun):
-    """Raise ConfigError where a metric has a value that it cannot have."""
-    for metric in task_metrics(TASKS[run.config.dataset]):
-        for sampler, values in run.samplers.items():
+def require_possible_metrics(folder: Path, config: ExperimentConfig, result: dict):
+    """Raise ConfigError where a metric has a value that it cannot have; result: the content of result.json."""
+    for metric in task_metrics(TASKS[config.dataset]):
+        for sampler, values in result.get("samplers", {}).items():
             value = values.get(metric.column)
             if value is not None and not metric.possible(value):
-                raise ConfigError(f"{run.folder / 'result.json'} is damaged ({metric.column} of {sampler} is {value})")
+                raise ConfigError(f"{folder / 'result.json'} is damaged ({metric.column} of {sampler} is {value})")
 
 
-def read_runs(study: Path) -> tuple[pd.DataFrame, dict[Path, str]]:
-    """Return a row per label, seed and sampler of the runs that ended, and by folder what is wrong with damaged ones.
-
-    Columns: KEYS, `status`, `train_steps`, a column for each metric, nan where the run failed, COSTS, ABOUT and `run`,
-    the folder in the study. Damaged runs have no rows, nor has a sampler that no run has, since the model has no
-    energy.
-    """
-    runs, damaged = read_ended(study)
-    runs.sort(key=lambda run: (run.result["strategy"], run.result["seed"]))
-    samplers = [name for name in SAMPLERS if any(name in run.samplers for run in runs)] or list(SAMPLERS)
-    rows = [
-        {
-            "strategy": run.result["strategy"],
-            "seed": run.result["seed"],
-            "sampler": sampler,
-            "status": run.result["status"],
-            "train_steps": run.config.train_steps,
-            **run.samplers.get(sampler, {}),
-            **{name: run.result.get(name, math.nan) for name in COSTS},
-            **({"train_flops": run.result.get("train_flops") or train_flops(run.config)} if run.samplers else {}),
-            **about(run.folder),
-            "run": str(run.folder.relative_to(study)),
-        }
-        for run in runs
+def run_rows(study: Path, folder: Path, config: ExperimentConfig, result: dict, samplers: list[str]) -> list[dict]:
+    """Return a run's row of `read_runs` for each sampler; config: its own, the mining included."""
+    measured = result.get("samplers", {})  # of a run that failed nothing
+    run = {"status": result["status"], "train_steps": config.train_steps}
+    costs = {name: result.get(name, math.nan) for name in COSTS}
+    if measured:
+        costs["train_flops"] = result.get("train_flops") or train_flops(config)
+    rest = costs | about(folder) | {"run": str(folder.relative_to(study))}
+    return [
+        {"strategy": result["strategy"], "seed": result["seed"], "sampler": sampler}
+        | run
+        | measured.get(sampler, {})
+        | rest
         for sampler in samplers
     ]
-    return pd.DataFrame(rows), damaged
 
 
 def about(folder: Path) -> dict:
