@@ -149,6 +149,21 @@ def test_a_panel_stands_for_each_wrong_answer_that_was_measured(tmp_path, monkey
     assert (tmp_path / "a.png").exists()
 
 
+@pytest.mark.parametrize(("metrics", "average"), [(METRICS, 0.02), ((Metric("val_mse", rate=True),), 0.421 / 3)])
+def test_effort_shows_geometric_means_of_errors_and_means_of_rates(tmp_path, monkeypatch, study, metrics, average):
+    seen = []
+    monkeypatch.setattr(landscape_figures, "legend_below", lambda axes, _: seen.extend(axes.flat))
+    rest = {part: [] for part in ("levels", "inner_steps", "conditioning")}
+    diagnoses = {
+        ("baseline", seed): {**rest, "diffusion_steps": [{"diffusion_steps": n, "val_mse": value} for n in (1, 2)]}
+        for seed, value in enumerate((0.001, 0.02, 0.4))
+    }
+    study = Results(study.frame, study_of("baseline", "random"), metrics)
+    causes_figure(tmp_path, diagnoses, study, Inverse, path=tmp_path / "a.png")
+    (line,) = seen[0].lines
+    assert line.get_ydata() == pytest.approx([average] * 2)
+
+
 def test_effort_has_the_parts_that_were_measured(study):
     places = {"inner_steps": "inner_steps", "diffusion_steps": "diffusion_steps", "conditioning": "condition_from"}
     diagnosis = {part: [{x: 1, "mse": 1.0}, {x: 5, "mse": 1.0}] for part, x in places.items()}

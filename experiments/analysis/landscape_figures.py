@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.stats import gmean
 
 from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.evaluation import EvaluationSet
@@ -69,15 +70,15 @@ def rows_with_runs(diagnoses: dict[tuple[str, int], dict], part: str) -> list[di
     ]
 
 
-def draw(axis, rows, strategies, x, y):
-    """Draw the mean over seeds and the band from the least to the greatest, a line per strategy that has rows."""
+def draw(axis, rows, strategies, x, y, average=np.mean):
+    """Draw the average over seeds and the band from the least to the greatest, a line per strategy that has rows."""
     for strategy, color in strategy_colors(strategies).items():
         chosen = [row for row in rows if row["strategy"] == strategy and y in row]  # undefined, or an earlier version's
         if not chosen:
             continue
         places = sorted({row[x] for row in chosen})
         values = [[row[y] for row in chosen if row[x] == place] for place in places]
-        axis.plot(places, [np.mean(v) for v in values], "o-", ms=3, color=color, label=strategy)
+        axis.plot(places, [average(v) for v in values], "o-", ms=3, color=color, label=strategy)
         axis.fill_between(places, [min(v) for v in values], [max(v) for v in values], color=color, alpha=0.2, lw=0)
 
 
@@ -102,6 +103,7 @@ def effort_panels(diagnoses, study: Results, task) -> list[tuple[str, str, str, 
 def causes_figure(study_folder: Path, diagnoses, study: Results, task, path: Path):
     """Draw what energies rank, by level; the metric by effort of sampling and by difficulty; gradients clipped."""
     ranked, effort = ranked_columns(diagnoses), effort_panels(diagnoses, study, task)
+    metric = study.metrics[0]
     with panels(path, len(ranked) + len(effort) + 1) as axes:
         for axis, column in zip(axes.flat, ranked, strict=False):
             draw(axis, rows_with_runs(diagnoses, "levels"), study.strategies, "t", column)
@@ -111,10 +113,10 @@ def causes_figure(study_folder: Path, diagnoses, study: Results, task, path: Pat
             share_scale(axis)
         for axis, (part, x, y, title, label) in zip(axes.flat[len(ranked) :], effort, strict=False):
             rows = rows_with_runs(diagnoses, part)
-            draw(axis, rows, study.strategies, x, y)
+            draw(axis, rows, study.strategies, x, y, np.mean if metric.rate else gmean)
             axis.set(xlabel=label, ylabel=task.metrics[0], title=title)
             choose_scale(axis, "x", [row[x] for row in rows])
-            metric_scale(axis, study.metrics[0], plotted(axis))
+            metric_scale(axis, metric, plotted(axis))
         draw_clipped(axes.flat[-1], study_folder, study.strategies)
         legend_below(axes, study.shortened)
 
