@@ -56,10 +56,10 @@ def test_the_interval_of_the_ratio_decides(interval, expected):
     ("interval", "expected"),
     [
         ((7.0, 2.0, 12.0), "helps"),
-        ((4.9, 2.0, 8.0), "helps, by less than 5%"),
+        ((4.9, 2.0, 8.0), "helps, by less than 5 points"),
         ((-7.0, -12.0, -2.0), "hurts"),
-        ((-4.9, -8.0, -2.0), "hurts, by less than 5%"),
-        ((0.0, -5.0, 5.0), "no difference beyond 5%"),
+        ((-4.9, -8.0, -2.0), "hurts, by less than 5 points"),
+        ((0.0, -5.0, 5.0), "no difference beyond 5 points"),
         ((0.0, -6.0, 5.0), "undecided"),
     ],
 )
@@ -78,7 +78,7 @@ def test_fewer_than_three_pairs_decide_nothing(comparison):
 
 
 def test_the_rule_states_every_scenario_and_threshold():
-    for name in (verdict.UNSTABLE, verdict.HELPS, verdict.HURTS, verdict.NO_DIFFERENCE, verdict.UNDECIDED):
+    for name in (verdict.UNSTABLE, verdict.HELPS, verdict.HURTS, f"{verdict.NO_DIFFERENCE} 5%", verdict.UNDECIDED):
         assert f"*{name}*" in RULE
     for words in ("at least 3 paired seeds", "r > 0.95", "r < 1.05", "[0.95, 1.05]", "2 times the time"):
         assert words in " ".join(RULE.split())
@@ -227,6 +227,7 @@ def test_a_task_of_rates_has_criteria_in_percentage_points():
     values = {"baseline": np.array([0.5, 0.6, 0.55]), "adversarial": np.array([0.6, 0.71, 0.64])}
     found = difference(values["adversarial"], values["baseline"])
     lines = criteria_lines(study(values, metrics), CONFIG, None)
+    assert lines[1].startswith("- val_accuracy better by more than 5 points, plain: met, ")
     assert f"plain: met, +{found.difference:.2f} points [+{found.low:.2f}, +{found.high:.2f}]" in lines[1]
     assert len(lines) == 4  # no second metric
 

@@ -17,8 +17,7 @@ ACCOUNTS = FLOPS, TIME, STEPS
 
 UNSTABLE, UNDECIDED = "unstable", "undecided"
 HELPS, HURTS = "helps", "hurts"
-BY_LITTLE = f", by less than {SMALL:g}%"
-NO_DIFFERENCE = f"no difference beyond {SMALL:g}%"
+BY_LITTLE, NO_DIFFERENCE = "by less than", "no difference beyond"  # both followed by SMALL, as `small` writes it
 
 RULE = f"""\
 The rule was fixed before any run. At equal FLOPs, for each sampler, it reads the interval [low, high] of the ratio r
@@ -27,13 +26,13 @@ of geometric means of val_mse, {ADVERSARIAL} over {COMPUTE} ({BASELINE} trained 
 equal steps, and for another pair that a study names, it reads theirs. The first that holds is the verdict:
 
 1. *{UNSTABLE}*: a run of {ADVERSARIAL} diverged.
-2. *{HELPS}*: high < 1. Below a gain of {SMALL:g}% (r > {1 - SMALL / 100:g}) it is *{HELPS}{BY_LITTLE}*.
-3. *{HURTS}*: low > 1. Below a loss of {SMALL:g}% (r < {1 + SMALL / 100:g}) it is *{HURTS}{BY_LITTLE}*.
-4. *{NO_DIFFERENCE}*: the interval lies within [{1 - SMALL / 100:g}, {1 + SMALL / 100:g}].
+2. *{HELPS}*: high < 1. Below a gain of {SMALL:g}% (r > {1 - SMALL / 100:g}) it is *{HELPS}, {BY_LITTLE} {SMALL:g}%*.
+3. *{HURTS}*: low > 1. Below a loss of {SMALL:g}% (r < {1 + SMALL / 100:g}) it is *{HURTS}, {BY_LITTLE} {SMALL:g}%*.
+4. *{NO_DIFFERENCE} {SMALL:g}%*: the interval lies within [{1 - SMALL / 100:g}, {1 + SMALL / 100:g}].
 5. *{UNDECIDED}*: anything else.
 
 For a task that is judged by a rate (a share of right answers), the difference in percentage points takes the place of
-the ratio: 0 that of 1, {SMALL:g} points that of {SMALL:g}%, and more is better.
+the ratio: 0 that of 1, {SMALL:g} points that of {SMALL:g}%, also in the verdict's words, and more is better.
 
 Beside it stand the four criteria of the first protocol, of {ADVERSARIAL} against {BASELINE} at equal steps: more than
 {SMALL:g}% lower val_mse with an interval that excludes no change; a lower reconstruction error; no divergence; less
@@ -55,10 +54,15 @@ def scenario(metric: Metric, comparison: Paired | None, diverged: int) -> str | 
         return None
     effect, low, high = as_loss(metric, comparison)
     if high < 0:
-        return HELPS + (BY_LITTLE if effect > -SMALL else "")
+        return HELPS + (f", {BY_LITTLE} {small(metric)}" if effect > -SMALL else "")
     if low > 0:
-        return HURTS + (BY_LITTLE if effect < SMALL else "")
-    return NO_DIFFERENCE if low >= -SMALL and high <= SMALL else UNDECIDED
+        return HURTS + (f", {BY_LITTLE} {small(metric)}" if effect < SMALL else "")
+    return f"{NO_DIFFERENCE} {small(metric)}" if low >= -SMALL and high <= SMALL else UNDECIDED
+
+
+def small(metric: Metric) -> str:
+    """Write SMALL in the metric's units."""
+    return f"{SMALL:g} points" if metric.rate else f"{SMALL:g}%"
 
 
 def pair_scenario(study, pair: Pair, sampler: str, comparison: Paired | None) -> str | None:
@@ -151,7 +155,8 @@ def criteria_lines(study, config: ExperimentConfig, timing: dict | None) -> list
     names = treated, other
     main, *others = study.metrics[::2]
     lines = [f"The four criteria at equal steps ({treated} against {other}, {config.model}):"]
-    lines.append(f"- {main.column} better by more than {SMALL:g}%, {_under_each(study, names, main, _clearly_better)}.")
+    first = _under_each(study, names, main, _clearly_better)
+    lines.append(f"- {main.column} better by more than {small(main)}, {first}.")
     lines += [f"- {metric.column} better, {_under_each(study, names, metric, _better)}." for metric in others[:1]]
     diverged, runs = study.diverged(treated, study.metrics, SAMPLERS), study.count(treated)
     lines.append(f"- no divergence: {_met(not diverged)}, {diverged} of {runs} runs of {treated} diverged.")
