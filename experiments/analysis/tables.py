@@ -32,19 +32,31 @@ class Results:
     """
 
     def __init__(self, runs, study: Study, metrics: tuple[Metric, ...], mean_error: float = math.nan):
-        self.frame, self.metrics, self.mean_error = pd.DataFrame(runs), metrics, mean_error
+        self.frame, self.study, self.metrics, self.mean_error = pd.DataFrame(runs), study, metrics, mean_error
         self._values, self._comparisons = {}, {}  # each is asked for many times, and takes milliseconds
         present = set(self.frame["strategy"])
-        labels = [name for name in study.variants() if name in present]
+        labels = [name for name in study.labels() if name in present]
         self.strategies = labels + sorted(present - set(labels))
         self.seeds = sorted(set(self.frame["seed"]))
         self.samplers = [name for name in SAMPLERS if name in set(self.frame["sampler"])]
         self.treated, self.base = study.compare[0], study.base()
-        self.bases = {name: base for name, base in study.bases().items() if {name, base} <= present}
-        if self.base in present:  # a strategy that the study does not know, of an earlier version's
-            self.bases |= {name: self.base for name in self.strategies if name not in labels and name != self.base}
-        pairs = {sampler: study.pairs(sampler) for sampler in SAMPLERS}
-        self.pairs = {s: [pair for pair in each if present.issuperset(pair[1:])] for s, each in pairs.items()}
+
+    # Found when asked for: the study counts the FLOPs of its strategies for them, which takes seconds.
+
+    @cached_property
+    def bases(self) -> dict[str, str]:
+        """By label the label of the base that it is compared with, where both were run."""
+        found = {name: base for name, base in self.study.bases().items() if {name, base} <= set(self.strategies)}
+        if self.base in self.strategies:  # a strategy that the study does not know, of an earlier version's
+            unknown = set(self.strategies).difference(self.study.labels())
+            found |= dict.fromkeys(sorted(unknown - {self.base}), self.base)
+        return found
+
+    @cached_property
+    def pairs(self) -> dict[str, list[Pair]]:
+        """By sampler the study's pairs of which both were run."""
+        pairs = {sampler: self.study.pairs(sampler) for sampler in SAMPLERS}
+        return {s: [pair for pair in each if {*pair[1:]} <= set(self.strategies)] for s, each in pairs.items()}
 
     def values(self, column: str, sampler: str) -> dict[str, np.ndarray]:
         """Return by strategy a column under one sampler (seeds,)."""
