@@ -15,11 +15,11 @@ if __name__ == "__main__":
 from diffusion_lib.system.arguments import Parser
 from experiments.analysis.figures import drawing, label_log, legend_below, name_line, strategy_colors
 from experiments.analysis.setting_figure import draw_budgets
-from results.tables import ACCOUNTS, IRED, LONGER, PUBLISHED, SIZES_STEPS, VAL, read, sizes_pair, study
+from results.tables import IRED, LONGER, PUBLISHED, SIZES_STEPS, VAL, read, sizes_pairs, study
 
 HEIGHTS = 5e-4, 0.2  # of the errors shown
 LINES = {"baseline": "without mining", "adversarial": "with mining"}
-NAMES = {
+PREDICTORS = {
     "zero matrix": "answering zero",
     "mean predictor": "the mean inverse",
     "linear regression": "linear regression",
@@ -35,7 +35,7 @@ def panel(axis, n: int, labels: dict[str, list[str]], runs):
         frame = runs.frame[runs.frame["strategy"].isin(own) & (runs.frame["sampler"] == IRED)]
         x, y = frame["train_flops"].to_numpy(float), frame[VAL.column].to_numpy(float)
         draw_budgets(axis, x, y, color, LINES[name], limits["mean predictor"], edge)
-    for name, words in NAMES.items():
+    for name, words in PREDICTORS.items():
         if limits[name] > HEIGHTS[0]:
             name_line(axis, limits[name], words)
         else:
@@ -50,14 +50,13 @@ def panel(axis, n: int, labels: dict[str, list[str]], runs):
 def main(arguments=None):
     """Draw results/published/answer.png. Raises ConfigError where a study is missing or damaged."""
     Parser(__doc__).parse_args(arguments)
-    budgets = [(steps, equal) for steps in (SIZES_STEPS, LONGER) for equal in ACCOUNTS]
-    pairs = [sizes_pair(PUBLISHED, 6, equal, IRED, steps) for steps, equal in budgets]
-    small = {"baseline": [pair.other for pair in pairs], "adversarial": [pair.one for pair in pairs]}
+    pairs = [pair for steps in (SIZES_STEPS, LONGER) for pair in sizes_pairs(PUBLISHED, 6, IRED, steps).values()]
+    small = {"baseline": [pair.other for pair in pairs], "adversarial": [pair.treated for pair in pairs]}
     ladder = study(PUBLISHED, "ladder")
-    every = ladder.frame["strategy"].unique()
+    every = ladder.strategies
     large = {name: [label for label in every if label.startswith((f"{name},", f"{name}-compute,"))] for name in LINES}
     with drawing(PUBLISHED / "answer.png", (9.6, 4.2), columns=2, pdf=False, width_ratios=(3, 2), sharey=True) as axes:
-        panel(axes[0, 0], 6, small, pairs[0].runs)
+        panel(axes[0, 0], 6, small, study(PUBLISHED, "sizes-6"))
         panel(axes[0, 1], 20, large, ladder)
         axes[0, 0].set_ylabel("error of an entry of the inverse")
         legend_below(axes)

@@ -22,10 +22,9 @@ from diffusion_lib.flops import step_flops
 from diffusion_lib.names import SAMPLERS
 from diffusion_lib.system.arguments import Parser
 from experiments.analysis.metrics import Metric
-from experiments.analysis.statistics import holm
+from experiments.analysis.statistics import with_holm
 from experiments.analysis.verdict import ADVERSARIAL, BASELINE, COMPUTE
 from results.tables import (
-    ACCOUNTS,
     IRED,
     KINDS,
     LONGER,
@@ -35,49 +34,49 @@ from results.tables import (
     SIZES,
     VAL,
     VARIANTS,
-    Pair,
+    PublishedPair,
     free_means,
-    ladder_pairs,
+    pair_at,
     public_errors,
     read,
     sizes_pair,
+    sizes_pairs,
     sizes_primary,
     study,
     task_studies,
-    whole_pair,
 )
 
 LADDER_BATCH = 128
 LEVEL = 2  # at which the pages say what the energies rank
 
 
-def interval(pair: Pair, sampler: str = IRED) -> str:
+def interval(pair: PublishedPair, sampler: str = IRED) -> str:
     """Write the interval of a pair's ratio of val_mse."""
     found = pair.compare(VAL, sampler)
     return f"[{found.low:.2f}, {found.high:.2f}]"
 
 
-def spent_more(pair: Pair) -> float:
+def spent_more(pair: PublishedPair) -> float:
     """Return by how many percent the baseline of a pair at equal charged FLOPs spends more at the ladder's batch."""
     spent = [
-        pair.runs.steps(label) * step_flops(ExperimentConfig().change(mode=mode), LADDER_BATCH)
-        for label, mode in ((pair.one, "adversarial"), (pair.other, "none"))
+        steps * step_flops(ExperimentConfig().change(mode=mode), LADDER_BATCH)
+        for steps, mode in ((pair.steps_with, "adversarial"), (pair.steps_without, "none"))
     ]
     return 100 * spent[1] / spent[0] - 100
 
 
 def readme(root: Path) -> list[str]:
     """Return what README.md says."""
-    pairs = {equal: sizes_pair(root, SIZES[0], equal, IRED) for equal in ACCOUNTS}
+    pairs = sizes_pairs(root, SIZES[0], IRED)
     ratios = {equal: pair.compare(VAL, IRED).ratio for equal, pair in pairs.items()}
     intervals = {equal: interval(pair) for equal, pair in pairs.items()}
-    without = {equal: pair.runs.steps(pair.other) for equal, pair in pairs.items()}
+    without = {equal: pair.steps_without for equal, pair in pairs.items()}
     plain = [sizes_pair(root, SIZES[0], equal, "plain").compare(VAL, "plain").ratio for equal in ("time", "FLOPs")]
     least = 10.0 ** math.ceil(math.log10(max(sizes_primary(root, SIZES[0]).values())))
     small = pairs["steps"]
-    large = {equal: ladder_pairs(root, equal, (5_000,))[0] for equal in ("steps", "FLOPs")}
-    free = whole_pair(root, "matrix-free-1200", "FLOPs").compare(VAL, IRED).ratio
-    check = small.runs.values(small.other, VAL, IRED).loc[0]
+    large = {equal: pair_at(root, "ladder", equal, steps=5_000) for equal in ("steps", "FLOPs")}
+    free = pair_at(root, "matrix-free-1200", "FLOPs").compare(VAL, IRED).ratio
+    check = small.values(VAL, IRED)[1].loc[0]
     longer = sizes_pair(root, SIZES[0], "FLOPs", IRED, LONGER).compare(VAL, IRED).ratio
     public = public_errors(root)
     mined = public["adversarial", 35_000]
@@ -85,7 +84,7 @@ def readme(root: Path) -> list[str]:
     public_words = f"{others.ratio:.3f} times [{others.low:.3f}, {others.high:.3f}]"
     return [
         f"four times the steps leave {longer:.1f} times the error on the one seed that was run",
-        f"{small.runs.steps(small.one):,} training steps with mined negatives end at the error of {without['steps']:,} "
+        f"{small.steps_with:,} training steps with mined negatives end at the error of {without['steps']:,} "
         f"without ({ratios['steps']:.2f} times, {intervals['steps']}), at {ratios['time']:.1f} times the error of the "
         f"{without['time']:,} that take the same time {intervals['time']}, and at {ratios['FLOPs']:.1f} times that of "
         f"the {without['FLOPs']:,} with the same training compute {intervals['FLOPs']}",
@@ -104,7 +103,7 @@ def ranks(root: Path, answer: str) -> list[str]:
     levels = read(root / f"sizes-{SIZES[0]}" / "levels.csv", "strategy", t=int, **{answer: float})
     pairs = [sizes_pair(root, SIZES[0], equal, IRED) for equal in ("steps", "FLOPs")]
     means = levels[levels["t"] == LEVEL].groupby("strategy")[answer].mean()
-    return [f"{100 * means[label]:.0f}" for label in (pairs[0].one, pairs[0].other, pairs[1].other)]
+    return [f"{100 * means[label]:.0f}" for label in (pairs[0].treated, pairs[0].other, pairs[1].other)]
 
 
 def tried(root: Path, label: str) -> str:
@@ -115,7 +114,7 @@ def tried(root: Path, label: str) -> str:
 def kinds(root: Path) -> list[str]:
     """Return what docs/results.md says of kinds of negatives."""
     runs = study(root, "arms")
-    pairs = {name: Pair(runs, name, BASELINE) for name in KINDS | VARIANTS}
+    pairs = {name: PublishedPair(runs, name, BASELINE) for name in KINDS | VARIANTS}
     found = {name: pair.compare(VAL, IRED).ratio for name, pair in pairs.items()}
     more = {name: f"{100 * effect - 100:.0f}" for name, effect in found.items()}
     costs = [pair.cost for name, pair in pairs.items() if name != "late"]
@@ -133,8 +132,8 @@ def kinds(root: Path) -> list[str]:
 
 def sizes(root: Path) -> list[str]:
     """Return what docs/results.md says of sizes at which the MLP inverts."""
-    pairs = {equal: sizes_pair(root, SIZES[0], equal, IRED) for equal in ACCOUNTS}
-    further = {equal: pair.steps_without - pair.runs.steps(pair.one) for equal, pair in pairs.items()}
+    pairs = sizes_pairs(root, SIZES[0], IRED)
+    further = {equal: pair.steps_without - pair.steps_with for equal, pair in pairs.items()}
     regression, other = ranks(root, "auc_regression"), ranks(root, "auc_other")
     levels = read(root / f"sizes-{SIZES[0]}" / "levels.csv", "strategy", "seed", auc_random=float)
     worst = levels.groupby(["strategy", "seed"])["auc_random"].min()
@@ -183,8 +182,8 @@ def energies(root: Path) -> list[str]:
     """Return what docs/results.md says of other energies."""
     free = study(root, "matrix-free-1200")
     compared = ((ADVERSARIAL, COMPUTE), (ADVERSARIAL, BASELINE), (BASELINE, COMPUTE))
-    whole, same, gained = (Pair(free, *labels).compare(VAL, IRED).ratio for labels in compared)
-    large = ladder_pairs(root, "FLOPs", (5_000,))[0]
+    whole, same, gained = (PublishedPair(free, *labels).compare(VAL, IRED).ratio for labels in compared)
+    large = pair_at(root, "ladder", "FLOPs", steps=5_000)
     off = large.runs.mean(large.other, RECON, IRED).mean / reference(root, 20, "zero matrix", RECON)
     means = free_means(root)
     falls = (means.shift() / means).stack()
@@ -200,11 +199,11 @@ def tasks(root: Path) -> list[str]:
     """Return what docs/results.md says of other tasks."""
     found = task_studies(root)
     tests = {
-        (name, sampler): runs.compare(ADVERSARIAL, COMPUTE, metrics[0], sampler).p
+        (name, sampler): PublishedPair(runs, ADVERSARIAL, COMPUTE).compare(metrics[0], sampler)
         for name, (runs, metrics) in found.items()
         for sampler in SAMPLERS
     }
-    adjusted = dict(zip(tests, holm(list(tests.values())), strict=True))
+    adjusted = {test: found.p_holm for test, found in with_holm(tests).items()}
     runs, metrics = found["sudoku"]
     first, second = (f"{adjusted['sudoku', sampler]:.3f}".removeprefix("0") for sampler in ("plain", IRED))
     return [

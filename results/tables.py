@@ -25,7 +25,6 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.names import DIFFICULTIES, SAMPLERS
 from diffusion_lib.system.arguments import Parser, header
 from diffusion_lib.system.environment import ROOT
@@ -35,10 +34,10 @@ from diffusion_lib.tasks import TASKS
 from experiments.analysis.metrics import Metric, task_metrics
 from experiments.analysis.references import PAPER
 from experiments.analysis.runs import wide_form
-from experiments.analysis.statistics import Mean, Paired, holm
-from experiments.analysis.tables import markdown
-from experiments.analysis.verdict import ADVERSARIAL, BASELINE, COMPUTE, scenario
-from experiments.study.study import read_study
+from experiments.analysis.statistics import Mean, Paired, with_holm
+from experiments.analysis.tables import Results, markdown
+from experiments.analysis.verdict import ACCOUNTS, ADVERSARIAL, BASELINE, COMPUTE, pair_scenario
+from experiments.study.flags import parse_command
 
 PUBLISHED = ROOT / "results" / "published"
 RANDOM, CORRUPT = "random", "corrupt"
@@ -46,108 +45,93 @@ VAL, OOD, RECON = METRICS = tuple(map(Metric, ("val_mse", "ood_mse", "recon_erro
 BUDGETS, PRIMARY = (1_250, 2_500, 5_000, 10_000, 20_000), (5_000, 10_000)  # adversarial's steps; the primary tests'
 EQUAL = {"FLOPs": COMPUTE, "steps": BASELINE}  # what adversarial is compared with, by what both have the same of
 # As the pages call the ladder's strategies: a baseline is one whatever it is trained for.
-NAMES = {COMPUTE: BASELINE, "random-1.2": "random, noise_scale 1.2"}
+LADDER_NAMES = {COMPUTE: BASELINE, "random-1.2": "random, noise_scale 1.2"}
 IRED = "innerloop"  # IRED's sampler
 SAMPLER_WORDS = {"plain": "plain", IRED: "IRED's"}
 
 
-class Runs:
-    """The runs of a published study; `frame` has a row per label, seed and sampler. Raises ConfigError."""
+class Runs(Results):
+    """The runs of a published study. Raises ConfigError, which names the file that lacks what a table is made of."""
 
     def __init__(self, folder: Path):
         self.path = folder / "runs.csv"
-        declared = read_study(folder / "study.toml")
-        config, self.strategies = declared.get("config", {}), declared.get("strategies", {})
-        self.metrics = task_metrics(TASKS[config.get("dataset", ExperimentConfig.dataset)])
+        declared = parse_command("", ["--study", str(folder / "study.toml")]).study
         keys = ("strategy", "seed", "sampler", "metric")
-        table = read(self.path, *keys, "train_steps", "train_flops", "run", value=float)
+        table = read(self.path, *keys, "status", "train_steps", "train_flops", "run", value=float)
         try:
-            self.frame = wide_form(table)
+            frame = wide_form(table)
         except (KeyError, ValueError) as error:
             raise ConfigError(f"{self.path} is damaged ({error})") from None
-        self.frame["name"] = self.frame["strategy"].str.partition(",")[0]
-        for metric in (metric for metric in self.metrics if metric.column in self.frame):
-            if not self.frame[metric.column].map(metric.possible).all():
+        super().__init__(frame, declared, task_metrics(TASKS[declared.config.dataset]))
+        for metric in (metric for metric in self.metrics if metric.column in frame):
+            if not frame[metric.column].map(metric.possible).all():
                 raise ConfigError(f"{self.path} is damaged (no {metric.column} has such a value)")
 
-    def column(self, metric: Metric) -> pd.Series:
-        if metric.column not in self.frame:
-            raise ConfigError(f"{self.path} is damaged (no {metric.column})")
-        return self.frame[metric.column]
-
-    def __contains__(self, label: str) -> bool:
-        return label in set(self.frame["strategy"])
-
-    def label(self, name: str) -> str:
+    def only(self, name: str) -> str:
         """Return the label of a strategy that was trained at one setting alone."""
-        found = self.frame["strategy"][self.frame["name"] == name].unique()
+        found = [label for label in self.strategies if label.partition(",")[0] == name]
         if len(found) != 1:
             raise ConfigError(f"{self.path} is damaged (of {name} it has {', '.join(found) or 'nothing'})")
         return found[0]
 
-    def choice(self, name: str, sampler: str) -> str:
-        """Return the strategy that a search chose for `name` under a sampler."""
-        found = [each.name for each in self.strategies.values() if each.origin == name and sampler in each.samplers]
-        if len(found) != 1:
-            raise ConfigError(f"{self.path.parent} is damaged (for {name} under {sampler} it has {len(found)} choices)")
-        return found[0]
-
-    def order(self, names) -> list[str]:
-        return [name for name in names if name in self]
-
     def steps(self, label: str) -> int:
-        return int(self.frame["train_steps"][self.frame["strategy"] == label].iloc[0])
+        return self.train_steps(label)[0]
 
     def flops(self, label: str) -> float:
-        return float(self.frame["train_flops"][self.frame["strategy"] == label].iloc[0])
+        return float(self.of(label)["train_flops"].iloc[0])
 
-    def values(self, label: str, metric: Metric, sampler: str) -> pd.Series:
-        """Return the values by seed; nan of a run that diverged."""
-        chosen = (self.frame["strategy"] == label) & (self.frame["sampler"] == sampler)
-        if not chosen.any():
+    def by_seed(self, label: str, metric: Metric, sampler: str) -> pd.Series:
+        """Return a label's values; nan of a run that diverged, or was not made."""
+        if metric.column not in self.frame:
+            raise ConfigError(f"{self.path} is damaged (no {metric.column})")
+        if not (self.frame["strategy"].eq(label) & self.frame["sampler"].eq(sampler)).any():
             raise ConfigError(f"{self.path} is damaged (no run of {label} under {sampler})")
-        return self.column(metric)[chosen].set_axis(self.frame["seed"][chosen])
+        return pd.Series(self.values(metric.column, sampler)[label], self.seeds)
 
     def mean(self, label: str, metric: Metric, sampler: str) -> Mean:
-        return metric.mean(self.values(label, metric, sampler).to_numpy())
-
-    def compare(self, one: str, other: str, metric: Metric, sampler: str) -> Paired:
-        """Compare one label with another, seed by seed."""
-        pairs = pd.concat([self.values(label, metric, sampler) for label in (one, other)], axis=1, join="inner")
-        return metric.compare(*pairs.to_numpy(float).T)
+        return metric.mean(self.by_seed(label, metric, sampler).to_numpy())
 
     def effect(self, one: str, other: str, metric: Metric, sampler: str) -> str:
-        """Write that comparison; nothing of a label against itself."""
-        return "" if one == other else metric.words(self.compare(one, other, metric, sampler))
+        """Write the comparison of two labels; nothing of a label with itself."""
+        return "" if one == other else metric.words(PublishedPair(self, one, other).compare(metric, sampler))
 
 
-class Pair(NamedTuple):
-    """Two labels of a study that are compared; `about`: what the pages add to their steps."""
+class PublishedPair(NamedTuple):
+    """Two labels of a study, compared as in its `Pair`; `about`: what the pages add to their steps."""
 
     runs: Runs
-    one: str
+    treated: str
     other: str
     about: str = ""
 
     @property
-    def steps(self) -> str:
-        return f"{self.runs.steps(self.one):,} against {self.runs.steps(self.other):,}{self.about}"
+    def steps_with(self) -> int:
+        return self.runs.steps(self.treated)
 
     @property
     def steps_without(self) -> int:
         return self.runs.steps(self.other)
 
     @property
+    def steps(self) -> str:
+        return f"{self.steps_with:,} against {self.steps_without:,}{self.about}"
+
+    @property
     def cost(self) -> float:
-        """How many times the training FLOPs of the other the first one took."""
-        return self.runs.flops(self.one) / self.runs.flops(self.other)
+        """Return how many times the training FLOPs of the other the first one took."""
+        return self.runs.flops(self.treated) / self.runs.flops(self.other)
+
+    def values(self, metric: Metric, sampler: str) -> list[pd.Series]:
+        """Return the values of both, by seed."""
+        return [self.runs.by_seed(label, metric, sampler) for label in (self.treated, self.other)]
 
     def compare(self, metric: Metric, sampler: str) -> Paired:
-        return self.runs.compare(self.one, self.other, metric, sampler)
+        self.values(metric, sampler)  # which says what is absent, where `comparison` would return None
+        return self.runs.comparison(self.treated, self.other, metric, sampler)
 
     def means(self, metric: Metric, sampler: str) -> list[str]:
         """Write the means of both."""
-        return [f"{self.runs.mean(label, metric, sampler).mean:.3g}" for label in (self.one, self.other)]
+        return [f"{self.runs.mean(label, metric, sampler).mean:.3g}" for label in (self.treated, self.other)]
 
     def without(self) -> list[str]:
         """Write the other one's error and reconstruction error, under IRED's sampler."""
@@ -155,15 +139,12 @@ class Pair(NamedTuple):
 
     def ratio(self, metric: Metric, sampler: str) -> str:
         """Write the ratio with its interval, and in how many seeds the first one's error is smaller."""
-        found = self.compare(metric, sampler)
-        one, other = (self.runs.values(label, metric, sampler) for label in (self.one, self.other))
-        ahead = int((one < other.reindex(one.index)).sum())
-        return f"{with_interval(found.ratio, found.low, found.high, '{:.3f}')}; {ahead} of {found.n}"
+        found, (one, other) = self.compare(metric, sampler), self.values(metric, sampler)
+        return f"{with_interval(found.ratio, found.low, found.high, '{:.3f}')}; {(one < other.reindex(one.index)).sum()} of {found.n}"
 
-    def verdict(self, metric: Metric, sampler: str) -> str | None:
+    def verdict(self, sampler: str) -> str | None:
         """Return the verdict by the protocol's rule; None of too few seeds."""
-        diverged = int((~np.isfinite(self.runs.values(self.one, metric, sampler))).sum())
-        return scenario(metric, self.runs.compare(self.one, self.other, metric, sampler), diverged)
+        return pair_scenario(self.runs, self, sampler, self.compare(self.runs.metrics[0], sampler))
 
 
 def read(path: Path, *columns: str, **numbers) -> pd.DataFrame:
@@ -193,31 +174,38 @@ def mean_words(mean: Mean, write: str = "{:.5f}") -> str:
     return with_interval(*mean[1:], write)
 
 
-def geometric_mean(errors: pd.Series) -> float:
+def error_mean(errors: pd.Series) -> float:
     return VAL.mean(errors.to_numpy()).mean
 
 
-def ladder_pairs(root: Path, equal: str, budgets=BUDGETS) -> list[Pair]:
+def pairs_at(root: Path, name: str, equal: str, sampler: str = IRED) -> list[PublishedPair]:
+    """Return the pairs of a study that it declares at equal FLOPs, time or steps, and that were run."""
+    runs = study(root, name)
+    return [PublishedPair(runs, *pair[1:]) for pair in runs.pairs[sampler] if pair.account == equal]
+
+
+def pair_at(root: Path, name: str, equal: str, sampler: str = IRED, steps: int | None = None) -> PublishedPair:
+    """Return the only one of them, or the only one of a budget, the steps of the first of both."""
+    found = [pair for pair in pairs_at(root, name, equal, sampler) if steps in (None, pair.steps_with)]
+    if len(found) != 1:
+        raise ConfigError(f"{root / name} is damaged (at equal {equal} under {sampler} it has {len(found)} pairs)")
+    return found[0]
+
+
+def ladder_pairs(root: Path, equal: str, budgets=BUDGETS) -> list[PublishedPair]:
     """Return the pairs of the budgets that were run with and without mining."""
-    runs = study(root, "ladder")
-    labels = [[f"{name},train_steps={steps}" for name in (ADVERSARIAL, EQUAL[equal])] for steps in budgets]
-    return [Pair(runs, one, other) for one, other in labels if one in runs and other in runs]
+    return [pair for pair in pairs_at(root, "ladder", equal) if pair.steps_with in budgets]
 
 
-def tuned_pair(root: Path, equal: str) -> Pair:
+def tuned_pair(root: Path, equal: str) -> PublishedPair:
+    """Return the pair of two strategies' best settings, which its study declares as strategies of their own."""
     runs = study(root, "tuned")
-    return Pair(runs, runs.label(ADVERSARIAL), runs.label(EQUAL[equal]), ", each tuned")
+    return PublishedPair(runs, runs.only(ADVERSARIAL), runs.only(EQUAL[equal]), ", each tuned")
 
 
-def whole_pair(root: Path, name: str, equal: str) -> Pair:
-    """Return the pair of a study that varies nothing."""
-    return Pair(study(root, name), ADVERSARIAL, EQUAL[equal])
-
-
-def holm_p(pairs: list[Pair]) -> dict[tuple[Pair, str], float]:
-    """Return Holm's p of a family: these pairs, under both samplers."""
-    tests = [(pair, sampler) for pair in pairs for sampler in SAMPLERS]
-    return dict(zip(tests, holm([pair.compare(VAL, sampler).p for pair, sampler in tests]), strict=True))
+def holm_family(pairs: list[PublishedPair]) -> dict[tuple[PublishedPair, str], Paired]:
+    """Compare pairs under both samplers, as one family."""
+    return with_holm({(pair, sampler): pair.compare(VAL, sampler) for pair in pairs for sampler in SAMPLERS})
 
 
 def verdicts_table(root: Path) -> str:
@@ -227,15 +215,14 @@ def verdicts_table(root: Path) -> str:
         "MLP, primary": ladder_pairs(root, "FLOPs", PRIMARY),
         "MLP": ladder_pairs(root, "FLOPs", others),
         "MLP, each tuned": [tuned_pair(root, "FLOPs")._replace(about="")],
-        "matrix-free": [whole_pair(root, "matrix-free-1200", "FLOPs")],
+        "matrix-free": [pair_at(root, "matrix-free-1200", "FLOPs")],
     }
     rows = []
     for family, pairs in families.items():
-        for (pair, sampler), p_holm in holm_p(pairs).items():
-            p = pair.compare(VAL, sampler).p
+        for (pair, sampler), found in holm_family(pairs).items():
             # the ladder's other budgets are no family of the protocol's
-            words = f"{p:.2g}, exploratory" if family == "MLP" else f"{p:.2g} ({p_holm:.2g})"
-            ratio, verdict = pair.ratio(VAL, sampler), pair.verdict(VAL, sampler)
+            words = f"{found.p:.2g}, exploratory" if family == "MLP" else f"{found.p:.2g} ({found.p_holm:.2g})"
+            ratio, verdict = pair.ratio(VAL, sampler), pair.verdict(sampler)
             rows.append([family, pair.steps, SAMPLER_WORDS[sampler], ratio, words, verdict])
     compared = ("steps, with mining against without", "sampler", "error, with over without [95%]; seeds ahead")
     return markdown(rows, ("energy", *compared, "p (Holm's)", "verdict"))
@@ -253,20 +240,24 @@ def ratios_table(root: Path, metric: Metric) -> str:
 
 def ladder_means_table(root: Path) -> str:
     """Write a row per strategy and budget: geometric means over seeds with their 95% intervals."""
-    frame, rows = study(root, "ladder").frame.replace({"name": NAMES}), []
-    for (steps, name), runs in frame.groupby(["train_steps", "name"]):
+    frame, rows = study(root, "ladder").frame, []
+    for (steps, name), runs in frame.groupby(["train_steps", ladder_names(frame)]):
         errors = {sampler: VAL.mean(part[VAL.column].to_numpy()) for sampler, part in runs.groupby("sampler")}
         about = (f"{steps:,}", f"{runs['train_flops'].iloc[0]:.2g}", runs["seed"].nunique())
         rows.append([name, *about, *(mean_words(errors[sampler]) for sampler in SAMPLERS)])
     return markdown(rows, ("strategy", "steps", "FLOPs", "seeds", "val_mse, plain", "val_mse, IRED's sampler"))
 
 
+def ladder_names(runs: pd.DataFrame) -> pd.Series:
+    """Return what the pages call each row's strategy."""
+    return runs["strategy"].str.partition(",")[0].replace(LADDER_NAMES)
+
+
 def rises_table(root: Path) -> str:
     """Write a row per strategy and budget: how far the runs' denoising loss rose again, least and most over seeds."""
     curves = read(root / "ladder" / "curves.csv", "strategy", "seed", train_steps=int, loss_denoise=float)
-    curves["name"] = curves["strategy"].str.partition(",")[0].replace(NAMES)
-    rises = curves.groupby(["name", "train_steps", "seed"])["loss_denoise"].agg(loss_rise)
-    over_seeds = rises.groupby(["name", "train_steps"]).agg(["size", "min", "max"])
+    rises = curves.groupby([ladder_names(curves), "train_steps", "seed"])["loss_denoise"].agg(loss_rise)
+    over_seeds = rises.groupby(level=[0, 1]).agg(["size", "min", "max"])
     rows = [
         [name, f"{steps:,}", int(each["size"]), f"{each['min']:.2f}", f"{each['max']:.2f}"]
         for (name, steps), each in over_seeds.iterrows()
@@ -283,7 +274,7 @@ def tuned_means_table(root: Path) -> str:
     """Write a row per strategy: what the search chose, and the geometric means."""
     runs, rows = study(root, "tuned"), []
     for name in (BASELINE, ADVERSARIAL, COMPUTE):
-        label = runs.label(name)
+        label = runs.only(name)
         chosen = dict(part.split("=") for part in label.split(",")[1:])
         means = [runs.mean(label, VAL, sampler) for sampler in SAMPLERS]
         settings = (chosen.get("learning_rate"), chosen.get("weight", "-"))
@@ -315,32 +306,30 @@ def pilot_curves_table(root: Path) -> str:
 
 SIZES, SIZES_STEPS = (6, 4, 8), 2_000  # the primary size first; adversarial's steps
 LONGER = 8_000  # its larger budget
-ACCOUNTS = {"FLOPs": COMPUTE, "time": "baseline-time", "steps": BASELINE}
 
 
-def sizes_pair(root: Path, n: int, equal: str, sampler: str, steps: int = SIZES_STEPS) -> Pair:
+def sizes_pair(root: Path, n: int, equal: str, sampler: str, steps: int = SIZES_STEPS) -> PublishedPair:
     """Return both strategies' choices at a size under a sampler."""
-    runs = study(root, f"sizes-{n}")
-    labels = (f"{runs.choice(name, sampler)},train_steps={steps}" for name in (ADVERSARIAL, ACCOUNTS[equal]))
-    return Pair(runs, *labels)
+    return pair_at(root, f"sizes-{n}", equal, sampler, steps)
 
 
-def sizes_pairs(root: Path, n: int, sampler: str, steps: int = SIZES_STEPS) -> dict[str, Pair]:
+def sizes_pairs(root: Path, n: int, sampler: str, steps: int = SIZES_STEPS) -> dict[str, PublishedPair]:
     """Return by account the pairs of a size, a sampler and a budget that were run."""
-    found = {equal: sizes_pair(root, n, equal, sampler, steps) for equal in ACCOUNTS}
-    return {equal: pair for equal, pair in found.items() if pair.one in pair.runs and pair.other in pair.runs}
+    found = {equal: pairs_at(root, f"sizes-{n}", equal, sampler) for equal in ACCOUNTS}
+    return {equal: pair for equal, pairs in found.items() for pair in pairs if pair.steps_with == steps}
 
 
 def sizes_primary(root: Path, n: int) -> dict[tuple[str, str], float]:
     """Return Holm's p of a size's primary tests: equal FLOPs and equal time, under both samplers."""
     pairs = {(equal, s): pair for s in SAMPLERS for equal, pair in sizes_pairs(root, n, s).items() if equal != "steps"}
-    return dict(zip(pairs, holm([pair.compare(VAL, key[1]).p for key, pair in pairs.items()]), strict=True))
+    found = with_holm({key: pair.compare(VAL, key[1]) for key, pair in pairs.items()})
+    return {key: each.p_holm for key, each in found.items()}
 
 
 def sizes_table(root: Path) -> str:
     """Where the MLP inverts: adversarial over baseline by each account, at each size, budget and sampler."""
     rows = []
-    for n in sizes(root):
+    for n in sizes_run(root):
         for steps in (SIZES_STEPS, LONGER):
             for sampler in reversed(list(SAMPLERS)):
                 pairs = sizes_pairs(root, n, sampler, steps)
@@ -357,7 +346,7 @@ def sizes_table(root: Path) -> str:
     return markdown(rows, ("matrices", "steps with", "sampler", *means, *equal))
 
 
-def sizes(root: Path) -> list[int]:
+def sizes_run(root: Path) -> list[int]:
     """Return the sizes that were run."""
     return [n for n in SIZES if (root / f"sizes-{n}").exists()]
 
@@ -382,10 +371,10 @@ def kinds_table(root: Path, kinds: dict[str, str], header: tuple[str, str]) -> s
     """Write what each kind of negatives costs and brings at equal steps, over training without."""
     runs, rows = study(root, "arms"), []
     for name, words in kinds.items():
-        pair = Pair(runs, name, BASELINE)
+        pair = PublishedPair(runs, name, BASELINE)
         ratios = [pair.ratio(VAL, sampler) for sampler in reversed(list(SAMPLERS))]
         recon = runs.effect(name, BASELINE, RECON, IRED)
-        rows.append([f"`{name}`", words, f"{pair.cost:.2f}", *ratios, recon, pair.verdict(VAL, IRED)])
+        rows.append([f"`{name}`", words, f"{pair.cost:.2f}", *ratios, recon, pair.verdict(IRED)])
     ratios = ("val_mse over none's, IRED's sampler; seeds ahead", "plain", "recon_error, IRED's sampler")
     return markdown(rows, (*header, "FLOPs", *ratios, "at equal steps"))
 
@@ -395,15 +384,15 @@ def answer_table(root: Path) -> str:
     judged = (VAL, IRED)
     families = {
         f"IRED's MLP, {n} × {n}": (sizes_pair(root, n, "FLOPs", IRED), sizes_primary(root, n).get(("FLOPs", IRED)))
-        for n in sizes(root)
+        for n in sizes_run(root)
     }
     ladder = ladder_pairs(root, "FLOPs", PRIMARY)
-    families["IRED's MLP, 20 × 20"] = (ladder[0], holm_p(ladder)[ladder[0], IRED])
-    free = whole_pair(root, "matrix-free-1200", "FLOPs")
-    families["`matrix-free`, 20 × 20"] = (free, holm_p([free])[free, IRED])
+    families["IRED's MLP, 20 × 20"] = (ladder[0], holm_family(ladder)[ladder[0], IRED].p_holm)
+    free = pair_at(root, "matrix-free-1200", "FLOPs")
+    families["`matrix-free`, 20 × 20"] = (free, holm_family([free])[free, IRED].p_holm)
     rows = []
     for energy, (pair, p) in families.items():
-        words = pair.verdict(*judged)
+        words = pair.verdict(IRED)
         rows.append([energy, pair.steps, *pair.means(*judged), pair.ratio(*judged), f"{p:.2g}" if p else "", words])
     errors = ("error with", "without", "with over without [95%]; seeds ahead", "p, Holm's")
     return markdown(rows, ("energy, matrices", "steps with against without", *errors, "in words"))
@@ -414,8 +403,8 @@ def learned_table(root: Path) -> str:
     references = read(root / "references.csv", "rank", "strategy", val_mse=float, recon_error=float)
     by_size = references.set_index(["rank", "strategy"])[[VAL.column, RECON.column]]
     small = sizes_pair(root, SIZES[0], "FLOPs", IRED)
-    large = ladder_pairs(root, "FLOPs", (5_000,))[0]
-    free = whole_pair(root, "matrix-free-1200", "FLOPs")
+    large = pair_at(root, "ladder", "FLOPs", steps=5_000)
+    free = pair_at(root, "matrix-free-1200", "FLOPs")
     rows = [
         [name, *(f"{value:.3g}" for n in (SIZES[0], 20) for value in by_size.loc[n, name])]
         for name in ("zero matrix", "mean predictor", "linear regression")
@@ -430,15 +419,15 @@ def learned_table(root: Path) -> str:
 def energies_table(root: Path) -> str:
     """Write what mining does to energies on 20 x 20 matrices, under IRED's sampler, at equal FLOPs and steps."""
     pairs = {
-        "IRED's MLP": [ladder_pairs(root, equal, (5_000,))[0] for equal in EQUAL],
+        "IRED's MLP": [pair_at(root, "ladder", equal, steps=5_000) for equal in EQUAL],
         "IRED's MLP, each tuned": [tuned_pair(root, equal)._replace(about="") for equal in EQUAL],
-        "`matrix-free`": [whole_pair(root, "matrix-free-1200", equal) for equal in EQUAL],
-        "`matrix`": [whole_pair(root, "matrix-cpu-1k", equal) for equal in EQUAL],
+        "`matrix-free`": [pair_at(root, "matrix-free-1200", equal) for equal in EQUAL],
+        "`matrix`": [pair_at(root, "matrix-cpu-1k", equal) for equal in EQUAL],
     }
     rows = []
     for energy, (flops, steps) in pairs.items():
         ratios = [pair.ratio(VAL, IRED) for pair in (flops, steps)]
-        rows.append([energy, flops.steps, *flops.without(), *ratios, flops.verdict(VAL, IRED)])
+        rows.append([energy, flops.steps, *flops.without(), *ratios, flops.verdict(IRED)])
     means = ("val_mse without", "recon_error without (zero: 4.47)")
     ratios = ("with over without, equal FLOPs; seeds ahead", "the same, equal steps")
     return markdown(rows, ("energy", "steps with against without", *means, *ratios, "at equal FLOPs"))
@@ -469,7 +458,7 @@ def public_table(root: Path) -> str:
         mined, plain = by_step["adversarial", steps], by_step["none", other_steps]
         found = VAL.compare(mined.to_numpy(), plain.reindex(mined.index).to_numpy())
         ratio = with_interval(found.ratio, found.low, found.high, "{:.3f}")
-        means = (f"{geometric_mean(errors):.5f}" for errors in (mined, plain))
+        means = (f"{error_mean(errors):.5f}" for errors in (mined, plain))
         rows.append([f"{steps:,}", f"{other_steps:,}", equal, *means, ratio, f"{(mined < plain).sum()} of {found.n}"])
     errors = ("val_mse with", "without", "with over without [95%]", "seeds ahead")
     return markdown(rows, ("steps with mining", "steps without", "equal", *errors))
@@ -488,7 +477,8 @@ OVER = {name: f"{ADVERSARIAL} over {name} [95%]" for name in (COMPUTE, BASELINE)
 def percents(runs: Runs, metric: Metric, sampler: str) -> list[str]:
     """Return a mean over seeds for each of TASK_STRATEGIES."""
     return [
-        f"{100 * runs.values(name, metric, sampler).mean():.1f}" if name in runs else "-" for name in TASK_STRATEGIES
+        f"{100 * runs.mean(name, metric, sampler).mean:.1f}" if name in runs.strategies else "-"
+        for name in TASK_STRATEGIES
     ]
 
 
@@ -498,7 +488,7 @@ def tasks_table(root: Path) -> str:
     for name, (runs, metrics) in task_studies(root).items():
         means = map(" / ".join, zip(*(percents(runs, metric, IRED) for metric in metrics), strict=True))
         effects = [runs.effect(ADVERSARIAL, COMPUTE, metric, IRED) for metric in metrics]
-        seeds = runs.values(ADVERSARIAL, metrics[0], IRED).count()
+        seeds = runs.mean(ADVERSARIAL, metrics[0], IRED).n
         rows.append([name, TASKS[name].metrics[0].replace("_", " "), seeds, *means, *effects])
     return markdown(rows, ("task", "metric, %", "seeds", *TASK_STRATEGIES, OVER[COMPUTE], "the same, harder"))
 
@@ -522,7 +512,7 @@ def matrix_table(root: Path) -> str:
     """Write a row per strategy and sampler of the matrix energy: geometric means and ratios to the baseline."""
     runs, rows = study(root, "matrix-cpu-1k"), []
     for sampler in SAMPLERS:
-        for strategy in runs.order(INVERSION):
+        for strategy in runs.strategies:
             mean, ratio = runs.mean(strategy, VAL, sampler), runs.effect(strategy, BASELINE, VAL, sampler)
             harder = f"{runs.mean(strategy, OOD, sampler).mean:.3g}"
             rows.append([strategy, SAMPLER_WORDS[sampler], mean.n, mean_words(mean, "{:.3g}"), ratio, harder])
@@ -533,7 +523,7 @@ def scale_table(root: Path) -> str:
     """Write a row per strategy of the matrix energy: its error by sampler before and after the factor it learned."""
     columns = ("mse", "mse_rescaled")
     table = read(root / "matrix-cpu-1k" / "scale.csv", "strategy", "sampler", **dict.fromkeys(columns, float))
-    means = table.groupby(["strategy", "sampler"])[list(columns)].agg(geometric_mean)
+    means = table.groupby(["strategy", "sampler"])[list(columns)].agg(error_mean)
     keys = [(sampler, column) for sampler in SAMPLERS for column in columns]
     words = means.map("{:.2g}".format).unstack()
     rows = [[name, *(words.loc[name, (column, sampler)] for sampler, column in keys)] for name in INVERSION]
@@ -546,7 +536,7 @@ def free_table(root: Path) -> str:
     runs, rows = study(root, "matrix-free-1200"), []
     seeds = runs.frame["seed"].nunique()
     for sampler in SAMPLERS:
-        for strategy in runs.order(INVERSION):
+        for strategy in runs.strategies:
             row = [strategy, f"{runs.steps(strategy):,}", SAMPLER_WORDS[sampler]]
             for metric in METRICS:
                 mean = runs.mean(strategy, metric, sampler)
@@ -560,7 +550,7 @@ def free_table(root: Path) -> str:
 def free_means(root: Path) -> pd.DataFrame:
     """Return the geometric means of the trial before it, by the baseline's steps and the sampler."""
     frame = study(root, "matrix-free-trial").frame
-    return frame.pivot_table(VAL.column, "train_steps", "sampler", geometric_mean)
+    return frame.pivot_table(VAL.column, "train_steps", "sampler", error_mean)
 
 
 def free_curve_table(root: Path) -> str:
@@ -613,11 +603,11 @@ def percent(share: float) -> str:
 def precision_table(root: Path) -> str:
     """Write what bfloat16 products change: val_mse over that of the same runs in float32."""
     small = sizes_pair(root, SIZES[0], "steps", IRED)
-    exact_pilot, pilot = (Pair(study(root, name), ADVERSARIAL, BASELINE) for name in ("pilot", "pilot-bf16"))
+    exact_pilot, pilot = (pair_at(root, name, "steps") for name in ("pilot", "pilot-bf16"))
     rows = []
     for words, rounded, exact in (
-        ("6 × 6, trained in bf16", whole_pair(root, "bf16", "steps"), small),
-        ("6 × 6, trained and evaluated in bf16", whole_pair(root, "bf16-descents", "steps"), small),
+        ("6 × 6, trained in bf16", pair_at(root, "bf16", "steps"), small),
+        ("6 × 6, trained and evaluated in bf16", pair_at(root, "bf16-descents", "steps"), small),
         ("published setting, trained in bf16, one seed", pilot, exact_pilot),
     ):
         changes = [(errors_of(rounded, s) / errors_of(exact, s)).dropna() for s in SAMPLERS]
@@ -628,11 +618,9 @@ def precision_table(root: Path) -> str:
     return markdown(rows, ("val_mse over float32's", "plain sampler", "IRED's sampler"))
 
 
-def errors_of(pair: Pair, sampler: str) -> pd.DataFrame:
+def errors_of(pair: PublishedPair, sampler: str) -> pd.DataFrame:
     """Return the errors of both, and their ratio, by seed."""
-    frame = pd.DataFrame(
-        {name: pair.runs.values(label, VAL, sampler) for name, label in zip(NAMED, pair[1:3], strict=True)}
-    )
+    frame = pd.DataFrame(dict(zip(NAMED, pair.values(VAL, sampler), strict=True)))
     return frame.assign(**{" over ".join(NAMED): frame[ADVERSARIAL] / frame[BASELINE]})
 
 
