@@ -39,7 +39,7 @@ from experiments.study.timing import read_step_times, step_seconds, write_step_t
 from experiments.study.workers import Outcome, delete_study, delete_tables, remove_leftovers, require_deletable, run_all
 
 # The settings that decide which model a run needs, and how much memory.
-SIZES = ("dataset", "rank", "model", "batch_size", "evaluation_size", "diffusion_steps", "precision")
+MODEL_AND_MEMORY = ("dataset", "rank", "model", "batch_size", "evaluation_size", "diffusion_steps", "precision")
 TIMED_FLOPS = 3e10  # at most, of a step that --check times: a batch that takes more is timed by its first examples
 
 
@@ -279,7 +279,7 @@ def of_each_size(study: Study) -> list[ExperimentConfig]:
     """Return one of the runs' configurations for each kind of model and memory, for checks that take a moment."""
     found = {}
     for each in study.variants().values():
-        found.setdefault(tuple(getattr(each.config, name) for name in SIZES), each.config)
+        found.setdefault(tuple(getattr(each.config, name) for name in MODEL_AND_MEMORY), each.config)
     return list(found.values())
 
 

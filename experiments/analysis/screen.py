@@ -44,7 +44,7 @@ def error_table(study: Results, references: list[dict]) -> str:
     columns += [(metric, last) for metric in study.metrics[2::2] if study.measured(metric, last)][:1]
     rows = {study.shortened(label): strategy_cells(study, label, columns) for label in best(study, first, last)}
     missing = len(study.strategies) - len(rows)
-    rows |= {r["strategy"]: ["", *reference_cells(r, columns), ""] for r in main_references(references, first)}
+    rows |= {r["strategy"]: ["", *predictor_cells(r, columns), ""] for r in main_references(references, first)}
     headers = ["strategy", "steps", *(f"{metric.column}\n{sampler}" for metric, sampler in columns), "train\ns"]
 
     def table(most: int) -> str:
@@ -75,7 +75,7 @@ def strategy_cells(study: Results, name: str, columns: list[tuple[Metric, str]])
     return [*cells, study.train_seconds(name)]
 
 
-def reference_cells(row: dict, columns: list[tuple[Metric, str]]) -> list[str]:
+def predictor_cells(row: dict, columns: list[tuple[Metric, str]]) -> list[str]:
     """Return a predictor's cells, each metric once, since no sampler made it."""
     shown = [metric.column for metric, _ in columns]
     return [number(row.get(name)) if name not in shown[:place] else "" for place, name in enumerate(shown)]
@@ -85,7 +85,7 @@ def verdict_words(study: Results) -> str:
     """Write a sentence an account and pair, or a table of many pairs."""
     found = {account: compare_pairs(study, study.metrics[0], account) for account in ACCOUNTS}
     if sum(map(len, found.values())) > SENTENCES:
-        return "\n".join([*not_run(study), pair_table(study, found)])
+        return "\n".join([*not_run(study), verdict_table(study, found)])
     lines = list(not_run(study))
     for account, compared in found.items():
         for pair in dict.fromkeys(pair for _, pair in compared):
@@ -103,7 +103,7 @@ def outcome(study: Results, pair, sampler: str, comparison) -> str:
     return f"{words} ({metric.column} {metric.words(comparison)}, Holm's p {comparison.p_holm:.2g})"
 
 
-def pair_table(study: Results, found: dict) -> str:
+def verdict_table(study: Results, found: dict) -> str:
     """Write a line a pair, without the intervals, which the verdict reads."""
     metric = study.metrics[0]
     compared = {(account, *key): each for account, family in found.items() for key, each in family.items()}
