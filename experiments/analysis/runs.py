@@ -55,16 +55,20 @@ def require_possible_metrics(folder: Path, config: ExperimentConfig, result: dic
 def run_rows(study: Path, folder: Path, config: ExperimentConfig, result: dict, samplers: list[str]) -> list[dict]:
     """Return a run's row of `read_runs` for each sampler; config: its own, the mining included."""
     measured = result.get("samplers", {})  # of a run that failed nothing
-    run = {"status": result["status"], "train_steps": config.train_steps}
     costs = {name: result.get(name, math.nan) for name in COSTS}
     if measured:
         costs["train_flops"] = result.get("train_flops") or train_flops(config)
     rest = costs | about(folder) | {"run": str(folder.relative_to(study))}
     return [
-        {"strategy": result["strategy"], "seed": result["seed"], "sampler": sampler}
-        | run
-        | measured.get(sampler, {})
-        | rest
+        {
+            "strategy": result["strategy"],
+            "seed": result["seed"],
+            "sampler": sampler,
+            "status": result["status"],
+            "train_steps": config.train_steps,
+            **measured.get(sampler, {}),
+            **rest,
+        }
         for sampler in samplers
     ]
 
