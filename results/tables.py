@@ -140,7 +140,8 @@ class PublishedPair(NamedTuple):
     def ratio(self, metric: Metric, sampler: str) -> str:
         """Write the ratio with its interval, and in how many seeds the first one's error is smaller."""
         found, (one, other) = self.compare(metric, sampler), self.values(metric, sampler)
-        return f"{with_interval(found.ratio, found.low, found.high, '{:.3f}')}; {(one < other.reindex(one.index)).sum()} of {found.n}"
+        ahead = (one < other.reindex(one.index)).sum()  # not all seeds need have both
+        return f"{with_interval(found.ratio, found.low, found.high, '{:.3f}')}; {ahead} of {found.n}"
 
     def verdict(self, sampler: str) -> str | None:
         """Return the verdict by the protocol's rule; None of too few seeds."""
