@@ -18,8 +18,8 @@ if __name__ == "__main__":
     startup.run("experiments.matrix_inversion_mining_comparison")
 
 from diffusion_lib.system.startup import importing
-from experiments.parts import show_status
 from experiments.study.flags import parse_command
+from experiments.study.problems import show_status
 
 
 def main(arguments=None) -> int:
@@ -28,6 +28,6 @@ def main(arguments=None) -> int:
     if command.action == "status":
         return show_status(command)
     with importing():
-        from experiments.driver import execute  # here, since it imports torch: a help or a status does without
+        from experiments.study.driver import execute  # here, since it imports torch: a help or a status does without
 
     return execute(command)

@@ -26,8 +26,8 @@ from diffusion_lib.system.arguments import Parser, header
 from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.system.files import read_json, write_atomic
 from experiments.analysis.runs import long_form, read_runs
-from experiments.parts import chosen_parts
 from experiments.study.flags import parse_command
+from experiments.study.problems import chosen_problems
 from experiments.study.study import study_text
 from results.tables import PUBLISHED
 
@@ -43,9 +43,7 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     command = parse_command("", ["--name", options.name, "--results", options.results, "--report-only"])
     searches = command.study.search_study().problems() if command.study.search else []
-    parts = {
-        part.name: part for part in (*searches, *(chosen_parts(command) if searches else command.study.problems()))
-    }
+    parts = {part.name: part for part in (*searches, *chosen_problems(command))}
     part = parts.get(options.problem or options.name)
     if part is None:
         raise ConfigError(f"problem is {options.problem}; allowed: {', '.join(parts)}")

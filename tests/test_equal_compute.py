@@ -16,9 +16,8 @@ from diffusion_lib.evaluation import EvaluationSet
 from diffusion_lib.flops import equal_compute_steps, example_flops, step_flops, train_flops
 from diffusion_lib.negatives import MiningConfig
 from diffusion_lib.run_folder import ended_runs
-from experiments import driver
 from experiments.matrix_inversion_mining_comparison import main
-from experiments.study import timing
+from experiments.study import driver, timing
 from experiments.study.landscape import level_rows, wrong_answers
 from experiments.study.study import STRATEGIES
 

@@ -224,7 +224,7 @@ def test_of_several_studies_none_is_deleted_where_one_is_refused(tmp_path, monke
 
 def test_a_check_deletes_nothing(tmp_path, monkeypatch):
     """Nor the tables beside a study of several problems."""
-    monkeypatch.setattr("experiments.driver.step_seconds", lambda configs, *_: dict.fromkeys(configs, 1.0))
+    monkeypatch.setattr("experiments.study.driver.step_seconds", lambda configs, *_: dict.fromkeys(configs, 1.0))
     (tmp_path / "it.csv").touch()
     words = ["--vary", "rank=3,4", *SMALL[1:], "--name=it", f"--results={tmp_path}", "--strategies", "baseline"]
     assert main([*words, "--fresh", "--check"]) == 0

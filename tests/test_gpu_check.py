@@ -8,9 +8,10 @@ import torch
 
 from diffusion_lib.system.environment import ROOT
 from diffusion_lib.system.errors import ConfigError
-from experiments import check_gpu, driver
+from experiments import check_gpu
 from experiments.speed import gpu_correctness, gpu_sharing
 from experiments.speed.gpu_correctness import check_fallback, check_graph, check_resume, differences
+from experiments.study import driver
 from experiments.study.flags import parse_command
 
 CPU = torch.device("cpu")

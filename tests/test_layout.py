@@ -35,8 +35,8 @@ LAYERS = (
     ("experiments.speed",),
     ("experiments.study",),
     ("experiments.analysis",),
-    ("experiments.parts",),
-    ("experiments.driver",),
+    ("experiments.study.problems",),
+    ("experiments.study.driver",),
     ("experiments", "results"),
 )
 # The release's scripts find the trainer beside the diffusion.
@@ -44,8 +44,8 @@ ALLOWED = {("diffusion_lib.denoising_diffusion_pytorch_1d", "diffusion_lib.train
 
 
 def layer(module: str) -> int | None:
-    found = [i for i, names in enumerate(LAYERS) for n in names if module == n or module.startswith(n + ".")]
-    return found[0] if found else None
+    found = [(len(n), i) for i, names in enumerate(LAYERS) for n in names if module == n or module.startswith(f"{n}.")]
+    return max(found)[1] if found else None  # the longest name is a module's own, which may be above its folder's
 
 
 def imports(path: Path):

@@ -17,12 +17,12 @@ from diffusion_lib.negatives import MiningConfig
 from diffusion_lib.run_folder import ended_result, write_result
 from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.tasks import TASKS, Inverse, matrix_references
-from experiments import driver
 from experiments.analysis import figures, setting_figure
 from experiments.analysis.metrics import task_metrics
 from experiments.analysis.runs import AUC, long_form, read_runs, wide_form
 from experiments.analysis.tables import load_results
 from experiments.matrix_inversion_mining_comparison import main
+from experiments.study import driver
 from experiments.study.flags import parse_command
 from experiments.study.run import run_experiment
 from experiments.study.workers import Outcome

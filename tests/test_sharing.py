@@ -19,10 +19,9 @@ from diffusion_lib.system.device import ONE_OF_SEVERAL
 from diffusion_lib.system.errors import CheckpointError, ConfigError, Interrupted, exit_status
 from diffusion_lib.system.lock import RunHeld, RunLock
 from diffusion_lib.system.other_process import OtherProcess
-from experiments import driver
 from experiments.analysis import report
 from experiments.matrix_inversion_mining_comparison import main
-from experiments.study import run
+from experiments.study import driver, run
 from experiments.study.workers import Outcome, delete_study, run_all
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -85,10 +85,10 @@ def test_a_setting_of_all_strategies_is_compared_at_its_own_values():
 
 def test_a_rank_is_a_problem_of_its_own():
     study = parse_command("", ["--vary", "rank=3,4", "opt_steps=1,2", "--name", "s", "--batch-size", "8"]).study
-    parts = study.problems()
-    assert [part.name for part in parts] == ["s/rank=3", "s/rank=4"]
-    assert [part.config.rank for part in parts] == [3, 4]
-    assert all("rank" not in label for part in parts for label in labels(part))
+    problems = study.problems()
+    assert [problem.name for problem in problems] == ["s/rank=3", "s/rank=4"]
+    assert [problem.config.rank for problem in problems] == [3, 4]
+    assert all("rank" not in label for problem in problems for label in labels(problem))
 
 
 def test_flags_go_over_the_file_and_the_file_over_the_recipe(tmp_path):
@@ -237,9 +237,9 @@ def test_a_declared_study_is_whole(name, tmp_path):
     study = parse_command("", ["--preset", name]).study
     again = parse_command("", ["--study", str(write(tmp_path / "a.toml", study_text(study)))]).study
     assert replace(again, name=study.name, declared={}) == replace(study, declared={})
-    for part in study.problems():
-        assert part.pairs("plain") or name in ("check", "published-rate")
-        assert all(isinstance(each.config, ExperimentConfig) for each in part.variants().values())
+    for problem in study.problems():
+        assert problem.pairs("plain") or name in ("check", "published-rate")
+        assert all(isinstance(each.config, ExperimentConfig) for each in problem.variants().values())
 
 
 def test_a_new_strategy_renumbers_no_run(tmp_path):

@@ -30,9 +30,9 @@ from diffusion_lib.system.environment import granted_cores
 from diffusion_lib.system.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, ConfigError, say, say_once, show
 from diffusion_lib.system.files import require_writable, write_atomic
 from diffusion_lib.system.memory import memory_limit
-from experiments.parts import begun, chosen_parts, numbered, require_search_before_run, searched
 from experiments.speed.gpu_sharing import recorded_best
 from experiments.study.flags import Command
+from experiments.study.problems import asked, begun, chosen_problems, searched, waits_for_search
 from experiments.study.run import run_experiment
 from experiments.study.study import DECLARATION, Run, Study, read_study, step_kind, study_text
 from experiments.study.timing import read_step_times, step_seconds, write_step_times
@@ -46,28 +46,24 @@ TIMED_FLOPS = 3e10  # at most, of a step that --check times: a batch that takes 
 def execute(command: Command) -> int:
     """Do what the command says, and return the exit status. Raises ConfigError before anything is written."""
     study = command.study
-    require_search_before_run(command)
-    parts = study.problems()
-    if study.search:
+    if waits_for_search(command) or (study.search and command.fresh):
         status = search(command)
         if status is not None:
             return status
-        parts = chosen_parts(command)
+    problems = chosen_problems(command)
     if command.action == "train":  # all are checked before the first is deleted or trained
-        check_parts(command, parts)
+        check_problems(command, problems)
     if command.action == "report":
-        parts = begun(command, parts)
-    if command.action == "train" and command.fresh and len(parts) > 1:  # which would be taken for the new runs'
+        problems = begun(command, problems)
+    several = len(problems) > 1
+    if several and command.action == "train" and command.fresh:  # which would be taken for the new runs'
         delete_tables(command.results / study.name)
-    if command.run is None:
-        status = max(Part(command, part).execute() for part in parts)
-        if len(parts) > 1 and command.action in ("train", "report") and not study.is_search:
-            from experiments.analysis.problems import join_reports  # here, as the report
+    status = max(ProblemCommand(command, *each).execute() for each in asked(command, problems))
+    if several and command.run is None and command.action in ("train", "report") and not study.is_search:
+        from experiments.analysis.problems import join_reports  # here, as the report
 
-            join_reports(command.results / command.study.name, {command.results / part.name: part for part in parts})
-        return status
-    part, number = numbered(command, parts)
-    return Part(command, part, number).execute()
+        join_reports(command.results / study.name, {command.results / problem.name: problem for problem in problems})
+    return status
 
 
 def declare(command: Command):
@@ -81,16 +77,17 @@ def declare(command: Command):
 
 def search(command: Command) -> int | None:
     """Train what is left of the search; return None where the command goes on, else its exit status."""
-    if searched(command) and not command.fresh:
-        return None
     if command.action == "train":  # the choices' runs too, whatever the search will find
-        check_parts(command, command.study.problems())
+        check_problems(command, command.study.problems())
     status = execute(replace(command, study=command.study.search_study(), run=None))
     return None if command.action == "train" and searched(command) else status
 
 
-class Part:
-    """A study of one problem, as a command trains or shows it; number: the index of its only run, None for all."""
+class ProblemCommand:
+    """A command with the study of one problem.
+
+    number: the index of the only run to train or report among the study's; None for all.
+    """
 
     def __init__(self, command: Command, study: Study, number: int | None = None):
         self.command, self.study, self.number = command, study, number
@@ -239,11 +236,11 @@ class Part:
         return f"{self.folder}: {len(runs)} runs\n\n{table}\n\n{words}"
 
 
-def check_parts(command: Command, parts: list[Study]):
+def check_problems(command: Command, problems: list[Study]):
     """Raise ConfigError for what is wrong with any of the problems, here or on every machine."""
-    for part in parts:
-        check_command(command, part)
-        check_here(command, part)
+    for problem in problems:
+        check_command(command, problem)
+        check_here(command, problem)
 
 
 def check_command(command: Command, study: Study):
