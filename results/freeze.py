@@ -28,7 +28,7 @@ from diffusion_lib.system.files import read_json, write_atomic
 from experiments.analysis.runs import long_form, read_runs
 from experiments.study.flags import parse_command
 from experiments.study.problems import chosen_problems
-from experiments.study.study import study_text
+from experiments.study.study_file import study_text
 from results.tables import PUBLISHED
 
 

@@ -17,7 +17,8 @@ from experiments.analysis import search as searching
 from experiments.matrix_inversion_mining_comparison import main
 from experiments.study import timing
 from experiments.study.flags import parse_command
-from experiments.study.study import STUDIES, Pair, presets, read_study, step_kind, study_text
+from experiments.study.study import Pair, step_kind
+from experiments.study.study_file import STUDIES, presets, read_study, study_text
 
 TINY = ["--rank", "3", "--batch-size", "8"]
 

@@ -28,13 +28,14 @@ from diffusion_lib.system.checks import require_whole
 from diffusion_lib.system.device import check_device_name, chosen_device, processes, require_tracker
 from diffusion_lib.system.environment import granted_cores
 from diffusion_lib.system.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, ConfigError, say, say_once, show
-from diffusion_lib.system.files import require_writable, write_atomic
+from diffusion_lib.system.files import require_writable
 from diffusion_lib.system.memory import memory_limit
 from experiments.speed.gpu_sharing import recorded_best
 from experiments.study.flags import Command
 from experiments.study.problems import asked, begun, chosen_problems, searched, waits_for_search
 from experiments.study.run import run_experiment
-from experiments.study.study import DECLARATION, Run, Study, read_study, step_kind, study_text
+from experiments.study.study import Run, Study, step_kind
+from experiments.study.study_file import declare
 from experiments.study.timing import read_step_times, step_seconds, write_step_times
 from experiments.study.workers import Outcome, delete_study, delete_tables, remove_leftovers, require_deletable, run_all
 
@@ -64,15 +65,6 @@ def execute(command: Command) -> int:
 
         join_reports(command.results / study.name, {command.results / problem.name: problem for problem in problems})
     return status
-
-
-def declare(command: Command):
-    """Write the study's declaration into its folder, for commands that train nothing, and for readers."""
-    path = command.results / command.study.name / DECLARATION
-    study = command.study
-    if path.exists():
-        study = study.joined(read_study(path))
-    write_atomic(path, study_text(study))
 
 
 def search(command: Command) -> int | None:
@@ -124,7 +116,7 @@ class ProblemCommand:
         data, new = describe_data(study.config), not (folder / "runs").exists()
         prepare_folder(folder, study.config.to_dict(), device, renew=new, at_once=at_once, data=data)
         allow_differing(folder, study.varied())
-        declare(command)
+        declare(command.results / command.study.name, command.study)
         header(
             study=folder,
             model=study.config.model,

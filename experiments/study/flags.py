@@ -20,25 +20,20 @@ from diffusion_lib.system.arguments import Parser, directory
 from diffusion_lib.system.environment import ROOT
 from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.tasks import TASKS
-from experiments.study.study import (
-    DECLARATION,
-    STUDIES,
-    Study,
-    checked_values,
-    known_strategies,
-    presets,
-    read_study,
-    usual_strategies,
-)
+from experiments.study.study import Study, known_strategies, usual_strategies
+from experiments.study.study_file import DECLARATION, STUDIES, checked_values, presets, read_study
 
 
 @dataclass(frozen=True)
 class Command:
     """What to do with a study, where, and how.
 
-    action: train, report, status or check. run: the number of the only run to train, for job arrays. fresh: whether an
-    earlier study of this name is deleted first. at_once: runs trained at the same time, None: as many as fit.
-    log_with: as of Trainer1D.
+    action: train, report, status or check.
+    run: the number of the only run to train, for job arrays.
+    fresh: whether an earlier study of this name is deleted first.
+    at_once: runs trained at the same time; None: as many as fit.
+    use_lock: see RunLock.
+    cuda_graph, log_with: as in Trainer1D.
     """
 
     study: Study
@@ -54,7 +49,10 @@ class Command:
 
 
 def parse_command(description: str, arguments=None) -> Command:
-    """Raises ConfigError for what argparse does not refuse itself, with exit status 2."""
+    """Return what a command line asks for; arguments: its words, None for those of this process.
+
+    Raises ConfigError for what argparse does not refuse itself, with exit status 2.
+    """
     parser = Parser(description)
     add = parser.add_argument
     which = parser.add_mutually_exclusive_group().add_argument
@@ -129,8 +127,8 @@ def parse_command(description: str, arguments=None) -> Command:
 
 
 def resolve_study(options: argparse.Namespace) -> Study:
-    """The study that the flags name, and what they change in it. Raises ConfigError."""
-    file = study_file(options)
+    """Return the study that the flags name, with what they change in it. Raises ConfigError."""
+    file = declaring_file(options)
     said = read_study(file) if file else {}
     if options.dataset not in (None, *TASKS):
         raise ConfigError(f"task is {options.dataset!r}; allowed: {', '.join(TASKS)}")
@@ -168,7 +166,7 @@ def left(options, name: str) -> Path | None:
     return path if options.action in ("report", "status") and path.exists() else None
 
 
-def study_file(options) -> Path | None:
+def declaring_file(options) -> Path | None:
     """Return what declares the study: the flag's file, the preset's, or what is `left`. Raises ConfigError."""
     if options.study:
         return options.study
@@ -180,7 +178,11 @@ def study_file(options) -> Path | None:
 
 
 def usual_name(options, config: ExperimentConfig, vary: dict, extra: dict) -> str:
-    """The name of a study that was given none; extra: what the flags vary."""
+    """Return the name of a study that was given none.
+
+    vary: what the study varies.
+    extra: what the flags vary.
+    """
     if options.study:
         return options.study.stem
     task = [config.dataset] if options.dataset else []
@@ -189,7 +191,7 @@ def usual_name(options, config: ExperimentConfig, vary: dict, extra: dict) -> st
 
 
 def chosen_strategies(names: list[str] | None, declared: dict) -> dict:
-    """Raises ConfigError for an unknown one."""
+    """Return the strategies of these names, by default those `declared`. Raises ConfigError for an unknown one."""
     if names is None:
         return declared
     known = known_strategies() | declared
@@ -200,7 +202,7 @@ def chosen_strategies(names: list[str] | None, declared: dict) -> dict:
 
 
 def parse_vary(words) -> dict[str, tuple]:
-    """`opt_steps=1,2,5` and the like. Raises ConfigError."""
+    """Return the values to vary, by setting, from words such as `opt_steps=1,2,5`. Raises ConfigError."""
     vary = {}
     for word in words:
         key, sign, text = word.partition("=")
@@ -208,5 +210,5 @@ def parse_vary(words) -> dict[str, tuple]:
         key = "dataset" if key == "task" else key
         if not sign or key not in setting_names() or not all(text.split(",")):
             raise ConfigError(f"vary is {word!r}; allowed: KEY=V1,V2 with a KEY of {', '.join(setting_names())}")
-        vary[key] = [*vary.get(key, ()), *(parse_value(key, part) for part in text.split(","))]
+        vary[key] = [*vary.get(key, ()), *(parse_value(key, value) for value in text.split(","))]
     return checked_values(vary)

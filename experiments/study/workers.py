@@ -15,16 +15,9 @@ from diffusion_lib.system.files import TEMPORARY, remove_temporary_files
 from diffusion_lib.system.lock import RunHeld, held_by
 from diffusion_lib.system.other_process import OtherProcess
 
-MADE = {
-    "config.json",
-    "configs.json",
-    "report.md",
-    "runs",
-    "search.md",
-    "study.toml",
-    "table.tex",
-    "timing.json",
-}  # what a study's folder may hold
+# What a study's folder may hold; the second line: of earlier versions.
+MADE = {"config.json", "report.md", "runs", "search.md", "study.toml", "timing.json"}
+MADE |= {"configs.json", "table.tex"}
 ENDINGS = {".csv", ".png", ".pdf", TEMPORARY}
 TABLES = (".csv", ".runs.csv")  # beside it
 
