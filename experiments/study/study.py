@@ -168,8 +168,8 @@ class Study:
     @property
     def alike(self) -> list[str]:
         """The strategies that differ from the second of `compare` only in how long they are trained, and itself."""
-        named = {name: each for name, each in (known_strategies() | self.declared).items() if name == each.origin}
-        return [name for name, each in named.items() if each.settings == named[self.compare[1]].settings]
+        wanted, named = self.known[self.compare[1]].settings, known_strategies() | self.declared
+        return [name for name, each in named.items() if name == each.origin and each.settings == wanted]
 
     @property
     def paced(self) -> bool:
