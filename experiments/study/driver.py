@@ -128,22 +128,9 @@ class ProblemCommand:
         )
         if self.number is None or study.paced:  # before the runs, which are then followed by their report at once
             self.time_steps(threads)
-        runs = {
-            run.name: partial(
-                run_experiment,
-                run.label,
-                run.seed,
-                run.config,
-                run.folder,
-                command.device,
-                command.use_lock,
-                cuda_graph=command.cuda_graph,
-                log_with=command.log_with,
-                at_once=at_once,
-            )
-            for run in self.runs()
-        }
-        return run_all(runs, at_once, threads)
+        options = {"cuda_graph": command.cuda_graph, "log_with": command.log_with, "at_once": at_once}
+        call = partial(run_experiment, device=command.device, use_lock=command.use_lock, **options)
+        return run_all({run.name: partial(call, *run) for run in self.runs()}, at_once, threads)
 
     def timed(self) -> dict:
         """Return by label the configurations whose steps are timed: those of pairs, and of what is trained by time.
