@@ -146,6 +146,14 @@ def test_a_single_strategy_trained_beside_the_baseline_is_what_the_verdict_is_ab
     assert study.compare == (treated, "baseline") and set(study.strategies) == set(trained)
 
 
+def test_a_report_asks_nothing_of_strategies_that_were_not_trained(tmp_path):
+    for name in ("baseline", "adversarial"):
+        (tmp_path / "runs" / name / "seed-0").mkdir(parents=True)
+        (tmp_path / "runs" / name / "seed-0" / "config.json").touch()
+    study = study_of("--strategies", "baseline", "adversarial", "--start", "0.5").as_trained(tmp_path)
+    assert list(study.strategies) == ["baseline", "adversarial"]  # `baseline-time` cannot be of equal time
+
+
 def test_a_studys_file_names_what_was_trained_and_what_that_refers_to(tmp_path):
     def written(*words):
         return list(read_study(write(tmp_path / "a.toml", study_text(study_of(*words))))["strategies"])

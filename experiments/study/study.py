@@ -162,18 +162,18 @@ class Study:
 
     @property
     def known(self) -> dict[str, Strategy]:
-        """All strategies that can be named, whether this command trains them or not."""
+        """Return all strategies that can be named, whether this command trains them or not."""
         return known_strategies() | self.declared | self.strategies
 
     @property
     def alike(self) -> list[str]:
-        """The strategies that differ from the second of `compare` only in how long they are trained, and itself."""
+        """Return the strategies that differ from the second of `compare` only in how long they are trained, with it."""
         wanted, named = self.known[self.compare[1]].settings, known_strategies() | self.declared
         return [name for name, each in named.items() if name == each.origin and each.settings == wanted]
 
     @property
     def paced(self) -> bool:
-        """Whether a strategy is trained by the measured time of another."""
+        """Return whether a strategy is trained by the measured time of another."""
         return any(each.time_of for each in self.strategies.values())
 
     def problems(self) -> list["Study"]:
@@ -229,7 +229,13 @@ class Study:
         was trained beside the baseline.
         """
         trained = {path.parent.name for path in run_folders(folder)}
-        variants = replace(self, strategies=self.known).variants().values()
+        # of no other, which may be one that these settings cannot have
+        named = {
+            name: each
+            for name, each in self.known.items()
+            if any(label == name or label.startswith(f"{name},") for label in trained)
+        }
+        variants = replace(self, strategies=named, declared=self.known).variants().values()
         strategies = {each.strategy.name: each.strategy for each in variants if each.label in trained}
         treated, base = self.compare
         others = {each.origin for each in strategies.values()}.difference(self.alike)
