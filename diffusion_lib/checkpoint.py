@@ -18,6 +18,7 @@ The first four are needed (opt only to train on); a checkpoint of the released c
 """
 
 import io
+import re
 import zipfile
 from pathlib import Path
 
@@ -46,11 +47,11 @@ def save_checkpoint(path, state: dict):
 
 
 def checkpoint_path(folder: Path, milestone) -> Path:
-    """Return the path of a milestone of a run: `last`, a number as in the released trainer, or a file's own path."""
+    """Return the path of a milestone of a run: `last`, a number or word as in the released trainer, or a file's own."""
     name = str(milestone)
     if name == "last":
         return folder / "last.pt"
-    return folder / f"model-{name}.pt" if name.isdigit() else Path(name)
+    return folder / f"model-{name}.pt" if re.fullmatch(r"[\w-]+", name) else Path(name)
 
 
 def load_checkpoint(path, device, to_train: bool) -> dict:

@@ -149,7 +149,11 @@ def configure(flat: dict) -> ExperimentConfig:
 
 def setting_names(*kinds) -> list[str]:
     """Return the names of the settings of some configurations, by default of all."""
-    return [each.name for kind in kinds or (ExperimentConfig, MiningConfig) for each in settings(kind)]
+    names = [each.name for kind in kinds or (ExperimentConfig, MiningConfig) for each in settings(kind)]
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise ConfigError(f"a mode declares {', '.join(sorted(twice))}, which a setting of a run is called already")
+    return names
 
 
 def parse_value(name: str, text: str):
@@ -192,6 +196,7 @@ def add_flags(parser, *kinds, leave_out=(), only=None, defaults=None):
     only: names of the only settings with a flag; None: all.
     defaults: by name, what the help shows instead of a setting's own default.
     """
+    setting_names(*kinds)  # each a flag of its own
     for each in (each for kind in kinds for each in settings(kind)):
         if each.name in leave_out or (only and each.name not in only):
             continue
@@ -233,13 +238,6 @@ def parse_seeds(words) -> list[int]:
             raise ConfigError(f"seeds are {text!r}; allowed: at most 10,000 of them")
         seeds.update(range(int(first), int(last or first) + 1))
     return sorted(seeds)
-
-
-def check_name(name: str) -> str:
-    """Return the name of a study, which becomes a folder. Raises ConfigError for one that could lead elsewhere."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
-        raise ConfigError(f"name is {name!r}; allowed: letters, digits, dots, dashes, underscores, at most 100")
-    return name
 
 
 def log_interval(train_steps: int) -> int:

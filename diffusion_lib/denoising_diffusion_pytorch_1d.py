@@ -16,7 +16,7 @@ from diffusion_lib.masks import Given, restored
 from diffusion_lib.negatives import MODES, MiningConfig, declared, other_levels
 from diffusion_lib.released_api import DIFFUSION_DEFAULTS, ReleasedCalls, by_flags, require_defaults
 from diffusion_lib.schedule import cosine_beta_schedule, schedule_buffers
-from diffusion_lib.system.checks import plain, require_positive, require_whole, with_plain_numbers
+from diffusion_lib.system.checks import plain, require_positive, require_truth, require_whole, with_plain_numbers
 from diffusion_lib.system.defaults import torchs_defaults, usable
 from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.tasks.base import Rules
@@ -36,13 +36,14 @@ def without_dropout(method: Method) -> Method:
 
     @wraps(method)
     def wrapped(self, *arguments, **options):
-        if not (self.training and self.has_dropout):
-            return method(self, *arguments, **options)
-        self.eval()
+        training = [module for module in self.modules() if module.training]
+        for module in training:
+            module.training = False
         try:
             return method(self, *arguments, **options)
         finally:
-            self.train()
+            for module in training:
+                module.training = True
 
     return wrapped
 
@@ -107,12 +108,20 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
         **released: Any,
     ):
         super().__init__()
+        switches = {
+            "supervise_energy_landscape": supervise_energy_landscape,
+            "use_innerloop_opt": use_innerloop_opt,
+            "baseline": baseline,
+            "match_release": match_release,
+        }
         rules, mining = by_flags(released, rules, mining_config, bound, match_release)
         require_defaults("GaussianDiffusion1D", released, DIFFUSION_DEFAULTS)
         if timesteps is None:
             timesteps = DEFAULT_TIMESTEPS
             warnings.warn("timesteps is not given: it is 10, IRED's own (the release's is 1000)", stacklevel=3)
         require_whole("timesteps", timesteps)
+        for name, switch in switches.items():
+            require_truth(name, switch)
         if sampling_timesteps not in (None, timesteps):
             raise ConfigError(f"sampling_timesteps is {sampling_timesteps!r}; allowed: None or timesteps")
         if isinstance(model, EnergyModel) and not isinstance(model, NoiseModel):
@@ -131,12 +140,13 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
         self.model = model
         self.inp_dim, self.out_dim = model.inp_dim, model.out_dim
         self.num_timesteps = timesteps
-        self.has_dropout = any(isinstance(module, nn.Dropout) for module in model.modules())
         model.ebm.set_timesteps(timesteps)
         self.mining = mining if supervise_energy_landscape else MiningConfig(mode="none")
         self.contrast = True  # what trains it may switch the contrastive term off for some steps
         self.match_release = match_release
         require_possible(type(model.ebm), self.rules, self.mining.mode, use_innerloop_opt)
+        if self.mining.mode == "levels" and timesteps < 2:
+            raise ConfigError("mining mode is 'levels' and timesteps 1; allowed with it: timesteps from 2")
         if self.mining.loss == "hinge" and self._has_several_energies():
             raise ConfigError("loss is 'hinge', and the release has several energies here; allowed: softplus")
         self.use_innerloop_opt = use_innerloop_opt

@@ -17,7 +17,7 @@ import torch.distributed
 from diffusion_lib.names import SAMPLERS
 from diffusion_lib.negatives import MiningConfig
 from diffusion_lib.seeds import seeded_generator
-from diffusion_lib.tasks.base import Task, as_task, mask_of
+from diffusion_lib.tasks.base import ItemTask, Task, as_task, mask_of
 
 CACHED = 256  # examples of a batch on a CPU: with 2,048, `matrix-free` takes twice the time, waiting for memory
 ALIGNED = 64  # examples of which a multiple starts at an edge of every product's blocks
@@ -53,7 +53,7 @@ class EvaluationSet:
     their R.
 
     task: a Task, or what `as_task` takes.
-    size: how many examples.
+    size: how many examples; of a data set of items no item is taken twice, so there may be fewer.
     device: where inputs, targets, noise and mask are.
     masked: whether the entries that the input gives are kept.
     Attributes: inp (size, *inp_shape); target (size, *out_shape), float64; start and noise of the target's shape;
@@ -62,8 +62,9 @@ class EvaluationSet:
 
     def __init__(self, task: Task, size: int, device, masked: bool = True):
         task = as_task(task)
-        self.task, self.size = task, size
-        inp, self.target, *drawn = task.sample(size, seeded_generator("evaluation data"), dtype=torch.float64)
+        once = {"once": True} if isinstance(task, ItemTask) else {}
+        inp, self.target, *drawn = task.sample(size, seeded_generator("evaluation data"), dtype=torch.float64, **once)
+        self.task, self.size = task, len(inp)
         noise = torch.randn(2, *self.target.shape, generator=seeded_generator("evaluation noise"))
         self.exact_inp = inp
         self.inp, self.target = inp.float().to(device), self.target.to(device)

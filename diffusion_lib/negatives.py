@@ -9,7 +9,7 @@ from dataclasses import Field, FrozenInstanceError
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from diffusion_lib.masks import restored
-from diffusion_lib.system.checks import require_allowed, require_fraction, setting, with_plain_numbers
+from diffusion_lib.system.checks import check_name, require_allowed, require_fraction, setting, with_plain_numbers
 from diffusion_lib.system.errors import ConfigError
 
 LARGEST = 10**6  # beyond it a step overflows, or never ends
@@ -72,10 +72,11 @@ def mode(name: str, uses=(), draws: int | Callable = 0, needs: tuple[str, str] |
     generator, takes it as an input.
     needs: an attribute that a task's Rules must have, and its name in words; tasks without it refuse the mode.
     own: its own settings, by name, as `setting` makes them.
-    Raises ConfigError for a shared setting that does not exist, a name that another setting has, or a default that is
-    not allowed.
+    Raises ConfigError for a name that cannot be a folder's, a shared setting that does not exist, a name that another
+    setting has, or a default that is not allowed.
     """
     uses = (uses,) if isinstance(uses, str) else uses
+    check_name(name)
     unknown = [key for key in uses if key not in SHARED]
     if unknown:
         raise ConfigError(f"the mode {name!r} uses {', '.join(unknown)}; allowed: {', '.join(SHARED)}")

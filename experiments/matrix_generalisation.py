@@ -24,13 +24,14 @@ from pathlib import Path
 import torch
 
 from diffusion_lib.build import check_fits
-from diffusion_lib.config import ExperimentConfig, add_flags, check_name, configure, given
+from diffusion_lib.config import ExperimentConfig, add_flags, configure, given
 from diffusion_lib.evaluation import EvaluationSet, prediction_metrics, sampler_metrics
 from diffusion_lib.inference import load_model
 from diffusion_lib.names import SAMPLERS
 from diffusion_lib.precision import choose_products
 from diffusion_lib.run_folder import recorded_config
 from diffusion_lib.system.arguments import Parser, directory, header, whole
+from diffusion_lib.system.checks import check_name
 from diffusion_lib.system.environment import ROOT
 from diffusion_lib.system.errors import ConfigError, one_line_for_full_memory, say, show
 from diffusion_lib.system.files import require_writable, write_csv

@@ -23,13 +23,14 @@ from pathlib import Path
 import pandas as pd
 
 from diffusion_lib.system.arguments import Parser, header
+from diffusion_lib.system.checks import check_name
 from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.system.files import read_json, write_atomic
 from experiments.analysis.runs import long_form, read_runs
 from experiments.study.flags import parse_command
 from experiments.study.problems import chosen_problems
 from experiments.study.study_file import study_text
-from results.tables import PUBLISHED
+from results.tables import PUBLISHED, read
 
 
 def main(arguments=None):
@@ -48,28 +49,34 @@ def main(arguments=None):
     if part is None:
         raise ConfigError(f"problem is {options.problem}; allowed: {', '.join(parts)}")
     folder, target = command.results / part.name, PUBLISHED / options.to
+    check_name(options.to)
     frame, damaged = read_runs(folder)
     if damaged or frame.empty:
         raise ConfigError("\n".join(damaged.values()) or f"{folder} has no run that ended")
     header(study=folder, published=target)
-    target.mkdir(exist_ok=True)
-    write_atomic(target / "study.toml", study_text(part))
-    write_atomic(target / "runs.csv", long_form(frame, part).to_csv(index=False))
+    texts = {"study.toml": study_text(part), "runs.csv": long_form(frame, part).to_csv(index=False)}
     curves, levels = [], []
     for run in frame.drop_duplicates("run").itertuples():
         about = {"strategy": run.strategy, "seed": run.seed}
-        curves.append(pd.read_csv(folder / run.run / "metrics.csv").assign(**about))
+        curves.append(read(folder / run.run / "metrics.csv", "step").assign(**about))
         if run.status == "finished":  # one that diverged has no diagnosis
             rows = read_json(folder / run.run / "diagnostics.json")["levels"]
             levels += [about | {key: row[key] for key in row if key == "t" or key.startswith("auc_")} for row in rows]
     for name, table in (("curves", pd.concat(curves)), ("levels", pd.DataFrame(levels))):
         table = table.set_index(["strategy", "seed"]).dropna(axis="columns", how="all")
-        write_atomic(target / f"{name}.csv", table.to_csv(float_format="%.6g"))
+        texts[f"{name}.csv"] = table.to_csv(float_format="%.6g")
+    figures = [folder / f"{name}.png" for name in options.figures]
+    absent = [str(figure) for figure in figures if not figure.exists()]
+    if absent:
+        raise ConfigError(f"there is no {', '.join(absent)}")
     if (folder / "report.md").exists():  # a search has none
         report = (folder / "report.md").read_text("utf-8")
-        write_atomic(target / "report.md", frozen_report(report, target, part.question, options.figures))
-        for name in options.figures:
-            shutil.copy(folder / f"{name}.png", target)
+        texts["report.md"] = frozen_report(report, target, part.question, options.figures)
+    target.mkdir(exist_ok=True)
+    for name, text in texts.items():
+        write_atomic(target / name, text)
+    for figure in figures:
+        shutil.copy(figure, target)
 
 
 def frozen_report(report: str, target: Path, question: str, figures: list[str]) -> str:

@@ -219,6 +219,8 @@ def test_every_task_trains_continues_and_is_evaluated(tmp_path, capsys, dataset)
     assert main(tmp_path, *settings, "--evaluate") == 0
     evaluated = capsys.readouterr().out
     assert evaluated.strip() and trained.endswith(evaluated)
+    with pytest.raises(ConfigError, match="was trained without --match-release; leave it out"):
+        main(tmp_path, *settings, "--evaluate", "--match-release")
     assert ("recon_error" in evaluated) == (dataset == "inverse") and "nan" not in evaluated
     assert (tmp_path / "last.pt").read_bytes() == before
 

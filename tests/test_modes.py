@@ -13,8 +13,9 @@ from diffusion_lib.denoising_diffusion_pytorch_1d import GaussianDiffusion1D
 from diffusion_lib.energies import MODELS
 from diffusion_lib.flops import equal_compute_steps, example_flops, train_flops
 from diffusion_lib.masks import restored
-from diffusion_lib.negatives import MiningConfig, other_levels
+from diffusion_lib.negatives import MODES, MiningConfig, mode, other_levels
 from diffusion_lib.seeds import seeded_generator
+from diffusion_lib.system.checks import setting
 from diffusion_lib.system.errors import CheckpointError, ConfigError
 from diffusion_lib.tasks.matrices import near_inverse
 from diffusion_lib.training.batches import stream_of
@@ -246,3 +247,31 @@ def test_they_are_strategies_and_settings_of_a_study(tmp_path):
     words = ["--strategies", "adversarial", "baseline-time", "--start", "0.5"]
     with pytest.raises(ConfigError, match="baseline-time is of equal time"):
         parse_command("", words).study.variants()
+
+
+@pytest.mark.parametrize("name", ["hard negatives", "top/k", "../x", "", "n\u00e9gatif", "x.runs"])
+def test_a_modes_name_is_one_that_a_folder_can_have(name):
+    with pytest.raises(ConfigError, match="allowed: letters, digits"):
+        mode(name)
+    assert name not in MODES
+
+
+def test_a_modes_setting_is_no_setting_of_the_run(monkeypatch):
+    def same(_diffusion, _cond, x_start, *_):
+        return x_start
+
+    monkeypatch.setitem(MODES, "own", None)
+    mode("own", rank=setting(3, "of this mode"))(same)
+    with pytest.raises(ConfigError, match="a mode declares rank, which a setting of a run is called already"):
+        configure({"rank": 4})
+
+
+def test_levels_needs_another_level():
+    with pytest.raises(ConfigError, match="timesteps 1; allowed with it: timesteps from 2"):
+        make_diffusion(timesteps=1, mining_config={"mode": "levels"})
+
+
+@pytest.mark.parametrize("name", ["use_innerloop_opt", "match_release", "baseline", "supervise_energy_landscape"])
+def test_a_text_is_no_truth(name):
+    with pytest.raises(ConfigError, match=f"{name} is 'False'; allowed: True or False"):
+        make_diffusion(**{name: "False"})

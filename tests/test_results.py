@@ -321,7 +321,11 @@ def test_a_frozen_study_says_what_its_folder_does(results, tmp_path, monkeypatch
         assert set(table["strategy"]) == labels and table[rows].notna().all()
     with pytest.raises(ConfigError, match="allowed: a"):
         freeze.main(["--name", "a", "--results", str(results), "--problem", "b", "--to", "other"])
-    assert not (tmp_path / "other").exists()
+    with pytest.raises(ConfigError, match=r"there is no .*nothing\.png"):
+        freeze.main(["--name", "a", "--results", str(results), "--to", "other", "--figures", "nothing"])
+    with pytest.raises(ConfigError, match="name is ''"):
+        freeze.main(["--name", "a", "--results", str(results), "--to", ""])
+    assert [path.name for path in tmp_path.iterdir()] == ["frozen"]
 
 
 def test_a_frozen_report_keeps_what_stood_above_the_question(tmp_path):

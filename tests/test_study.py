@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 import tomllib
 from dataclasses import replace
 
@@ -12,10 +13,12 @@ from conftest import small_study
 
 from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.flops import equal_compute_steps, train_flops
+from diffusion_lib.run_folder import write_result
 from diffusion_lib.system.errors import ConfigError
 from experiments.analysis import search as searching
+from experiments.analysis.runs import read_runs
 from experiments.matrix_inversion_mining_comparison import main
-from experiments.study import timing
+from experiments.study import driver, timing
 from experiments.study.flags import parse_command
 from experiments.study.study import Pair, step_kind
 from experiments.study.study_file import STUDIES, presets, read_study, study_text
@@ -285,6 +288,56 @@ def test_a_sweep_end_to_end(tmp_path, monkeypatch):
     assert main(["--report-only", "--name", "shared", "--results", str(tmp_path)]) == 0  # as the folder declares it
     assert tables == [(tmp_path / f"shared{ending}").read_bytes() for ending in (".csv", ".runs.csv")]
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.glob("shared/runs/*/*/result.json")}
+
+
+def test_seconds_that_are_written_stay(tmp_path, monkeypatch):
+    """A strategy of equal time was trained as long as they say."""
+    quick(monkeypatch)
+    configs = {name: each.config for name, each in study_of("--strategies", "baseline", "random").variants().items()}
+    timing.write_step_times(tmp_path, {"baseline": configs["baseline"]}, "cpu", 1, False)
+    path = tmp_path / "timing.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"baseline": 1e6}))
+    timing.write_step_times(tmp_path, configs, "cpu", 1, False)
+    times = json.loads(path.read_text())
+    assert times["baseline"] == 1e6 and times["random"] > 1e4  # of a machine as slow
+
+
+EDITED = """
+seeds = "0"
+compare = ["gentle", "baseline"]
+[config]
+rank = 3
+batch_size = 8
+train_steps = 2
+evaluation_size = 64
+[strategies]
+baseline = { mode = "none" }
+gentle = { mode = "adversarial", weight = 0.05 }
+"""
+
+
+@pytest.mark.usefixtures("cheap_report")
+def test_a_strategy_that_was_edited_is_not_mixed_with_its_earlier_runs(tmp_path, monkeypatch, capsys):
+    quick(monkeypatch)
+    words = ["--study", str(write(tmp_path / "m.toml", EDITED)), "--results", str(tmp_path), "--device", "cpu"]
+    assert main(words) == 0
+    write(tmp_path / "m.toml", EDITED.replace('"0"', '"1"').replace("0.05", "50.0"))
+    with pytest.raises(ConfigError, match=r"gentle/seed-0 .*weight \(there 0.05, now 50.0\)"):
+        parsed = parse_command("", words)
+        driver.execute(parsed)
+    assert not (tmp_path / "m/runs/gentle/seed-1").exists()
+    capsys.readouterr()
+    run = tmp_path / "m" / "runs" / "gentle"
+    shutil.copytree(run / "seed-0", run / "seed-1")
+    for name in ("config", "result"):
+        text = (run / "seed-1" / f"{name}.json").read_text().replace('"seed": 0', '"seed": 1')
+        (run / "seed-1" / f"{name}.json").write_text(text.replace('"weight": 0.05', '"weight": 5.0'))
+    result = json.loads((run / "seed-1/result.json").read_text())
+    result.pop("digest", None)
+    write_result(run / "seed-1", result)
+    frame, damaged = read_runs(tmp_path / "m")
+    assert set(frame[frame["strategy"] == "gentle"]["seed"]) == {0}
+    assert list(damaged) == [run / "seed-1"]
 
 
 SEARCH = """

@@ -6,6 +6,8 @@ import signal
 import sys
 import warnings
 import zipfile
+from dataclasses import replace
+from enum import IntEnum
 from types import SimpleNamespace
 
 import numpy as np
@@ -223,6 +225,10 @@ def test_a_training_is_continued_with_its_own_settings(tmp_path, changed, key):
         as_released = make_trainer(tmp_path)
         as_released.diffusion.match_release = True
         as_released.load("last")
+    with pytest.raises(CheckpointError, match=r"is of bound 2.0, this run has 0.5"):
+        other_bound = make_trainer(tmp_path)
+        other_bound.diffusion.rules = replace(other_bound.diffusion.rules, bound=0.5)
+        other_bound.load("last")
     make_trainer(tmp_path / "another", **changed).load(tmp_path / "last.pt")
     state = torch.load(tmp_path / "last.pt", weights_only=True)
     torch.save(state | {"run": {"mining": state["run"]["mining"]}}, tmp_path / "last.pt")
@@ -334,6 +340,9 @@ def test_learning_rate_schedule(tmp_path):
         ({"lr_schedule": lambda _: float("nan")}, "lr_schedule is nan at step 0; allowed: a number from 0"),
         ({"device": "tpu"}, "device is 'tpu'; allowed: cpu, cuda"),
         ({"cond_mask": True}, "cond_mask is True; this task has no mask"),
+        ({"curve_samplers": {"ddim": 4}}, "curve_samplers has 'ddim'; allowed: plain, innerloop"),
+        ({"curve_samplers": {"plain": 0}}, r"curve_samplers\['plain'\] is 0; allowed: a whole number from 1"),
+        ({"keep_milestones": "no"}, "keep_milestones is 'no'; allowed: True or False"),
     ],
 )
 def test_bad_options_are_named(tmp_path, options, message):
@@ -398,6 +407,7 @@ NUMPYS = {
     "schedule": {"lr_schedule": lambda step: 1 + np.cos(step / 10)},
     "sizes": {"train_batch_size": np.int32(8), "log_every": np.int64(2)},
     "weight": {"weight": np.linspace(0, 1, 5)[1]},
+    "subclasses": {"weight": type("Number", (float,), {})(0.25), "seed": IntEnum("Seed", {"FIRST": 3}).FIRST},
 }
 
 
@@ -422,6 +432,50 @@ def test_numpy_s_numbers_are_numbers(tmp_path, options):
     assert again.step == 3
 
 
+class Dropping(OwnEnergy):
+    """An energy with dropout of its own, made by `drop`."""
+
+    def __init__(self, drop):
+        super().__init__(lambda squares: squares.sum(1))
+        self.drop = drop
+
+    def condition(self, inp, t):
+        return self.drop(self)(self.linear(inp))
+
+
+DROPOUTS = {
+    "a module": lambda energy: torch.nn.Dropout(0.5).train(energy.training),
+    "another module": lambda energy: torch.nn.AlphaDropout(0.5).train(energy.training),
+    "a function": lambda energy: lambda x: torch.nn.functional.dropout(x, 0.5, energy.training),
+}
+
+
+@pytest.mark.parametrize("drop", DROPOUTS.values(), ids=DROPOUTS)
+@pytest.mark.parametrize("items", [False, True], ids=["task", "items"])
+def test_with_dropout_a_run_resumes_exactly(tmp_path, drop, items):
+    own = torch.rand(100, 9)
+    data = Items(lambda index: (own[index], own[index])) if items else Inverse("train", 3)
+
+    def made(folder, steps):
+        torch.manual_seed(0)
+        model = GaussianDiffusion1D(Dropping(drop), timesteps=10, bound=2.0, mining_config={"mode": "adversarial"})
+        settings = {"train_num_steps": steps, "train_batch_size": 8, "device": "cpu", "results_folder": folder}
+        return Trainer1D(model, data, **settings)
+
+    whole = made(tmp_path / "whole", 4)
+    whole.train()
+    made(tmp_path / "parts", 2).train()
+    second = made(tmp_path / "parts", 4)
+    second.load("last")
+    torch.manual_seed(7)  # whatever else draws
+    second.train()
+    assert_same_weights(weights(second.diffusion), weights(whole.diffusion))
+    inp = torch.rand(4, 9)
+    whole.diffusion.train()
+    samples = [whole.diffusion.sample_loop(inp, start=torch.zeros(4, 9), inner_steps=2) for _ in range(2)]
+    assert torch.equal(*samples)  # energies of one function are compared
+
+
 class Items(torch.utils.data.Dataset):
     """What `make(index)` gives, for a model of 9 to 9 numbers."""
 
@@ -442,6 +496,28 @@ def item_trainer(folder, make, steps=3, **options):
     settings = {"train_num_steps": steps, "train_batch_size": 8, "train_lr": 1e-2, "device": "cpu", **options}
     dims = {key: settings.pop(key) for key in ("inp_dim", "out_dim") if key in settings}
     return Trainer1D(make_diffusion(), Items(make, **dims), results_folder=folder, **settings)
+
+
+def test_each_item_of_a_validation_set_counts_once(tmp_path):
+    own = torch.rand(100, 9)
+    data = Items(lambda index: (own[index], own[index]))
+    sets = [
+        Trainer1D(
+            make_diffusion(), data, validation_dataset=data, evaluation_size=size, results_folder=tmp_path, device="cpu"
+        ).evaluation_sets["val"]
+        for size in (2048, 60)
+    ]
+    assert [chosen.size for chosen in sets] == [100, 60]
+    assert [len(chosen.inp.unique(dim=0)) for chosen in sets] == [100, 60]
+
+
+def test_a_word_names_a_milestone_in_the_folder(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    trainer = make_trainer(tmp_path / "run")
+    trainer.save("best")
+    assert (tmp_path / "run" / "model-best.pt").exists() and not [*(tmp_path / "elsewhere").iterdir()]
+    trainer.load("best")
 
 
 def drawn(_index):

@@ -1,5 +1,6 @@
 """Checks of a caller's values, whose errors say in one line what was wrong and what is allowed."""
 
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import field
@@ -9,9 +10,9 @@ from diffusion_lib.system.errors import ConfigError
 
 
 def with_plain_numbers(kind):
-    """Have a class's constructor take NumPy's scalars as plain Python numbers.
+    """Have a class's constructor take NumPy's scalars, and values of subclasses, as plain Python numbers and texts.
 
-    A checkpoint that held a NumPy scalar could not be read again.
+    A checkpoint that held another could not be read again.
     """
     construct = kind.__init__
 
@@ -24,9 +25,14 @@ def with_plain_numbers(kind):
 
 
 def plain(value):
-    """Return the value, a NumPy scalar as Python's own."""
+    """Return the value; a NumPy scalar, and one of a subclass such as an Enum's, as Python's own."""
     numpy = sys.modules.get("numpy")  # where nobody has imported it, nobody has its scalars
-    return value.item() if numpy and isinstance(value, numpy.generic) else value
+    if numpy and isinstance(value, numpy.generic):
+        return value.item()
+    for kind in (str, int, float):
+        if isinstance(value, kind) and type(value) not in (kind, bool):
+            return getattr(kind, f"__{kind.__name__}__")(value)
+    return value
 
 
 def setting(default, help: str, choices=None, check: Callable | None = None):
@@ -70,6 +76,27 @@ def require_positive(name: str, value, most: float | None = None):
     if not (_is_number(value) and 0 < value <= (most or sys.float_info.max)):
         upper = f" up to {most:g}" if most else ""
         raise ConfigError(f"{name} is {value!r}; allowed: a positive number{upper}")
+
+
+def check_name(name: str) -> str:
+    """Return a name that becomes a folder. Raises ConfigError for one that could lead elsewhere, or be another's table.
+
+    `results/NAME.csv` and `results/NAME.runs.csv` are the tables of a study.
+    """
+    if (
+        not isinstance(name, str)
+        or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name)
+        or name.endswith(".runs")
+    ):
+        allowed = "letters, digits, dots, dashes, underscores, at most 100, and not .runs at its end"
+        raise ConfigError(f"name is {name!r}; allowed: {allowed}")
+    return name
+
+
+def require_truth(name: str, value):
+    """Raise ConfigError unless the value is True or False: a text, even 'False', would count as True."""
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name} is {value!r}; allowed: True or False")
 
 
 def require_fraction(name: str, value):

@@ -74,5 +74,5 @@ def leave(status: int):
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError, AttributeError):
                 stream.flush()
-        os._exit(status)
+        os._exit(status or 0)  # a command's main returns None too
     sys.exit(status)

@@ -1,6 +1,7 @@
 """What a task is: examples without end, what losses and sampler must know of it, and how a prediction is judged."""
 
 import math
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -226,14 +227,20 @@ class ItemTask:
         """Draw `count` items uniformly, with repeats: in epochs a batch would depend on those before it."""
         return torch.randint(len(self.dataset), (count,), generator=generator).tolist()
 
+    def indices_once(self, count: int, generator) -> list[int]:
+        """Draw `count` items without repeats, or all where there are fewer: to evaluate on."""
+        chance = random.Random(torch.randint(2**62, (), generator=generator).item())
+        return chance.sample(range(len(self.dataset)), min(count, len(self.dataset)))
+
     @torch.no_grad()
-    def sample(self, batch_size, generator=None, device="cpu", dtype=torch.float32):
+    def sample(self, batch_size, generator=None, device="cpu", dtype=torch.float32, once=False):
         """Draw inputs (B, *inp_shape) and targets (B, *out_shape), as a Task does, and masks where the items have them.
 
         What items draw from the generators that all share is decided by `generator` too.
+        once: take no item twice, so that there may be fewer than batch_size.
         """
         try:
-            indices = self.indices(batch_size, generator)
+            indices = (self.indices_once if once else self.indices)(batch_size, generator)
             with global_generators(torch.randint(2**32, (), generator=generator).item()):
                 items = [self.dataset[i] for i in indices]
             if any(not isinstance(item, tuple | list) or len(item) not in (2, 3) for item in items):

@@ -27,7 +27,7 @@ def execute(options, config: ExperimentConfig, folder: Path) -> int:
     """Train the run, or evaluate it, as the options say; return the exit status. Raises ConfigError."""
     check_fits(config, chosen_device(options.device))
     if options.evaluate:
-        require_same_task(folder, config)
+        require_same_task(folder, config, options)
     if options.evaluate or options.load_milestone is not None:
         milestone = checkpoint_path(folder, options.load_milestone or "last")
         if not milestone.exists():
@@ -75,11 +75,16 @@ def build_trainer(options, config: ExperimentConfig, folder: Path) -> Trainer1D:
     )
 
 
-def require_same_task(folder: Path, config: ExperimentConfig):
-    """Raise ConfigError where the folder's run is of another task or model than the command names."""
+def require_same_task(folder: Path, config: ExperimentConfig, options):
+    """Raise ConfigError where the folder's run is of another task, model or sampler than the command names."""
     if not (folder / "config.json").exists():
         return
     there, now = current(read_config(folder)), config.to_dict()
+    for key, value in (("ood", options.ood), ("baseline", options.baseline), ("match_release", config.match_release)):
+        if there.get(key, value) != value:
+            flag = f"--{key.replace('_', '-')}"
+            said = f"was trained {'with' if there[key] else 'without'} {flag}"
+            raise ConfigError(f"{folder} {said}; {'write it too' if there[key] else 'leave it out'}")
     for key in ("dataset", "model", "rank", "diffusion_steps"):
         if there.get(key, now[key]) != now[key]:
             raise ConfigError(

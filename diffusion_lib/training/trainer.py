@@ -4,6 +4,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +17,18 @@ from diffusion_lib.checkpoint import checkpoint_path, load_checkpoint, other_mod
 from diffusion_lib.compiling import bf16_step
 from diffusion_lib.energies import EnergyModel
 from diffusion_lib.evaluation import EvaluationSet, Share, sampler_metrics
+from diffusion_lib.names import SAMPLERS
 from diffusion_lib.precision import denormals_flushed, float32_products
 from diffusion_lib.released_api import TRAINER_DEFAULTS, ReleasedTrainerCalls, require_defaults, require_metric
 from diffusion_lib.seeds import DROPOUT, derive_seed, seeded_generator
-from diffusion_lib.system.checks import plain, require_fraction, require_positive, require_whole, with_plain_numbers
+from diffusion_lib.system.checks import (
+    plain,
+    require_fraction,
+    require_positive,
+    require_truth,
+    require_whole,
+    with_plain_numbers,
+)
 from diffusion_lib.system.defaults import torchs_defaults
 from diffusion_lib.system.device import make_accelerator, prepare, start_tracker
 from diffusion_lib.system.errors import ConfigError, Interrupted, NonFiniteLossError, first_line
@@ -127,6 +136,12 @@ class Trainer1D(ReleasedTrainerCalls):
         adam_betas = tuple(map(plain, adam_betas))
         for i, beta in enumerate(adam_betas):
             require_fraction(f"adam_betas[{i}]", beta)
+        for sampler, size in (curve_samplers or {}).items():
+            if sampler not in SAMPLERS:
+                raise ConfigError(f"curve_samplers has {sampler!r}; allowed: {', '.join(SAMPLERS)}")
+            require_whole(f"curve_samplers[{sampler!r}]", size)
+        for name, switch in (("evaluate_first", evaluate_first), ("keep_milestones", keep_milestones)):
+            require_truth(name, switch)
         masked = has_mask(dataset) if cond_mask is None else cond_mask
         if masked and not has_mask(dataset):
             raise ConfigError("cond_mask is True; this task has no mask: allowed is False")
@@ -138,7 +153,7 @@ class Trainer1D(ReleasedTrainerCalls):
         tasks = {name: as_task(task) for name, task in tasks.items() if task is not None}
         for task in (as_task(dataset), *tasks.values()):
             require_fitting(diffusion_model, task)
-        check_examples(diffusion_model, as_task(dataset))
+        check_examples(diffusion_model, as_task(dataset), masked)
         self.results_folder = Path(results_folder)
         self.keep_milestones = keep_milestones
         self.accelerator = accelerator = make_accelerator(device, log_with, self.results_folder)
@@ -172,7 +187,7 @@ class Trainer1D(ReleasedTrainerCalls):
         self.loss_sums = torch.zeros(6, device=accelerator.device, dtype=torch.float64)
 
         self.share = share = Share(accelerator.process_index, accelerator.num_processes)
-        self.has_dropout = diffusion_model.has_dropout
+        self.has_dropout = draws_numbers(diffusion_model, as_task(dataset))
         options = {"masked": masked, "workers": data_workers or 0, **share._asdict()}
         self.first_contrast = diffusion_model.mining.first_contrast(train_num_steps)
         options["first_contrast"] = self.first_contrast
@@ -239,6 +254,7 @@ class Trainer1D(ReleasedTrainerCalls):
             "ema_decay": self.ema.beta,
             "cond_mask": self.stream.masked,
             "match_release": self.diffusion.match_release,
+            "bound": self.diffusion.bound,
             **({"bf16_step": kind} if (kind := bf16_step(ebm)) else {}),
             **({"start": f"step {self.first_contrast}"} if self.first_contrast else {}),
             # by it milestones are numbered: another one would replace earlier ones of the same number
@@ -358,9 +374,10 @@ class Trainer1D(ReleasedTrainerCalls):
         """Take the next batch, update weights and average, and return the loss, without waiting for the device."""
         self._set_learning_rate()
         self._set_contrast()
-        if self.has_dropout:  # it draws from torch's own generators: a resumed run must draw the same
+        batch = self.stream.batch(self.step)  # whose making may draw from torch's own generators too
+        if self.has_dropout:  # it draws from these: a resumed run must draw the same
             torch.manual_seed(derive_seed(DROPOUT, self.seed, self.step, self.share.rank))
-        loss, parts = self.train_step(self.stream.batch(self.step))
+        loss, parts = self.train_step(batch)
         parts = [*parts, *[loss.new_zeros(())] * (3 - len(parts))]  # without a contrastive term there is one
         self.loss_sums += torch.stack([loss, *parts, self.train_step.clipped, torch.ones_like(loss)])
         self.step += 1
@@ -458,12 +475,30 @@ def require_fitting(diffusion, task):
             raise ConfigError(f"{type(ebm).__name__}.energy returns {found} for two examples; allowed: (2,)")
 
 
-def check_examples(diffusion, task):
-    """Warn of examples that training would take, but not as the caller means it. Raises ConfigError for nan and inf."""
+def draws_numbers(diffusion, task) -> bool:
+    """Return whether the energy draws random numbers where it is trained, as dropout does."""
+    place, ebm = diffusion.betas.device, deepcopy(diffusion.model.ebm).train()  # a copy: it may count what it sees
+    inp, target = (part.to(place) for part in task.sample(2, seeded_generator(CHECKED))[:2])
+    gpus, source = ([place], torch.cuda) if place.type == "cuda" else ([], torch)
+    with torch.random.fork_rng(gpus):
+        before = source.get_rng_state()
+        ebm.gradient(ebm.condition(inp, 0), target)
+        return not torch.equal(before, source.get_rng_state())
+
+
+def check_examples(diffusion, task, masked: bool):
+    """Warn of examples that training would take, but not as the caller means it.
+
+    masked: whether the entries that the input gives are kept.
+    Raises ConfigError for nan and inf, and for a mask of inputs that cannot give the solution's entries.
+    """
     name = type(getattr(task, "dataset", task)).__name__
     first, again = (task.sample(EXAMPLES, seeded_generator(CHECKED)) for _ in range(2))
     if not all(part.isfinite().all() for part in first):
         raise ConfigError(f"{name} has entries that are not finite")
+    if masked and first[0][0].numel() != first[1][0].numel():
+        found = f"{tuple(first[0].shape[1:])} for solutions {tuple(first[1].shape[1:])}"
+        raise ConfigError(f"{name} has a mask, and inputs {found}; allowed with a mask: as many entries in both")
     largest = first[1].abs().max().item()
     if largest > diffusion.bound * (1 + ROUNDING):
         warnings.warn(

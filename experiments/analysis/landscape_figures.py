@@ -9,7 +9,7 @@ from scipy.stats import gmean
 from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.evaluation import EvaluationSet
 from diffusion_lib.inference import load_model
-from diffusion_lib.system.errors import say
+from diffusion_lib.system.errors import ConfigError, say
 from diffusion_lib.system.files import read_json, write_json
 from diffusion_lib.tasks import Inverse
 from experiments.analysis.figures import (
@@ -42,13 +42,22 @@ def read_diagnoses(folder: Path, config: ExperimentConfig, study: Results) -> di
     """Return (strategy, seed) -> the diagnosis of each finished run of a study, without those that have none."""
     runs = study.frame[study.frame["sampler"] == HEADLINE_SAMPLER].query("status == 'finished'")
     found = {
-        (label, seed): run_diagnosis(folder / run, config)
+        (label, seed): readable_diagnosis(folder / run, config)
         for label, seed, run in zip(runs["strategy"], runs["seed"], runs["run"], strict=True)
     }
     missing = sum(diagnosis is None for diagnosis in found.values())
     if missing:
-        say(f"{missing} runs have neither diagnostics.json nor last.pt: their energy landscape is not shown")
+        say(f"{missing} runs have no diagnostics.json that can be read, nor weights: their energy is not shown")
     return {key: diagnosis for key, diagnosis in found.items() if diagnosis}
+
+
+def readable_diagnosis(run: Path, config: ExperimentConfig) -> dict | None:
+    """Return the run's diagnosis; None, with a line, where its file is damaged."""
+    try:
+        return run_diagnosis(run, config)
+    except ConfigError as error:
+        say(f"warning: {error}; deleted, it is made anew from the run's weights")
+        return None
 
 
 def run_diagnosis(run: Path, config: ExperimentConfig) -> dict | None:

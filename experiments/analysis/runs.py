@@ -38,6 +38,12 @@ def read_runs(study: Path) -> tuple[pd.DataFrame, dict[Path, str]]:
         except (ConfigError, OSError) as error:
             damaged[folder] = str(error)
     ended.sort(key=lambda run: (run[2]["strategy"], run[2]["seed"]))
+    first = {}
+    for folder, config, result in ended.copy():
+        made = first.setdefault(result["strategy"], config)
+        if config.change(train_steps=made.train_steps) != made:  # one of equal time may have other steps
+            damaged[folder] = f"{folder} was made by another configuration than the first run of {result['strategy']}"
+            ended.remove((folder, config, result))
     measured = {name for *_, result in ended for name in result.get("samplers", ())}
     samplers = [name for name in SAMPLERS if name in measured] or list(SAMPLERS)
     return pd.DataFrame([row for run in ended for row in run_rows(study, *run, samplers)]), damaged

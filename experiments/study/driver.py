@@ -1,6 +1,7 @@
 """Do what a command says with its study: train it, report it, or show its plan."""
 
 from collections import Counter
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,8 +16,10 @@ from diffusion_lib.names import SAMPLERS
 from diffusion_lib.run_folder import (
     REMEDY,
     allow_differing,
+    differences,
     ended_runs,
     prepare_folder,
+    read_config,
     recorded_config,
     require_same,
     require_study,
@@ -34,7 +37,7 @@ from experiments.speed.gpu_sharing import recorded_best
 from experiments.study.flags import Command
 from experiments.study.problems import asked, begun, chosen_problems, searched, waits_for_search
 from experiments.study.run import run_experiment
-from experiments.study.study import Run, Study, step_kind
+from experiments.study.study import Run, Study, Variant, step_kind
 from experiments.study.study_file import declare
 from experiments.study.timing import read_step_times, step_seconds, write_step_times
 from experiments.study.workers import Outcome, delete_study, delete_tables, remove_leftovers, require_deletable, run_all
@@ -241,6 +244,21 @@ def check_command(command: Command, study: Study):
     if (folder / "config.json").exists() and not command.fresh:
         require_same(folder, study.config.to_dict(), REMEDY)
         require_study_data(folder, describe_data(study.config))
+        for each in study.variants().values():
+            require_same_label(folder, each)
+
+
+def require_same_label(folder: Path, variant: Variant):
+    """Raise ConfigError where a run of the variant, of any seed, was made by another configuration.
+
+    How long a strategy is trained that follows another's time is known later, and checked run by run.
+    """
+    free = {"strategy", "seed"} | ({"train_steps"} if variant.strategy.reference else set())
+    for run in sorted((folder / "runs" / variant.label).glob("seed-*/config.json")):
+        with suppress(OSError):
+            differing = differences(read_config(run.parent), variant.config.to_dict(), free)
+            if differing:
+                raise ConfigError(f"{run.parent} was made by another configuration: {differing}. {REMEDY}")
 
 
 def require_own_name(folder: Path, of_several: bool):

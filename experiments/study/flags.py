@@ -8,7 +8,6 @@ from pathlib import Path
 from diffusion_lib.config import (
     ExperimentConfig,
     add_flags,
-    check_name,
     configure,
     given,
     parse_seeds,
@@ -17,6 +16,7 @@ from diffusion_lib.config import (
 )
 from diffusion_lib.negatives import MiningConfig
 from diffusion_lib.system.arguments import Parser, directory
+from diffusion_lib.system.checks import check_name
 from diffusion_lib.system.environment import ROOT
 from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.tasks import TASKS

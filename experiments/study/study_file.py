@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from diffusion_lib.config import check_name, configure, parse_seeds, setting_names
+from diffusion_lib.config import configure, parse_seeds, setting_names
 from diffusion_lib.names import SAMPLERS
+from diffusion_lib.system.checks import check_name
 from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.system.files import write_atomic
 from experiments.study.study import SHARED, Search, Strategy, Study, known_strategies

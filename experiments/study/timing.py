@@ -4,6 +4,7 @@ The seconds that whole runs took decide nothing, since they share a machine with
 """
 
 from pathlib import Path
+from statistics import mean
 
 import torch
 
@@ -50,15 +51,21 @@ def write_step_times(study: Path, configs: dict[str, ExperimentConfig], device, 
     """Write timing.json, unless the study has it with all of `configs`: see `step_seconds`.
 
     Beside the seconds stand `batch_size`, `threads`, `device` and `cpu`. Of several processes at once, one writes it.
+    What is written stays, since runs were made as long as it says: new labels are timed beside the old ones, and
+    brought to the speed at which these were.
     """
     path = study / "timing.json"
-    if path.exists() and configs.keys() <= read_json(path).keys():
+    there = read_json(path) if path.exists() else {}
+    if configs.keys() <= there.keys():
         return
     say(f"timing steps of {' and '.join(configs)} in turn")
     seconds = step_seconds(configs, device, threads, cuda_graph)
+    known = configs.keys() & there.keys()
+    speed = mean(there[label] / seconds[label] for label in known) if known else 1.0
+    seconds = {label: there.get(label, speed * own) for label, own in seconds.items()}
     batch_size = next(iter(configs.values())).batch_size
     place = chosen_device(device).type
-    record = seconds | {"batch_size": batch_size, "threads": threads, "device": place, "cpu": cpu_name()}
+    record = there | seconds | {"batch_size": batch_size, "threads": threads, "device": place, "cpu": cpu_name()}
     if path.exists():
         write_json(path, record)
     else:
