@@ -139,6 +139,9 @@ def test_a_report_needs_no_weights(study, capsys):
     assert again(study, "--report-only") == 0
     assert capsys.readouterr().err.count("1 runs have neither diagnostics.json nor last.pt") == 1
     assert (study / "causes.png").exists()  # of the others
+    (study / "runs/random/seed-0/diagnostics.json").write_text('{"levels": [')
+    assert again(study, "--report-only") == 0
+    assert "random/seed-0/diagnostics.json is not valid JSON" in capsys.readouterr().err
 
 
 def test_wrong_answers_are_the_same_for_every_model_and_wrong():

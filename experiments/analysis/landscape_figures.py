@@ -47,17 +47,17 @@ def read_diagnoses(folder: Path, config: ExperimentConfig, study: Results) -> di
     }
     missing = sum(diagnosis is None for diagnosis in found.values())
     if missing:
-        say(f"{missing} runs have no diagnostics.json that can be read, nor weights: their energy is not shown")
+        say(f"{missing} runs have neither diagnostics.json nor last.pt: their energy landscape is not shown")
     return {key: diagnosis for key, diagnosis in found.items() if diagnosis}
 
 
 def readable_diagnosis(run: Path, config: ExperimentConfig) -> dict | None:
-    """Return the run's diagnosis; None, with a line, where its file is damaged."""
+    """Return the run's diagnosis; {}, with a line, where its file is damaged."""
     try:
         return run_diagnosis(run, config)
     except ConfigError as error:
         say(f"warning: {error}; deleted, it is made anew from the run's weights")
-        return None
+        return {}
 
 
 def run_diagnosis(run: Path, config: ExperimentConfig) -> dict | None:
