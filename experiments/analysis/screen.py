@@ -10,6 +10,7 @@ from experiments.analysis.metrics import Metric, number
 from experiments.analysis.references import main_references
 from experiments.analysis.tables import Results, mean_cell
 from experiments.analysis.verdict import ACCOUNTS, compare_pairs, not_run, pair_scenario, too_few
+from experiments.study.study import Pair
 
 WIDTH = 100
 ROWS, PAIRS = 10, 7  # strategies, and pairs of a table, at most: with all else they fill 40 lines
@@ -83,14 +84,13 @@ def predictor_cells(row: dict, columns: list[tuple[Metric, str]]) -> list[str]:
 
 def verdict_words(study: Results) -> str:
     """Write a sentence an account and pair, or a table of many pairs."""
-    found = {account: compare_pairs(study, study.metrics[0], account) for account in ACCOUNTS}
-    if sum(map(len, found.values())) > SENTENCES:
+    found = compare_pairs(study, study.metrics[0])
+    if len(found) > SENTENCES:
         return "\n".join([*not_run(study), verdict_table(study, found)])
     lines = list(not_run(study))
-    for account, compared in found.items():
-        for pair in dict.fromkeys(pair for _, pair in compared):
-            parts = [outcome(study, pair, s, each) for (s, other), each in compared.items() if other == pair]
-            lines.append(f"Verdict at equal {account}, {pair.treated} against {pair.other}: {'; '.join(parts)}.")
+    for pair in in_order(found):
+        parts = [outcome(study, pair, s, each) for (s, other), each in found.items() if other == pair]
+        lines.append(f"Verdict at equal {pair.account}, {pair.treated} against {pair.other}: {'; '.join(parts)}.")
     return "\n".join(textwrap.fill(study.shortened(line), WIDTH, subsequent_indent="  ") for line in lines)
 
 
@@ -103,20 +103,24 @@ def outcome(study: Results, pair, sampler: str, comparison) -> str:
     return f"{words} ({metric.column} {metric.words(comparison)}, Holm's p {comparison.p_holm:.2g})"
 
 
+def in_order(found: dict) -> list[Pair]:
+    """Return the pairs of comparisons, account by account."""
+    return sorted(dict.fromkeys(pair for _, pair in found), key=lambda pair: ACCOUNTS.index(pair.account))
+
+
 def verdict_table(study: Results, found: dict) -> str:
     """Write a line a pair, without the intervals, which the verdict reads."""
     metric = study.metrics[0]
-    compared = {(account, *key): each for account, family in found.items() for key, each in family.items()}
-    pairs = list(dict.fromkeys((account, pair) for account, _, pair in compared))
+    pairs = in_order(found)
 
-    def cell(account, pair, sampler) -> str:
-        comparison = compared.get((account, sampler, pair))
+    def cell(pair, sampler) -> str:
+        comparison = found.get((sampler, pair))
         verdict = pair_scenario(study, pair, sampler, comparison) or "-"
         return f"{metric.words(comparison).partition(' [')[0]} {verdict}"
 
     rows = [
-        [account, pair.treated.removeprefix(f"{study.treated},"), *(cell(account, pair, s) for s in study.samplers)]
-        for account, pair in pairs[:PAIRS]
+        [pair.account, pair.treated.removeprefix(f"{study.treated},"), *(cell(pair, s) for s in study.samplers)]
+        for pair in pairs[:PAIRS]
     ]
     headers = ["equal", f"{study.treated}, at", *(f"{metric.column}, {s}" for s in study.samplers)]
     lines = [line[:WIDTH] for line in tabulate(rows, headers, disable_numparse=True).splitlines()]

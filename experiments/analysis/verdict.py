@@ -78,20 +78,27 @@ def as_loss(metric: Metric, comparison: Paired) -> tuple[float, float, float]:
     return (-effect, -high, -low) if metric.rate else tuple(round(100 * (r - 1), 10) for r in (effect, low, high))
 
 
-def compare_pairs(study, metric: Metric, account: str) -> dict[tuple, Paired | None]:
-    """Return by sampler and pair all comparisons of one account in one metric: a Holm family."""
+def compare_pairs(study, metric: Metric) -> dict[tuple, Paired | None]:
+    """Return by sampler and pair all comparisons in one metric, with p-values by Holm's method.
+
+    Those at equal compute, by FLOPs and by time, are the primary family, those at equal steps another.
+    """
     found = {
         (sampler, pair): study.comparison(pair.treated, pair.other, metric, sampler)
         for sampler, pairs in study.pairs.items()
         for pair in pairs
-        if pair.account == account
     }
-    return {**found, **with_holm({key: each for key, each in found.items() if each})}
+    for secondary in (False, True):
+        family = {key: each for key, each in found.items() if each and (key[1].account == STEPS) == secondary}
+        found |= with_holm(family)
+    return found
 
 
 def verdict_lines(study, config: ExperimentConfig) -> list[str]:
     """Write, for each account, pair and sampler, a line with the verdict and one with its numbers."""
-    return [*not_run(study), *(line for account in ACCOUNTS for line in _account_lines(study, config, account))]
+    found = compare_pairs(study, study.metrics[0])
+    by_account = sorted(found, key=lambda key: ACCOUNTS.index(key[1].account))  # which keeps the samplers' order
+    return [*not_run(study), *(line for key in by_account for line in _pair_lines(study, config, *key, found[key]))]
 
 
 def not_run(study) -> list[str]:
@@ -105,21 +112,20 @@ def not_run(study) -> list[str]:
     return [f"No verdict at equal FLOPs, since {reason}."]
 
 
-def _account_lines(study, config: ExperimentConfig, account: str) -> list[str]:
-    metric, lines = study.metrics[0], []
-    for (sampler, pair), comparison in compare_pairs(study, metric, account).items():
-        found = pair_scenario(study, pair, sampler, comparison)
-        label = "" if pair.treated == study.treated else f"{pair.treated}, "
-        about = f"equal {account} ({label}{config.model}, {budget(study, pair.treated, config)}, {sampler})"
-        lines.append(
-            f"Verdict at {about}: {found}." if found else f"No verdict at {about}: {too_few(metric, comparison)}."
-        )
-        if found == UNSTABLE:
-            diverged = study.diverged(pair.treated, [metric], [sampler])
-            lines.append(f"- {diverged} of {study.count(pair.treated)} runs of {pair.treated} diverged.")
-        if comparison and comparison.n > 1:
-            other = f"{pair.other}: {budget(study, pair.other, config)}"
-            lines.append(f"- {metric.column} {numbers(metric, comparison)}; {other}.")
+def _pair_lines(study, config: ExperimentConfig, sampler: str, pair: Pair, comparison: Paired | None) -> list[str]:
+    metric = study.metrics[0]
+    found = pair_scenario(study, pair, sampler, comparison)
+    label = "" if pair.treated == study.treated else f"{pair.treated}, "
+    about = f"equal {pair.account} ({label}{config.model}, {budget(study, pair.treated, config)}, {sampler})"
+    lines = [f"Verdict at {about}: {found}." if found else f"No verdict at {about}: {too_few(metric, comparison)}."]
+    for name in (pair.treated, pair.other):  # of the other the rule counts none: its pairs are left out
+        diverged = study.diverged(name, [metric], [sampler])
+        if diverged:
+            lines.append(f"- {diverged} of {study.count(name)} runs of {name} diverged.")
+    if comparison and comparison.n > 1:
+        other = f"{pair.other}: {budget(study, pair.other, config)}"
+        family = "those at equal steps" if pair.account == STEPS else "all at equal compute"
+        lines.append(f"- {metric.column} {numbers(metric, comparison, family)}; {other}.")
     return lines
 
 
@@ -129,10 +135,10 @@ def too_few(metric: Metric, comparison: Paired | None) -> str:
     return f"the paired seeds, {comparison.n}, are fewer than {MIN_PAIRED_SEEDS}"
 
 
-def numbers(metric: Metric, comparison: Paired) -> str:
-    """Write the effect, its interval, pairs and p-values."""
+def numbers(metric: Metric, comparison: Paired, family: str) -> str:
+    """Write the effect, its interval, pairs and p-values; family: what Holm's method is over, in words."""
     return (
-        f"{metric.words(comparison)} over {comparison.n} paired seeds, p {comparison.p:.2g} (Holm, over the account: "
+        f"{metric.words(comparison)} over {comparison.n} paired seeds, p {comparison.p:.2g} (Holm, over {family}: "
         f"{comparison.p_holm:.2g}), sign-flip p {comparison.p_signflip:.2g}, Wilcoxon p {comparison.p_wilcoxon:.2g}"
     )
 
