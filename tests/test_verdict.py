@@ -1,19 +1,23 @@
 """The verdict: every scenario at its boundary, missing values, the criteria, the objections, and the rule's text."""
 
 import re
+from dataclasses import replace
 from math import isnan, nan
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from conftest import study_of
 
 from diffusion_lib.config import ExperimentConfig
+from diffusion_lib.names import SAMPLERS
 from experiments.analysis import verdict
 from experiments.analysis.metrics import Metric
 from experiments.analysis.objections import objections
 from experiments.analysis.statistics import Difference, Ratio, difference, ratio
 from experiments.analysis.tables import Results
-from experiments.analysis.verdict import RULE, criteria_lines, scenario, time_clause, verdict_lines
+from experiments.analysis.verdict import RULE, compare_pairs, criteria_lines, scenario, time_clause, verdict_lines
+from experiments.study.study import Pair
 
 MSE, ACCURACY = Metric("val_mse"), Metric("val_accuracy", rate=True)
 METRICS = (MSE, Metric("ood_mse"), Metric("recon_error"), Metric("ood_recon_error"))
@@ -24,6 +28,24 @@ UNKNOWN = dict.fromkeys(("p_signflip", "p_wilcoxon", "correlation", "welch_low",
 def compared(effect, low, high, n=5, kind=Ratio):
     name = "ratio" if kind is Ratio else "difference"
     return kind(n=n, low=low, high=high, p=nan, smallest_detectable=nan, **UNKNOWN, **{name: effect})
+
+
+# The families
+
+
+def test_holm_is_over_all_tests_at_equal_compute_and_those_at_equal_steps_are_apart():
+    p = {"FLOPs": (0.001, 0.01), "time": (0.02, 0.03), "steps": (0.04, 0.004)}
+    pairs = {s: [Pair(account, "adversarial", account) for account in p] for s in SAMPLERS}
+    own = {(s, account): each[i] for account, each in p.items() for i, s in enumerate(SAMPLERS)}
+
+    def comparison(_treated, other, _metric, sampler):
+        return replace(compared(1.1, 1.0, 1.2), p=own[sampler, other])
+
+    found = compare_pairs(SimpleNamespace(pairs=pairs, comparison=comparison), MSE)
+    adjusted = {account: [found[s, pairs[s][i]].p_holm for s in SAMPLERS] for i, account in enumerate(p)}
+    # 0.001 x 4, 0.01 x 3, 0.02 x 2, then 0.03 raised to the one before; apart from them 0.004 x 2, 0.04
+    assert adjusted["FLOPs"] == pytest.approx([0.004, 0.03]) and adjusted["time"] == pytest.approx([0.04, 0.04])
+    assert adjusted["steps"] == pytest.approx([0.04, 0.008])
 
 
 # The rule
@@ -155,6 +177,9 @@ def test_diverged_runs_are_counted():
     lines = verdict_lines(study(values, failed=[("adversarial", 0)]), CONFIG)
     assert lines[0].endswith("plain): unstable.") and lines[1] == "- 1 of 5 runs of adversarial diverged."
     assert "over 4 paired seeds" in lines[2]
+    values = {**ALL, "baseline-compute": np.array([nan, *BASE[1:]])}
+    lines = verdict_lines(study(values, failed=[("baseline-compute", 0)]), CONFIG)
+    assert lines[1] == "- 1 of 5 runs of baseline-compute diverged."
 
 
 # The criteria of the first protocol
