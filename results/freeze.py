@@ -1,6 +1,7 @@
-"""Freeze a study for results/published: study.toml, runs.csv, curves.csv, what its energies rank, and its report.
+"""Freeze a study for results/published: study.toml, runs.csv, levels.csv (what its energies rank) and its report.
 
 python results/freeze.py --name arms --to arms --figures intervals
+python results/freeze.py --name ladder --to ladder --figures budget --curves
 python results/freeze.py --name sizes --to sizes-6 --problem sizes/rank=6 --figures budget causes
 python results/freeze.py --name sizes --to sizes-search --problem sizes-search
 
@@ -41,6 +42,7 @@ def main(arguments=None):
     parser.add_argument("--problem", help="the folder of one of its problems, or of its search, in that one")
     parser.add_argument("--to", required=True, help="its name in results/published")
     parser.add_argument("--figures", nargs="*", default=[], metavar="NAME", help="those that its report keeps")
+    parser.add_argument("--curves", action="store_true", help="write the learning curves too, as curves.csv")
     options = parser.parse_args(arguments)
     command = parse_command("", ["--name", options.name, "--results", options.results, "--report-only"])
     searches = command.study.search_study().problems() if command.study.search else []
@@ -58,11 +60,13 @@ def main(arguments=None):
     curves, levels = [], []
     for run in frame.drop_duplicates("run").itertuples():
         about = {"strategy": run.strategy, "seed": run.seed}
-        curves.append(read(folder / run.run / "metrics.csv", "step").assign(**about))
+        if options.curves:
+            curves.append(read(folder / run.run / "metrics.csv", "step").assign(**about))
         if run.status == "finished":  # one that diverged has no diagnosis
             rows = read_json(folder / run.run / "diagnostics.json")["levels"]
             levels += [about | {key: row[key] for key in row if key == "t" or key.startswith("auc_")} for row in rows]
-    for name, table in (("curves", pd.concat(curves)), ("levels", pd.DataFrame(levels))):
+    tables = {"levels": pd.DataFrame(levels)} | ({"curves": pd.concat(curves)} if curves else {})
+    for name, table in tables.items():
         table = table.set_index(["strategy", "seed"]).dropna(axis="columns", how="all")
         texts[f"{name}.csv"] = table.to_csv(float_format="%.6g")
     figures = [folder / f"{name}.png" for name in options.figures]

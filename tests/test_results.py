@@ -308,7 +308,7 @@ def test_what_is_no_result_of_its_run_is_left_out_and_said(results, tmp_path, ca
 
 def test_a_frozen_study_says_what_its_folder_does(results, tmp_path, monkeypatch):
     monkeypatch.setattr(freeze, "PUBLISHED", tmp_path)
-    freeze.main(["--name", "a", "--results", str(results), "--to", "frozen"])
+    freeze.main(["--name", "a", "--results", str(results), "--to", "frozen", "--curves"])
     runs, _ = read_runs(results / "a")
     frozen = wide_form(pd.read_csv(tmp_path / "frozen" / "runs.csv"))
     for metric in METRICS:
