@@ -72,7 +72,7 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     )
     for flag, reason in DEAD.items():
         add(flag, action=Dead, nargs="?", reason=reason, help=argparse.SUPPRESS)
-    add("--load-milestone", help="checkpoint, a number or a path: where to start a new folder, or what to evaluate")
+    add("--load-milestone", help="checkpoint (number, word or path): where to start a new folder, or what to evaluate")
     add("--evaluate", action="store_true", help="train nothing; print the errors of last.pt or of --load-milestone")
     add(
         "--save-every",

@@ -14,7 +14,6 @@ if __name__ == "__main__":
 
     startup.run("results.phrases")
 
-import math
 from pathlib import Path
 
 from diffusion_lib.config import ExperimentConfig
@@ -25,6 +24,7 @@ from experiments.analysis.metrics import Metric
 from experiments.analysis.statistics import with_holm
 from experiments.analysis.verdict import ADVERSARIAL, BASELINE, COMPUTE
 from results.tables import (
+    BUDGETS,
     IRED,
     KINDS,
     LONGER,
@@ -71,25 +71,29 @@ def readme(root: Path) -> list[str]:
     ratios = {equal: pair.compare(VAL, IRED).ratio for equal, pair in pairs.items()}
     intervals = {equal: interval(pair) for equal, pair in pairs.items()}
     without = {equal: pair.steps_without for equal, pair in pairs.items()}
-    plain = [sizes_pair(root, SIZES[0], equal, "plain").compare(VAL, "plain").ratio for equal in ("time", "FLOPs")]
-    least = 10.0 ** math.ceil(math.log10(max(sizes_primary(root, SIZES[0]).values())))
+    plain = {equal: pair.compare(VAL, "plain").ratio for equal, pair in sizes_pairs(root, SIZES[0], "plain").items()}
     small = pairs["steps"]
     large = {equal: pair_at(root, "ladder", equal, steps=5_000) for equal in ("steps", "FLOPs")}
-    free = pair_at(root, "matrix-free-1200", "FLOPs").compare(VAL, IRED).ratio
+    early = pair_at(root, "ladder", "FLOPs", steps=BUDGETS[0])
+    free = pair_at(root, "matrix-free-1200", "FLOPs").compare(VAL, IRED)
     check = small.values(VAL, IRED)[1].loc[0]
-    longer = sizes_pair(root, SIZES[0], "FLOPs", IRED, LONGER).compare(VAL, IRED).ratio
+    whole = sizes_pair(root, SIZES[0], "FLOPs", IRED, LONGER)
+    longer = whole.compare(VAL, IRED).ratio
     public = public_errors(root)
     mined = public["adversarial", 35_000]
     others = VAL.compare(mined.to_numpy(), public["none", 98_000].reindex(mined.index).to_numpy())
     public_words = f"{others.ratio:.3f} times [{others.low:.3f}, {others.high:.3f}]"
     return [
-        f"four times the steps leave {longer:.1f} times the error on the one seed that was run",
-        f"{small.steps_with:,} training steps with mined negatives end at the error of {without['steps']:,} "
-        f"without ({ratios['steps']:.2f} times, {intervals['steps']}), at {ratios['time']:.1f} times the error of the "
-        f"{without['time']:,} that take the same time {intervals['time']}, and at {ratios['FLOPs']:.1f} times that of "
-        f"the {without['FLOPs']:,} with the same training compute {intervals['FLOPs']}",
-        f"by the plain sampler {' and '.join(f'{ratio:.1f}' for ratio in plain)} times, all four p below {least:g}",
-        f"that does learn to invert has {free:.0f} times the error",
+        f"with four times the steps mining still has {longer:.1f} times the error {interval(whole)}",
+        f"{small.steps_with:,} training steps with mining end at {ratios['FLOPs']:.2f} times {intervals['FLOPs']} the "
+        f"error of training without at equal FLOPs ({without['FLOPs']:,} steps), {ratios['time']:.2f} times "
+        f"{intervals['time']} at equal time ({without['time']:,}), and {ratios['steps']:.2f} times "
+        f"{intervals['steps']} at equal steps",
+        f"by the plain sampler {plain['FLOPs']:.2f}, {plain['time']:.2f} and {plain['steps']:.2f} times",
+        f"at IRED's own weight mining is {kinds_more(root)[ADVERSARIAL]}% behind step for step too",
+        f"that does learn to invert has {free.ratio:.1f} times [{free.low:.1f}, {free.high:.1f}] the error with mining",
+        f"at {early.steps_with:,} steps mining is ahead there ({early.compare(VAL, IRED).ratio:.2f} times the error of "
+        f"{early.steps_without:,} without)",
         f"A step with mining costs {small.cost:.1f} to {large['steps'].cost:.1f} times the floating-point operations",
         f"val_mse under IRED's sampler, {check}, is",
         f"(at the batch of {LADDER_BATCH} that was run, the baseline got {spent_more(large['FLOPs']):.0f}% more than "
@@ -111,12 +115,17 @@ def tried(root: Path, label: str) -> str:
     return f"{study(root, 'sizes-search').mean(label, VAL, IRED).mean:.5f}"
 
 
+def kinds_more(root: Path) -> dict[str, str]:
+    """Return by kind of negatives by how many percent its error is above that of none, at equal steps."""
+    pairs = {name: PublishedPair(study(root, "arms"), name, BASELINE) for name in KINDS | VARIANTS}
+    return {name: f"{100 * pair.compare(VAL, IRED).ratio - 100:.0f}" for name, pair in pairs.items()}
+
+
 def kinds(root: Path) -> list[str]:
     """Return what docs/results.md says of kinds of negatives."""
     runs = study(root, "arms")
     pairs = {name: PublishedPair(runs, name, BASELINE) for name in KINDS | VARIANTS}
-    found = {name: pair.compare(VAL, IRED).ratio for name, pair in pairs.items()}
-    more = {name: f"{100 * effect - 100:.0f}" for name, effect in found.items()}
+    found, more = {name: pair.compare(VAL, IRED).ratio for name, pair in pairs.items()}, kinds_more(root)
     costs = [pair.cost for name, pair in pairs.items() if name != "late"]
     others = [int(words) for name, words in more.items() if name != RANDOM]
     return [
@@ -134,27 +143,33 @@ def sizes(root: Path) -> list[str]:
     """Return what docs/results.md says of sizes at which the MLP inverts."""
     pairs = sizes_pairs(root, SIZES[0], IRED)
     further = {equal: pair.steps_without - pair.steps_with for equal, pair in pairs.items()}
+    own = {equal: pair.values(VAL, IRED)[1].mean() for equal, pair in pairs.items()}
+    less = {equal: f"{100 - 100 * error / own['steps']:.0f}" for equal, error in own.items()}
     regression, other = ranks(root, "auc_regression"), ranks(root, "auc_other")
     levels = read(root / f"sizes-{SIZES[0]}" / "levels.csv", "strategy", "seed", auc_random=float)
     worst = levels.groupby(["strategy", "seed"])["auc_random"].min()
     wrong = 100 * worst[worst < 1]
     settings = ("random,{}", "baseline,{}", "adversarial,{},weight=0.5", "adversarial,{},weight=0.05")
     random, baseline, heavy, light = (tried(root, each.format("learning_rate=0.002")) for each in settings)
+    larger = sizes_pair(root, SIZES[2], "FLOPs", IRED)
     longer, same_steps = (sizes_pair(root, SIZES[0], equal, IRED, LONGER) for equal in ("FLOPs", "steps"))
     return [
-        f"on seed 0 alone, {longer.steps} steps end at {longer.means(VAL, IRED)[0]} and {longer.means(VAL, IRED)[1]}, "
-        f"{longer.compare(VAL, IRED).ratio:.2f} times; in as many steps "
-        f"{same_steps.compare(VAL, IRED).ratio:.2f} times",
-        f"at equal FLOPs the baseline's further {further['FLOPs']:,} steps halve",
-        f"at equal time its further {further['time']:,} nearly do",
-        f"p of the primary four, by Holm's method, is {max(sizes_primary(root, SIZES[0]).values()):.1g} or less",
-        f"At noise level {LEVEL} a linear regression's answer",
+        f"on {longer.compare(VAL, IRED).n} seeds {longer.steps} steps end at {' and '.join(longer.means(VAL, IRED))}, "
+        f"{longer.compare(VAL, IRED).ratio:.2f} times {interval(longer)}; in as many steps, on "
+        f"{same_steps.compare(VAL, IRED).n}, {same_steps.compare(VAL, IRED).ratio:.2f} times",
+        f"At {SIZES[2]} × {SIZES[2]}, where the MLP inverts less well, mining has "
+        f"{larger.compare(VAL, IRED).ratio:.2f} times the error {interval(larger)} at equal FLOPs "
+        f"({larger.compare(VAL, IRED).n} seeds)",
+        f"at equal FLOPs the baseline's further {further['FLOPs']:,} steps take {less['FLOPs']}% off its own error, at "
+        f"equal time its further {further['time']:,} take {less['time']}%",
+        f"p of the four primary tests, by Holm's method, is {max(sizes_primary(root, SIZES[0]).values()):.1g} or less",
+        f"At noise level {LEVEL} of 10 a linear regression's answer",
         "in {}% of problems with mining, in {}% without, in {}% after the longer run without".format(*regression),
         "the inverse of another matrix in {}, {} and {}%".format(*other),
         f"{len(worst) - len(wrong)} of the {len(worst)} energies here",
         f"in {wrong.min():.0f} to {wrong.max():.0f}% at their worst level",
         f"(search: {random} against {baseline})",
-        f"In the search adversarial has {heavy} with it at 2e-3, and {light} with a tenth",
+        f"In the search (one seed) adversarial has {heavy} with it at 2e-3, and {light} with a tenth",
     ]
 
 
@@ -189,8 +204,8 @@ def energies(root: Path) -> list[str]:
     falls = (means.shift() / means).stack()
     return [
         f"(recon_error {off:.1f} times that of answering zero)",
-        f"twice the steps divide its error by {falls.min():.0f} to {falls.max():.0f}",
-        f"the factor of {whole:.0f} at equal FLOPs {gained:.1f} is the steps not taken",
+        f"in a trial twice the steps divide its error by {falls.min():.0f} to {falls.max():.0f}",
+        f"of the factor of {whole:.0f} at equal FLOPs {gained:.1f} is the steps not taken",
         f"what is left at equal steps, {same:.1f},",
     ]
 

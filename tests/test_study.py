@@ -300,6 +300,8 @@ def test_seconds_that_are_written_stay(tmp_path, monkeypatch):
     timing.write_step_times(tmp_path, configs, "cpu", 1, False)
     times = json.loads(path.read_text())
     assert times["baseline"] == 1e6 and times["random"] > 1e4  # of a machine as slow
+    timing.write_step_times(tmp_path, configs | {"baseline-time": configs["baseline"]}, "cpu", 1, False)
+    assert json.loads(path.read_text())["baseline-time"] == 1e6  # whose steps are of the same kind
 
 
 EDITED = """

@@ -407,6 +407,7 @@ NUMPYS = {
     "schedule": {"lr_schedule": lambda step: 1 + np.cos(step / 10)},
     "sizes": {"train_batch_size": np.int32(8), "log_every": np.int64(2)},
     "weight": {"weight": np.linspace(0, 1, 5)[1]},
+    "curves": {"curve_samplers": {"plain": np.int64(4)}, "validation_dataset": Inverse("val", 3)},
     "subclasses": {"weight": type("Number", (float,), {})(0.25), "seed": IntEnum("Seed", {"FIRST": 3}).FIRST},
 }
 
@@ -421,7 +422,7 @@ def test_numpy_s_numbers_are_numbers(tmp_path, options):
         mining = {"mode": "random"} | {key: value for key, value in options.items() if key == "weight"}
         rest = {key: value for key, value in options.items() if key != "weight"}
         return Trainer1D(
-            make_diffusion(mining_config=mining, bound=np.float32(2)),
+            make_diffusion(mining_config=mining, rules=replace(Inverse("train", 3).rules, bound=np.float32(2))),
             Inverse("train", 3),
             **{"train_num_steps": 3, "results_folder": tmp_path, "device": "cpu", **rest},
         )

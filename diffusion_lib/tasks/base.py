@@ -39,6 +39,7 @@ class Corruption:
         return self.apply(target, *self.draw(target, generator), released=released, mask=mask)
 
 
+@with_plain_numbers
 @dataclass(frozen=True)
 class Rules:
     """What losses and sampler must know of a task; the release sets it by flags.

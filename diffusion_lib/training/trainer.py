@@ -61,7 +61,7 @@ class Trainer1D(ReleasedTrainerCalls):
     lr_schedule: factor of train_lr at a step. None: 1.
     validation_dataset: evaluated each save_and_sample_every steps.
     extra_validation_datasets: others by name, evaluated every extra_validation_every_mul-th time.
-    evaluation_size: examples in each fixed evaluation set.
+    evaluation_size: examples in each fixed evaluation set, at most: no item of a data set is taken twice.
     curve_samplers: samplers measured beside the model's own, name (see SAMPLERS) -> examples, at most evaluation_size.
     keep_milestones: keep the checkpoint of each evaluation as model-N.pt, N counted from 1.
     cond_mask: whether the entries of the solution that the input gives are kept. None: where the task has such.
@@ -136,7 +136,8 @@ class Trainer1D(ReleasedTrainerCalls):
         adam_betas = tuple(map(plain, adam_betas))
         for i, beta in enumerate(adam_betas):
             require_fraction(f"adam_betas[{i}]", beta)
-        for sampler, size in (curve_samplers or {}).items():
+        curve_samplers = {sampler: plain(size) for sampler, size in (curve_samplers or {}).items()}
+        for sampler, size in curve_samplers.items():
             if sampler not in SAMPLERS:
                 raise ConfigError(f"curve_samplers has {sampler!r}; allowed: {', '.join(SAMPLERS)}")
             require_whole(f"curve_samplers[{sampler!r}]", size)
@@ -195,12 +196,16 @@ class Trainer1D(ReleasedTrainerCalls):
         self.evaluation_sets = {
             name: EvaluationSet(task, evaluation_size, accelerator.device, masked) for name, task in tasks.items()
         }
+        for name, chosen in self.evaluation_sets.items():
+            if chosen.size < accelerator.num_processes:
+                found = f"{name} has {chosen.size} examples, for {accelerator.num_processes} processes"
+                raise ConfigError(f"{found}; allowed: at least one for each")
         self._set_learning_rate()  # which refuses a schedule that gives no rate
         self.curve_sets = {
             sampler: self.evaluation_sets["val"]
             if size >= evaluation_size
             else EvaluationSet(validation_dataset, size, accelerator.device, masked)
-            for sampler, size in (curve_samplers or {}).items()
+            for sampler, size in curve_samplers.items()
         }
 
     @property
@@ -478,6 +483,7 @@ def require_fitting(diffusion, task):
 def draws_numbers(diffusion, task) -> bool:
     """Return whether the energy draws random numbers where it is trained, as dropout does."""
     place, ebm = diffusion.betas.device, deepcopy(diffusion.model.ebm).train()  # a copy: it may count what it sees
+    vars(ebm).pop("evaluation", None)  # compiled programs would be made for these two examples
     inp, target = (part.to(place) for part in task.sample(2, seeded_generator(CHECKED))[:2])
     gpus, source = ([place], torch.cuda) if place.type == "cuda" else ([], torch)
     with torch.random.fork_rng(gpus):

@@ -251,14 +251,17 @@ def check_command(command: Command, study: Study):
 def require_same_label(folder: Path, variant: Variant):
     """Raise ConfigError where a run of the variant, of any seed, was made by another configuration.
 
-    How long a strategy is trained that follows another's time is known later, and checked run by run.
+    How long a strategy is trained that follows another's time is known later, and checked run by run. Damaged runs are
+    passed over.
     """
-    free = {"strategy", "seed"} | ({"train_steps"} if variant.strategy.reference else set())
-    for run in sorted((folder / "runs" / variant.label).glob("seed-*/config.json")):
-        with suppress(OSError):
-            differing = differences(read_config(run.parent), variant.config.to_dict(), free)
-            if differing:
-                raise ConfigError(f"{run.parent} was made by another configuration: {differing}. {REMEDY}")
+    free = {"strategy", "seed"} | ({"train_steps"} if variant.strategy.time_of else set())
+    for run in sorted((folder / "runs" / variant.label).glob("seed-*")):
+        recorded = None
+        with suppress(ConfigError, OSError):
+            recorded = read_config(run)
+        differing = recorded and differences(recorded, variant.config.to_dict(), free)
+        if differing:
+            raise ConfigError(f"{run} was made by another configuration: {differing}. {REMEDY}")
 
 
 def require_own_name(folder: Path, of_several: bool):

@@ -41,7 +41,7 @@ def wrong_answers(chosen: EvaluationSet) -> dict[str, torch.Tensor]:
 
 
 def first_rows(chosen: EvaluationSet, size: int) -> EvaluationSet:
-    """Return the first `size` examples of an evaluation set."""
+    """Return `size` examples of an evaluation set, of a task of ours the first."""
     return EvaluationSet(chosen.task, min(size, chosen.size), chosen.inp.device, chosen.mask is not None)
 
 
