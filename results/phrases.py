@@ -161,8 +161,8 @@ def sizes(root: Path) -> list[str]:
         f"{same_steps.compare(VAL, IRED).n}, {same_steps.compare(VAL, IRED).ratio:.2f} times",
         f"At {SIZES[2]} × {SIZES[2]}, where the MLP inverts less well, mining has "
         f"{larger.compare(VAL, IRED).ratio:.2f} times the error {interval(larger)} at equal FLOPs "
-        f"({larger.compare(VAL, IRED).n} seeds), and {in_step.compare(VAL, IRED).ratio:.2f} times {interval(in_step)} at "
-        "equal steps",
+        f"({larger.compare(VAL, IRED).n} seeds), and {in_step.compare(VAL, IRED).ratio:.2f} times {interval(in_step)} "
+        "at equal steps",
         f"at equal FLOPs the baseline's further {further['FLOPs']:,} steps take {less['FLOPs']}% off its own error, at "
         f"equal time its further {further['time']:,} take {less['time']}%",
         f"p of the four primary tests, by Holm's method, is {max(sizes_primary(root, SIZES[0]).values()):.1g} or less",
