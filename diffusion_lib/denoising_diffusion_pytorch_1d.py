@@ -108,20 +108,19 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
         **released: Any,
     ):
         super().__init__()
-        switches = {
-            "supervise_energy_landscape": supervise_energy_landscape,
-            "use_innerloop_opt": use_innerloop_opt,
-            "baseline": baseline,
-            "match_release": match_release,
-        }
+        for name, switch in (
+            ("supervise_energy_landscape", supervise_energy_landscape),
+            ("use_innerloop_opt", use_innerloop_opt),
+            ("baseline", baseline),
+            ("match_release", match_release),
+        ):
+            require_truth(name, switch)
         rules, mining = by_flags(released, rules, mining_config, bound, match_release)
         require_defaults("GaussianDiffusion1D", released, DIFFUSION_DEFAULTS)
         if timesteps is None:
             timesteps = DEFAULT_TIMESTEPS
             warnings.warn("timesteps is not given: it is 10, IRED's own (the release's is 1000)", stacklevel=3)
         require_whole("timesteps", timesteps)
-        for name, switch in switches.items():
-            require_truth(name, switch)
         if sampling_timesteps not in (None, timesteps):
             raise ConfigError(f"sampling_timesteps is {sampling_timesteps!r}; allowed: None or timesteps")
         if isinstance(model, EnergyModel) and not isinstance(model, NoiseModel):

@@ -26,7 +26,7 @@ def read_runs(study: Path) -> tuple[pd.DataFrame, dict[Path, str]]:
     where the run failed, COSTS, ABOUT and `run`, the folder in the study. Damaged runs have no rows, nor has a sampler
     that no run has, since the model has no energy.
     """
-    ended, damaged = [], {}
+    found, damaged = [], {}
     for folder in run_folders(study):
         try:
             result = trusted_result(folder)
@@ -34,16 +34,16 @@ def read_runs(study: Path) -> tuple[pd.DataFrame, dict[Path, str]]:
                 read_data(folder)
                 config = recorded_config(folder)
                 require_possible_metrics(folder, config, result)
-                ended.append((folder, config, result))
+                found.append((folder, config, result))
         except (ConfigError, OSError) as error:
             damaged[folder] = str(error)
-    ended.sort(key=lambda run: (run[2]["strategy"], run[2]["seed"]))
-    first = {}
-    for folder, config, result in ended.copy():
+    ended, first = [], {}
+    for folder, config, result in sorted(found, key=lambda run: (run[2]["strategy"], run[2]["seed"])):
         made = first.setdefault(result["strategy"], config)
-        if config.change(train_steps=made.train_steps) != made:  # one of equal time may have other steps
+        if config.change(train_steps=made.train_steps) == made:  # one of equal time may have other steps
+            ended.append((folder, config, result))
+        else:
             damaged[folder] = f"{folder} was made by another configuration than the first run of {result['strategy']}"
-            ended.remove((folder, config, result))
     measured = {name for *_, result in ended for name in result.get("samplers", ())}
     samplers = [name for name in SAMPLERS if name in measured] or list(SAMPLERS)
     return pd.DataFrame([row for run in ended for row in run_rows(study, *run, samplers)]), damaged

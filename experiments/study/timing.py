@@ -60,11 +60,12 @@ def write_step_times(study: Path, configs: dict[str, ExperimentConfig], device, 
         return
     say(f"timing steps of {' and '.join(configs)} in turn")
     seconds = step_seconds(configs, device, threads, cuda_graph)
-    known = {step_kind(configs[label]): there[label] for label in configs.keys() & there.keys()}
-    for label in configs.keys() & there.keys():
+    known = configs.keys() & there.keys()
+    for label in known:
         require_positive(f"{label} in {path}", there[label])
-    speed = mean(there[label] / seconds[label] for label in configs.keys() & there.keys()) if known else 1.0
-    seconds = {label: known.get(step_kind(configs[label]), speed * own) for label, own in seconds.items()}
+    speed = mean(there[label] / seconds[label] for label in known) if known else 1.0
+    kinds = {step_kind(configs[label]): there[label] for label in known}
+    seconds = {label: kinds.get(step_kind(configs[label]), speed * own) for label, own in seconds.items()}
     batch_size = next(iter(configs.values())).batch_size
     place = chosen_device(device).type
     record = seconds | {"batch_size": batch_size, "threads": threads, "device": place, "cpu": cpu_name()} | there
