@@ -433,8 +433,9 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
         shape = tuple(self.model.ebm.solution_shape(inp))
         if start is None:
             start = torch.randn(shape, generator=generator, device=inp.device, dtype=inp.dtype)
-        if tuple(start.shape) != shape:
-            raise ConfigError(f"start has shape {tuple(start.shape)}; allowed for these inputs: {shape}")
+        found = tuple(start.shape) if isinstance(start, torch.Tensor) else type(start).__name__
+        if found != shape:
+            raise ConfigError(f"start is {found}; allowed for these inputs: a tensor of {shape}")
         x = start.to(inp.dtype)
         known = list(reversed(range(self.num_timesteps)))
         asked = known if levels is None else list(levels)

@@ -160,7 +160,8 @@ def test_a_diffusion_names_what_it_cannot_be_given(options, message):
         ({"levels": []}, r"levels are \[\]"),
         ({"levels": range(10)}, "levels are .*, in descending order"),
         ({"levels": [1, 1]}, "levels are .*, in descending order"),
-        ({"start": torch.ones(1, 9)}, r"start has shape \(1, 9\); allowed for these inputs: \(4, 9\)"),
+        ({"start": torch.ones(1, 9)}, r"start is \(1, 9\); allowed for these inputs: a tensor of \(4, 9\)"),
+        ({"start": [[1.0] * 9] * 4}, "start is list; allowed"),
     ],
 )
 def test_a_sampler_names_what_it_cannot_be_given(options, message):

@@ -337,6 +337,7 @@ def test_learning_rate_schedule(tmp_path):
         ({"ema_decay": 2.0}, "ema_decay is 2.0; allowed: a number from 0, below 1"),
         ({"adam_betas": (0.9, 1)}, r"adam_betas\[1\] is 1; allowed: a number from 0, below 1"),
         ({"seed": "3"}, "seed is '3'; allowed: a whole number from 0"),
+        ({"lr_schedule": "cosine"}, "lr_schedule is 'cosine'; allowed: a function of the step, or None"),
         ({"lr_schedule": lambda _: float("nan")}, "lr_schedule is nan at step 0; allowed: a number from 0"),
         ({"device": "tpu"}, "device is 'tpu'; allowed: cpu, cuda"),
         ({"cond_mask": True}, "cond_mask is True; this task has no mask"),
@@ -536,6 +537,14 @@ def test_items_that_are_drawn_resume_exactly(tmp_path, workers):
     second.load("last")
     second.train()
     assert_same_weights(weights(second.diffusion), weights(whole.diffusion))
+
+
+def test_a_training_is_continued_with_its_own_data(tmp_path):
+    own, others = torch.rand(2, 100, 9)
+    item_trainer(tmp_path, lambda index: (own[index], own[index])).train()
+    item_trainer(tmp_path, lambda index: (own[index] * (1 + 1e-7), own[index]), 4).load("last")
+    with pytest.raises(CheckpointError, match="is of data 100 items, of mean magnitudes .*, this run has 100 items"):
+        item_trainer(tmp_path, lambda index: (others[index], others[index]), 4).load("last")
 
 
 def test_what_a_run_would_do_with_examples_in_silence_is_said(tmp_path):

@@ -27,6 +27,6 @@ def torchs_defaults() -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def usable(tensor: torch.Tensor | None) -> torch.Tensor | None:
-    """Return the tensor, or, where it was made within torch.inference_mode(), a copy that autograd takes."""
-    return tensor.clone() if tensor is not None and tensor.is_inference() else tensor
+def usable(value):
+    """Return the value; of a tensor that was made within torch.inference_mode() a copy, which autograd takes."""
+    return value.clone() if isinstance(value, torch.Tensor) and value.is_inference() else value

@@ -36,7 +36,7 @@ from diffusion_lib.system.files import write_csv
 from diffusion_lib.system.memory import keep_freed_memory
 from diffusion_lib.system.progress import Progress
 from diffusion_lib.system.signals import stop_requests
-from diffusion_lib.tasks.base import as_task, has_mask
+from diffusion_lib.tasks.base import ItemTask, as_task, has_mask
 from diffusion_lib.training.batches import stream_of
 from diffusion_lib.training.step import TrainStep
 
@@ -136,6 +136,8 @@ class Trainer1D(ReleasedTrainerCalls):
         adam_betas = tuple(map(plain, adam_betas))
         for i, beta in enumerate(adam_betas):
             require_fraction(f"adam_betas[{i}]", beta)
+        if lr_schedule is not None and not callable(lr_schedule):
+            raise ConfigError(f"lr_schedule is {lr_schedule!r}; allowed: a function of the step, or None")
         curve_samplers = {sampler: plain(size) for sampler, size in (curve_samplers or {}).items()}
         for sampler, size in curve_samplers.items():
             if sampler not in SAMPLERS:
@@ -154,7 +156,7 @@ class Trainer1D(ReleasedTrainerCalls):
         tasks = {name: as_task(task) for name, task in tasks.items() if task is not None}
         for task in (as_task(dataset), *tasks.values()):
             require_fitting(diffusion_model, task)
-        check_examples(diffusion_model, as_task(dataset), masked)
+        self.items = check_examples(diffusion_model, as_task(dataset), masked)
         self.results_folder = Path(results_folder)
         self.keep_milestones = keep_milestones
         self.accelerator = accelerator = make_accelerator(device, log_with, self.results_folder)
@@ -250,6 +252,7 @@ class Trainer1D(ReleasedTrainerCalls):
         task, ebm = self.dataset, self.diffusion.model.ebm
         return {
             "task": f"{type(task).__name__} of {task.inp_dim} to {task.out_dim} numbers",
+            **({"data": self.items} if self.items else {}),
             "model": type(ebm).__name__,
             "mining": self.diffusion.mining.to_dict(),
             "batch_size": self.batch_size,
@@ -492,10 +495,11 @@ def draws_numbers(diffusion, task) -> bool:
         return not torch.equal(before, source.get_rng_state())
 
 
-def check_examples(diffusion, task, masked: bool):
+def check_examples(diffusion, task, masked: bool) -> str | None:
     """Warn of examples that training would take, but not as the caller means it.
 
     masked: whether the entries that the input gives are kept.
+    Returns what tells a data set of items from another one; None where the same items are not drawn twice.
     Raises ConfigError for nan and inf, and for a mask of inputs that cannot give the solution's entries.
     """
     name = type(getattr(task, "dataset", task)).__name__
@@ -518,6 +522,11 @@ def check_examples(diffusion, task, masked: bool):
             "one that was not",
             stacklevel=5,
         )
+    elif isinstance(task, ItemTask):
+        # rounded, since items that are computed may differ in their last bits between processors
+        sizes = " and ".join(f"{part.double().abs().mean():.4g}" for part in first)
+        return f"{len(task.dataset):,} items, of mean magnitudes {sizes}"
+    return None
 
 
 def make_ema(diffusion_model, decay, update_every) -> EMA:
