@@ -62,7 +62,7 @@ DIVERGED = {"status": "failed", "reason": "the loss is not finite", "strategy": 
 
 def small_study(results, *arguments):
     """The main comparison's arguments for a study named `shared`."""
-    settings = ["--rank", "3", "--batch-size", "16", "--evaluation-size", "64", "--device", "cpu"]
+    settings = ["--rank=3", "--batch-size=16", "--evaluation-size=64", "--diffusion-steps=3", "--device=cpu"]
     return [*settings, "--results", str(results), "--name", "shared", "--train-steps", "30", *arguments]
 
 

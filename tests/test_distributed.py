@@ -42,7 +42,7 @@ ACCELERATE = [
 ]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 ONE = [sys.executable]
-SMALL = ["--rank", "3", "--batch_size", "16", "--evaluation-size", "65", "--device", "cpu", "--save-every", "8"]
+SMALL = ["--rank=3", "--batch_size=16", "--evaluation-size=65", "--diffusion-steps=3", "--device=cpu", "--save-every=8"]
 STEPS = 40
 
 

@@ -21,7 +21,15 @@ from experiments.study import driver, timing
 from experiments.study.landscape import level_rows, wrong_answers
 from experiments.study.study import STRATEGIES
 
-SMALL = ["--rank=3", "--train-steps=10", "--batch-size=8", "--evaluation-size=64", "--device=cpu", "--at-once=1"]
+SMALL = [
+    "--rank=3",
+    "--train-steps=10",
+    "--batch-size=8",
+    "--evaluation-size=64",
+    "--diffusion-steps=3",
+    "--device=cpu",
+    "--at-once=1",
+]
 
 
 @pytest.mark.parametrize("mode", ["none", "random", "adversarial"])

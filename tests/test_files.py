@@ -120,7 +120,15 @@ def test_of_different_settings_at_the_same_instant_one_makes_the_study(tmp_path,
         assert sum("was made by another configuration: rank" in str(answer) for answer in got) == 3
 
 
-SMALL = ["--rank=3", "--train-steps=3", "--batch-size=4", "--evaluation-size=8", "--device=cpu", "--at-once=1"]
+SMALL = [
+    "--rank=3",
+    "--train-steps=3",
+    "--batch-size=4",
+    "--evaluation-size=8",
+    "--diffusion-steps=3",
+    "--device=cpu",
+    "--at-once=1",
+]
 TOO_LARGE = {
     "rank": 5000,
     "batch_size": 10**9,

@@ -32,7 +32,15 @@ ROOT = Path(__file__).resolve().parent.parent
 KEYS = ["strategy", "seed", "sampler"]  # of a run under one sampler
 METRICS = tuple(metric.column for metric in task_metrics(Inverse))
 ALL_METRICS = {name for task in TASKS.values() for name in task.metrics}
-SMALL = ["--rank=3", "--train-steps=6", "--batch-size=8", "--evaluation-size=32", "--device=cpu", "--at-once=1"]
+SMALL = [
+    "--rank=3",
+    "--train-steps=6",
+    "--batch-size=8",
+    "--evaluation-size=32",
+    "--diffusion-steps=3",
+    "--device=cpu",
+    "--at-once=1",
+]
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +75,14 @@ PARITY = ["--task=parity", "--rank=4", "--name=p"]
 def parity(tmp_path_factory):
     """The folder of a small study of a task that is judged by rates."""
     folder = tmp_path_factory.mktemp("parity")
-    small = ["--train-steps=3", "--batch-size=4", "--evaluation-size=32", "--device=cpu", "--at-once=1"]
+    small = [
+        "--train-steps=3",
+        "--batch-size=4",
+        "--evaluation-size=32",
+        "--diffusion-steps=3",
+        "--device=cpu",
+        "--at-once=1",
+    ]
     assert main([*PARITY, *small, "--strategies", "baseline", "adversarial", f"--results={folder}"]) == 0
     return folder
 

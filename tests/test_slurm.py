@@ -23,7 +23,7 @@ from experiments.matrix_inversion_mining_comparison import main
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = "experiments/matrix_inversion_mining_comparison.py"
-SMALL = ["--rank", "3", "--batch-size", "16", "--evaluation-size", "64", "--device", "cpu"]
+SMALL = ["--rank=3", "--batch-size=16", "--evaluation-size=64", "--diffusion-steps=3", "--device=cpu"]
 STEPS = 200  # of a run that is long enough to be stopped
 LONG = [*SMALL, "--train-steps", str(STEPS), "--strategies", "adversarial", "--seeds", "0", "--name", "long"]
 ENVIRONMENT = {**os.environ, "IRED_PYTHON": sys.executable}

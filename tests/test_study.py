@@ -348,14 +348,15 @@ seeds = "0"
 rank = 3
 batch_size = 8
 train_steps = 4
-evaluation_size = 64
+evaluation_size = 16
+diffusion_steps = 3
 [strategies]
 baseline = { mode = "none" }
 adversarial = { mode = "adversarial" }
 baseline-compute = { mode = "none", compute_of = "adversarial" }
 [search]
 seeds = "7"
-evaluation_size = 32
+evaluation_size = 8
 [search.vary]
 learning_rate = [1e-4, 1e-2]
 weight = [0.5, 0.05]

@@ -141,7 +141,9 @@ def test_same_seed_same_initial_weights_whatever_the_strategy():
 
 
 def test_training_lowers_the_loss(tmp_path):
-    trainer = make_trainer(tmp_path, mode="none", train_num_steps=300, log_every=50, train_lr=1e-3)
+    trainer = make_trainer(
+        tmp_path, mode="none", train_num_steps=300, log_every=50, save_and_sample_every=300, train_lr=1e-3
+    )
     history = trainer.train()
     assert history[-1]["loss"] < 0.7 * history[0]["loss"]
 
@@ -408,7 +410,11 @@ NUMPYS = {
     "schedule": {"lr_schedule": lambda step: 1 + np.cos(step / 10)},
     "sizes": {"train_batch_size": np.int32(8), "log_every": np.int64(2)},
     "weight": {"weight": np.linspace(0, 1, 5)[1]},
-    "curves": {"curve_samplers": {"plain": np.int64(4)}, "validation_dataset": Inverse("val", 3)},
+    "curves": {
+        "curve_samplers": {"plain": np.int64(4)},
+        "validation_dataset": Inverse("val", 3),
+        "evaluation_size": np.int64(8),
+    },
     "subclasses": {"weight": type("Number", (float,), {})(0.25), "seed": IntEnum("Seed", {"FIRST": 3}).FIRST},
 }
 
@@ -543,7 +549,7 @@ def test_a_training_is_continued_with_its_own_data(tmp_path):
     own, others = torch.rand(2, 100, 9)
     item_trainer(tmp_path, lambda index: (own[index], own[index])).train()
     item_trainer(tmp_path, lambda index: (own[index] * (1 + 1e-7), own[index]), 4).load("last")
-    with pytest.raises(CheckpointError, match="is of data 100 items, of mean magnitudes .*, this run has 100 items"):
+    with pytest.raises(CheckpointError, match=r"is of data 100 items, of mean magnitudes .*, this run has 100 items"):
         item_trainer(tmp_path, lambda index: (others[index], others[index]), 4).load("last")
 
 
