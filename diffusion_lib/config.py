@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 
 from diffusion_lib.energies import MODELS
@@ -145,6 +146,15 @@ def configure(flat: dict) -> ExperimentConfig:
     mining = {name: value for name, value in flat.items() if name in setting_names(MiningConfig)}
     rest = {name: value for name, value in flat.items() if name not in mining}
     return ExperimentConfig(**rest, mining=MiningConfig(**mining))
+
+
+def fractions(values: Mapping) -> dict:
+    """Return settings by name, whole numbers as fractions where the setting is one: 1 and 1.0 are one value."""
+    kinds = {each.name: type(each.default) for each in (*settings(), *settings(MiningConfig))}
+    return {
+        name: float(value) if kinds.get(name) is float and type(value) is int else value
+        for name, value in values.items()
+    }
 
 
 def setting_names(*kinds) -> list[str]:

@@ -254,6 +254,25 @@ def test_a_declared_study_is_whole(name, tmp_path):
         assert all(isinstance(each.config, ExperimentConfig) for each in problem.variants().values())
 
 
+def test_a_number_is_one_value_however_it_is_written(tmp_path):
+    """By a file and by a command line: else each of its runs would be made twice."""
+    text = '[vary]\nscale_factor = [1, 2]\n[strategies]\nadversarial = { mode = "adversarial", noise_scale = 2 }\n'
+    path = write(tmp_path / "a.toml", "\ufeff" + text)  # as some editors begin a file
+    study = parse_command("", ["--study", str(path)]).study
+    more = parse_command("", ["--study", str(path), "--vary", "scale_factor=1,2,4"]).study
+    assert study.labels() == ["adversarial,scale_factor=1.0", "adversarial,scale_factor=2.0"] == more.labels()[:2]
+    assert type(study.strategies["adversarial"].settings["noise_scale"]) is float
+
+
+def test_values_are_checked_beside_the_others_of_their_file(tmp_path):
+    both = '[config]\nprecision = "bf16"\n'
+    for text in ('[vary]\ncompile = ["off", "on"]\n', '[strategies]\na = { mode = "none", compile = "on" }\n'):
+        parse_command("", ["--study", str(write(tmp_path / "a.toml", both + text))])
+        with pytest.raises(ConfigError, match="compile is 'on', which needs precision 'bf16'"):
+            parse_command("", ["--study", str(write(tmp_path / "a.toml", text))])
+    parse_command("", ["--precision", "bf16", "--vary", "compile=off,on"])
+
+
 def test_a_new_strategy_renumbers_no_run(tmp_path):
     folders = [run.folder for run in study_of("--seeds", "0-2").runs(tmp_path)]
     more = study_of("--seeds", "0-2", "--strategies", *labels(study_of()), "corrupt")

@@ -189,7 +189,7 @@ def summarise(results: Results, study: Study, references: list[dict]) -> pd.Data
                 rows.append(
                     {
                         "strategy": variant.strategy.origin if variant else name,
-                        **{key: (variant.values if variant else {}).get(key, defaults[key]) for key in settings},
+                        **{key: variant.values.get(key, defaults[key]) if variant else None for key in settings},
                         "sampler": sampler,
                         "metric": metric.column,
                         "n": mean.n,

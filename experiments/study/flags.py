@@ -133,7 +133,7 @@ def resolve_study(options: argparse.Namespace) -> Study:
     if options.dataset not in (None, *TASKS):
         raise ConfigError(f"task is {options.dataset!r}; allowed: {', '.join(TASKS)}")
     settings = {**said.get("config", {}), **given(options)}
-    extra = parse_vary(options.vary or ())
+    extra = parse_vary(options.vary or (), settings)
     vary = {**said.get("vary", {}), **extra}
     for key in settings.keys() & vary.keys():
         if key in given(options):
@@ -201,8 +201,11 @@ def chosen_strategies(names: list[str] | None, declared: dict) -> dict:
     return {name: known[name] for name in names}
 
 
-def parse_vary(words) -> dict[str, tuple]:
-    """Return the values to vary, by setting, from words such as `opt_steps=1,2,5`. Raises ConfigError."""
+def parse_vary(words, config: dict) -> dict[str, tuple]:
+    """Return the values to vary, by setting, from words such as `opt_steps=1,2,5`. Raises ConfigError.
+
+    config: the other settings, by name.
+    """
     vary = {}
     for word in words:
         key, sign, text = word.partition("=")
@@ -211,4 +214,4 @@ def parse_vary(words) -> dict[str, tuple]:
         if not sign or key not in setting_names() or not all(text.split(",")):
             raise ConfigError(f"vary is {word!r}; allowed: KEY=V1,V2 with a KEY of {', '.join(setting_names())}")
         vary[key] = [*vary.get(key, ()), *(parse_value(key, value) for value in text.split(","))]
-    return checked_values(vary)
+    return checked_values(vary, config)

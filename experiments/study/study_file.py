@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from diffusion_lib.config import configure, parse_seeds, setting_names
+from diffusion_lib.config import configure, fractions, parse_seeds, setting_names
 from diffusion_lib.names import SAMPLERS
 from diffusion_lib.system.checks import check_name
 from diffusion_lib.system.errors import ConfigError
@@ -33,7 +33,7 @@ def read_study(path: Path) -> dict:
     Raises ConfigError, which names the file and the key.
     """
     try:
-        said = tomllib.loads(path.read_text(encoding="utf-8"))
+        said = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path} cannot be read as a study: {' '.join(str(error).split())}") from None
     try:
@@ -47,39 +47,41 @@ def _checked(said: dict) -> dict:
     for key, value in said.items():
         if not isinstance(value, KEYS[key]):
             raise ConfigError(f"{key} is {value!r}; allowed: {KINDS[KEYS[key]]}")
-    configure(said.get("config", {}))
-    found = dict(said)
+    config = fractions(said.get("config", {}))
+    configure(config)
+    found = {**said, "config": config}
     if "seeds" in said:
         found["seeds"] = parse_seeds(said["seeds"])
-    found["vary"] = checked_values(said.get("vary", {}))
-    found["strategies"] = {name: _strategy(name, each) for name, each in said.get("strategies", {}).items()}
+    found["vary"] = checked_values(said.get("vary", {}), config)
+    found["strategies"] = {name: _strategy(name, each, config) for name, each in said.get("strategies", {}).items()}
     if "compare" in said:
         two, known = said["compare"], [*(known_strategies() | found["strategies"])]
         if len(two) != 2 or two[0] == two[1] or not all(name in known for name in two):
             raise ConfigError(f"compare is {two!r}; allowed: two of {', '.join(known)}")
         found["compare"] = tuple(two)
     if "search" in said:
-        found["search"] = _search(dict(said["search"]))
+        found["search"] = _search(dict(said["search"]), config)
     return found
 
 
-def _search(said: dict) -> Search:
+def _search(said: dict, config: dict) -> Search:
     if not isinstance(said.get("seeds"), str) or not isinstance(said.get("vary"), dict):
         raise ConfigError("search lacks its seeds (a text) or its vary (a table)")
-    seeds, vary = parse_seeds(said.pop("seeds")), checked_values(said.pop("vary"))
+    seeds, vary, said = parse_seeds(said.pop("seeds")), said.pop("vary"), fractions(said)
+    vary = checked_values(vary, config | said)
     if not vary or set(vary) & set(SHARED):
         raise ConfigError(f"search varies {', '.join(vary) or 'nothing'}; allowed: settings but {', '.join(SHARED)}")
-    configure(said)
+    configure(config | said)
     return Search(seeds, vary, said)
 
 
-def _strategy(name: str, said) -> Strategy:
+def _strategy(name: str, said, config: dict) -> Strategy:
     for word in name.split(","):  # a choice of a search is called by its settings
         check_name(word.replace("=", "-"))
     if not isinstance(said, dict):
         raise ConfigError(f"strategy {name} is {said!r}; allowed: a table such as {{ mode = 'adversarial' }}")
     own = {key: value for key, value in said.items() if key in (*LENGTHS, "origin", "samplers")}
-    settings = {key: value for key, value in said.items() if key not in own}
+    settings = fractions({key: value for key, value in said.items() if key not in own})
     for key, value in own.items():
         if key != "samplers":
             right, allowed = isinstance(value, str), "the name of a strategy"
@@ -91,7 +93,7 @@ def _strategy(name: str, said) -> Strategy:
     if own.keys() >= {*LENGTHS}:
         raise ConfigError(f"strategy {name} has compute_of and time_of; allowed: one of them")
     require_keys(settings, setting_names(), f"strategy {name}", LENGTHS)
-    configure(settings)
+    configure(config | settings)
     shared = [key for key in settings if key in SHARED]
     if shared:
         raise ConfigError(f"strategy {name} has {', '.join(shared)}, which all of a study share; allowed: in [config]")
@@ -106,15 +108,18 @@ def require_keys(said: dict, allowed, where: str, further=()):
         raise ConfigError(f"unknown {', '.join(unknown)} in {where}; allowed: {', '.join([*further, *allowed])}")
 
 
-def checked_values(vary: dict) -> dict[str, tuple]:
-    """Return the values to vary, by setting. Raises ConfigError for one that is not allowed."""
+def checked_values(vary: dict, config: dict) -> dict[str, tuple]:
+    """Return the values to vary, by setting. Raises ConfigError for one that is not allowed.
+
+    config: the other settings, by name.
+    """
     require_keys(vary, [name for name in setting_names() if name != "mode"], "vary")
     for key, values in vary.items():
         if not isinstance(values, list | tuple) or not values:
             raise ConfigError(f"vary has {key} = {values!r}; allowed: a list of values")
         for value in values:
-            configure({key: value})
-    return {key: tuple(dict.fromkeys(values)) for key, values in vary.items()}
+            configure(config | {key: value})
+    return {key: tuple(fractions({key: value})[key] for value in dict.fromkeys(values)) for key, values in vary.items()}
 
 
 def declare(folder: Path, study: Study):
