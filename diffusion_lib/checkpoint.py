@@ -18,7 +18,6 @@ The first four are needed (opt only to train on); a checkpoint of the released c
 """
 
 import io
-import re
 import zipfile
 from pathlib import Path
 
@@ -51,7 +50,8 @@ def checkpoint_path(folder: Path, milestone) -> Path:
     name = str(milestone)
     if name == "last":
         return folder / "last.pt"
-    return folder / f"model-{name}.pt" if re.fullmatch(r"[\w-]+", name) else Path(name)
+    is_path = "/" in name or name.endswith(".pt")
+    return Path(name) if is_path else folder / f"model-{name}.pt"
 
 
 def load_checkpoint(path, device, to_train: bool) -> dict:

@@ -17,7 +17,7 @@ from diffusion_lib.negatives import MODES, MiningConfig, declared, other_levels
 from diffusion_lib.released_api import DIFFUSION_DEFAULTS, ReleasedCalls, by_flags, require_defaults
 from diffusion_lib.schedule import cosine_beta_schedule, schedule_buffers
 from diffusion_lib.system.checks import plain, require_positive, require_truth, require_whole, with_plain_numbers
-from diffusion_lib.system.defaults import torchs_defaults, usable
+from diffusion_lib.system.defaults import torchs_defaults, usable, without_autocast
 from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.tasks.base import Rules
 from diffusion_lib.training.trainer import Trainer1D
@@ -206,6 +206,7 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
             t = torch.randint(0, self.num_timesteps, (target.shape[0],), device=target.device)
         return self.p_losses(inp, target, mask, t, noise, nce_noise, candidates, drawn)
 
+    @without_autocast()
     def p_losses(
         self,
         inp: torch.Tensor,
@@ -259,7 +260,7 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
             errors = errors * self.rules.entry_weights(x_start)
         if mask is None:
             return errors.mean()
-        unknown = 1 - mask
+        unknown = 1 - mask.to(errors)
         # defect 9: the release divides by the number of all entries
         return (errors * unknown).sum() / (unknown.numel() if self.match_release else unknown.sum().clamp(min=1))
 

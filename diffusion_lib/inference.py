@@ -48,7 +48,7 @@ def load_model(run: Path | str, device: str | None = "cpu") -> GaussianDiffusion
     Raises ConfigError if there is no config.json, or it does not describe a run; CheckpointError if the checkpoint is
     absent, damaged, or of another model.
     """
-    run, device = Path(run), chosen_device(device)
+    run, device = Path(run).expanduser(), chosen_device(device)
     folder, path = (run, run / "last.pt") if run.is_dir() else (run.parent, run)
     if not run.exists():
         raise ConfigError(f"no run at {run}; allowed: a folder with config.json and last.pt, or a checkpoint in one")

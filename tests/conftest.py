@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from dataset import Inverse
 from diffusion_lib.denoising_diffusion_pytorch_1d import GaussianDiffusion1D, Trainer1D
 from diffusion_lib.system.lock import RunLock
+from diffusion_lib.system.progress import Progress
 from diffusion_lib.system.signals import SIGNALS
 from diffusion_lib.tasks import matrix_references
 from experiments.study.study import Strategy, Study, known_strategies
@@ -134,3 +135,26 @@ def assert_same_weights(left: dict, right: dict):
     assert left.keys() == right.keys()
     different = [name for name in left if not torch.equal(left[name], right[name])]
     assert not different, f"these differ: {different[:5]}"
+
+
+def advance(trainer, steps):
+    """Train `steps` steps and no further, as a signal at that moment would."""
+    progress = Progress("test", 0, trainer.train_num_steps, shown=False)
+    for _ in range(steps):
+        trainer._advance(progress)
+
+
+class Items(torch.utils.data.Dataset):
+    """What `make(index)` gives, for a model of 9 to 9 numbers."""
+
+    inp_dim = out_dim = 9
+
+    def __init__(self, make, **dims):
+        self.make = make
+        vars(self).update(dims)
+
+    def __len__(self):
+        return 100
+
+    def __getitem__(self, index):
+        return self.make(index)

@@ -261,3 +261,15 @@ def test_defect_3_the_sample_is_the_solution_and_not_its_noised_mean():
 
 def test_modes_are_the_documented_ones():
     assert tuple(MODES)[:3] == ("none", "random", "adversarial")
+
+
+@pytest.mark.parametrize("mode", ["none", "adversarial"])
+def test_a_loss_of_ones_own_loop_is_that_of_float32_under_autocast(mode):
+    diffusion = make_diffusion(mining_config={"mode": mode})
+    inp, target = Inverse("train", 3).sample(4, seeded_generator("autocast"))
+    noise, t, mask = torch.randn(2, 4, 9), torch.arange(4), torch.zeros(4, 9, dtype=torch.bool)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, _ = diffusion(inp, target, mask, t, *noise)
+        loss.backward()
+    expected, _ = diffusion(inp, target, mask.float(), t, *noise)
+    assert loss.dtype == torch.float32 and torch.equal(loss, expected)

@@ -13,17 +13,18 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import assert_same_weights, make_diffusion, make_trainer, weights
+from conftest import advance, assert_same_weights, make_diffusion, make_trainer, weights
 from ema_pytorch import EMA
 from torch.optim import Adam
 
 from dataset import Inverse
-from diffusion_lib.denoising_diffusion_pytorch_1d import GaussianDiffusion1D, Trainer1D
+from diffusion_lib.denoising_diffusion_pytorch_1d import Trainer1D
 from diffusion_lib.evaluation import EvaluationSet, sampler_metrics
 from diffusion_lib.system import files
+from diffusion_lib.system.arguments import directory
 from diffusion_lib.system.errors import CheckpointError, ConfigError, Interrupted, NonFiniteLossError
 from diffusion_lib.training.batches import BatchStream
-from models import EBM, EnergyModel
+from models import EBM
 
 
 def final_state(trainer):
@@ -50,15 +51,6 @@ def test_resume_equals_an_uninterrupted_run(tmp_path, mode, stop):
         assert_same_weights(actual_state["opt"]["state"][index], moments)
     for left, right in zip(whole.history, second.history, strict=True):
         assert {**left, "train_seconds": 0} == {**right, "train_seconds": 0}
-
-
-def advance(trainer, steps):
-    """Train `steps` steps and no further, as a signal at that moment would."""
-    from diffusion_lib.system.progress import Progress
-
-    progress = Progress("test", 0, trainer.train_num_steps, shown=False)
-    for _ in range(steps):
-        trainer._advance(progress)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
@@ -231,7 +223,10 @@ def test_a_training_is_continued_with_its_own_settings(tmp_path, changed, key):
         other_bound = make_trainer(tmp_path)
         other_bound.diffusion.rules = replace(other_bound.diffusion.rules, bound=0.5)
         other_bound.load("last")
-    make_trainer(tmp_path / "another", **changed).load(tmp_path / "last.pt")
+    another = make_trainer(tmp_path / "another", **changed)
+    another.load(tmp_path / "last.pt")
+    (group,) = another.opt.param_groups
+    assert (group["lr"], group["betas"]) == (another.train_lr, another.adam_betas)
     state = torch.load(tmp_path / "last.pt", weights_only=True)
     torch.save(state | {"run": {"mining": state["run"]["mining"]}}, tmp_path / "last.pt")
     make_trainer(tmp_path, **changed).load("last")
@@ -345,6 +340,7 @@ def test_learning_rate_schedule(tmp_path):
         ({"cond_mask": True}, "cond_mask is True; this task has no mask"),
         ({"curve_samplers": {"ddim": 4}}, "curve_samplers has 'ddim'; allowed: plain, innerloop"),
         ({"curve_samplers": {"plain": 0}}, r"curve_samplers\['plain'\] is 0; allowed: a whole number from 1"),
+        ({"cond_mask": "False"}, "cond_mask is 'False'; allowed: True or False"),
         ({"keep_milestones": "no"}, "keep_milestones is 'no'; allowed: True or False"),
     ],
 )
@@ -359,47 +355,14 @@ def test_bad_options_are_named(tmp_path, options, message):
         (torch.nn.DataParallel, "diffusion_model is DataParallel; allowed: a GaussianDiffusion1D"),
         (lambda diffusion: diffusion.model.ebm, "diffusion_model is EBM; allowed: a GaussianDiffusion1D"),
         (lambda diffusion: diffusion.double(), "weights of torch.float64; allowed: torch.float32"),
+        (torch.compile, "diffusion_model was compiled by torch.compile; allowed: the GaussianDiffusion1D itself"),
+        (lambda diffusion: diffusion.compile() or diffusion, "diffusion_model was compiled by torch.compile"),
         (lambda diffusion: diffusion.requires_grad_(False), "none of the model's weights has requires_grad"),
     ],
 )
 def test_a_model_that_cannot_be_trained_is_named(tmp_path, change, message):
     with pytest.raises(ConfigError, match=message):
         Trainer1D(change(make_diffusion()), Inverse("train", 4), results_folder=tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
-class OwnEnergy(EnergyModel):
-    """Half the squared distance from a linear prediction, of which `change` makes what `energy` returns."""
-
-    def __init__(self, change):
-        super().__init__(9, 9)
-        self.linear, self.change = torch.nn.Linear(9, 9), change
-
-    def condition(self, inp, t):
-        return self.linear(inp)
-
-    def retime(self, cond, t):
-        return cond
-
-    def energy(self, cond, x):
-        return self.change(0.5 * (x - cond).square())
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (torch.mean, r"OwnEnergy.energy returns \(\) for two examples; allowed: \(2,\)"),
-        (lambda squares: squares, r"OwnEnergy.energy returns \(2, 9\) for two examples"),
-        (lambda squares: squares @ torch.ones(4), r"does not take \(RuntimeError: "),
-        (lambda squares: squares[:, 9], r"does not take \(IndexError: index 9 is out of bounds"),
-    ],
-    ids=["of the batch", "of each entry", "of another size", "an error"],
-)
-def test_an_energy_of_ones_own_that_is_none_is_named(tmp_path, change, message):
-    diffusion = GaussianDiffusion1D(OwnEnergy(change), timesteps=10, bound=2.0, mining_config={"mode": "none"})
-    with pytest.raises(ConfigError, match=message) as refused:
-        Trainer1D(diffusion, Inverse("train", 3), device="cpu", results_folder=tmp_path / "run")
-    assert "\n" not in str(refused.value)
     assert not (tmp_path / "run").exists()
 
 
@@ -440,83 +403,21 @@ def test_numpy_s_numbers_are_numbers(tmp_path, options):
     assert again.step == 3
 
 
-class Dropping(OwnEnergy):
-    """An energy with dropout of its own, made by `drop`."""
-
-    def __init__(self, drop):
-        super().__init__(lambda squares: squares.sum(1))
-        self.drop = drop
-
-    def condition(self, inp, t):
-        return self.drop(self)(self.linear(inp))
-
-
-DROPOUTS = {
-    "a module": lambda energy: torch.nn.Dropout(0.5).train(energy.training),
-    "another module": lambda energy: torch.nn.AlphaDropout(0.5).train(energy.training),
-    "a function": lambda energy: lambda x: torch.nn.functional.dropout(x, 0.5, energy.training),
-}
+def test_what_is_set_on_a_trainer_counts_or_is_refused(tmp_path):
+    trainer = make_trainer(tmp_path)
+    with pytest.raises(AttributeError, match="opt"):
+        trainer.opt = Adam(trainer.diffusion.parameters())
+    trainer.train_lr = 1e-9
+    before = weights(trainer.diffusion)
+    advance(trainer, 1)
+    moved = max((value - before[name]).abs().max() for name, value in weights(trainer.diffusion).items())
+    assert 0 < moved < 1e-7
 
 
-@pytest.mark.parametrize("drop", DROPOUTS.values(), ids=DROPOUTS)
-@pytest.mark.parametrize("items", [False, True], ids=["task", "items"])
-def test_with_dropout_a_run_resumes_exactly(tmp_path, drop, items):
-    own = torch.rand(100, 9)
-    data = Items(lambda index: (own[index], own[index])) if items else Inverse("train", 3)
-
-    def made(folder, steps):
-        torch.manual_seed(0)
-        model = GaussianDiffusion1D(Dropping(drop), timesteps=10, bound=2.0, mining_config={"mode": "adversarial"})
-        settings = {"train_num_steps": steps, "train_batch_size": 8, "device": "cpu", "results_folder": folder}
-        return Trainer1D(model, data, **settings)
-
-    whole = made(tmp_path / "whole", 4)
-    whole.train()
-    made(tmp_path / "parts", 2).train()
-    second = made(tmp_path / "parts", 4)
-    second.load("last")
-    torch.manual_seed(7)  # whatever else draws
-    second.train()
-    assert_same_weights(weights(second.diffusion), weights(whole.diffusion))
-    inp = torch.rand(4, 9)
-    whole.diffusion.train()
-    samples = [whole.diffusion.sample_loop(inp, start=torch.zeros(4, 9), inner_steps=2) for _ in range(2)]
-    assert torch.equal(*samples)  # energies of one function are compared
-
-
-class Items(torch.utils.data.Dataset):
-    """What `make(index)` gives, for a model of 9 to 9 numbers."""
-
-    inp_dim = out_dim = 9
-
-    def __init__(self, make, **dims):
-        self.make = make
-        vars(self).update(dims)
-
-    def __len__(self):
-        return 100
-
-    def __getitem__(self, index):
-        return self.make(index)
-
-
-def item_trainer(folder, make, steps=3, **options):
-    settings = {"train_num_steps": steps, "train_batch_size": 8, "train_lr": 1e-2, "device": "cpu", **options}
-    dims = {key: settings.pop(key) for key in ("inp_dim", "out_dim") if key in settings}
-    return Trainer1D(make_diffusion(), Items(make, **dims), results_folder=folder, **settings)
-
-
-def test_each_item_of_a_validation_set_counts_once(tmp_path):
-    own = torch.rand(100, 9)
-    data = Items(lambda index: (own[index], own[index]))
-    sets = [
-        Trainer1D(
-            make_diffusion(), data, validation_dataset=data, evaluation_size=size, results_folder=tmp_path, device="cpu"
-        ).evaluation_sets["val"]
-        for size in (2048, 60)
-    ]
-    assert [chosen.size for chosen in sets] == [100, 60]
-    assert [len(chosen.inp.unique(dim=0)) for chosen in sets] == [100, 60]
+def test_a_home_folder_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    make_trainer("~/run")
+    assert (tmp_path / "home" / "run").exists() and directory("~/run") == tmp_path / "home" / "run"
 
 
 def test_a_word_names_a_milestone_in_the_folder(tmp_path, monkeypatch):
@@ -524,86 +425,10 @@ def test_a_word_names_a_milestone_in_the_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "elsewhere")
     trainer = make_trainer(tmp_path / "run")
     trainer.save("best")
-    assert (tmp_path / "run" / "model-best.pt").exists() and not [*(tmp_path / "elsewhere").iterdir()]
+    trainer.save("acc0.93")
+    assert (tmp_path / "run" / "model-best.pt").exists() and (tmp_path / "run" / "model-acc0.93.pt").exists()
+    assert not [*(tmp_path / "elsewhere").iterdir()]
     trainer.load("best")
-
-
-def drawn(_index):
-    return np.random.rand(9), torch.rand(9)
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_items_that_are_drawn_resume_exactly(tmp_path, workers):
-    whole = item_trainer(tmp_path / "whole", drawn, 4, data_workers=workers)
-    before = np.random.get_state()[1].copy()
-    whole.train()
-    assert (np.random.get_state()[1] == before).all()  # the caller's own draws go on as if nothing had been
-    item_trainer(tmp_path / "parts", drawn, 2).train()
-    second = item_trainer(tmp_path / "parts", drawn, 4, data_workers=workers)
-    second.load("last")
-    second.train()
-    assert_same_weights(weights(second.diffusion), weights(whole.diffusion))
-
-
-def test_a_training_is_continued_with_its_own_data(tmp_path):
-    own, others = torch.rand(2, 100, 9)
-    item_trainer(tmp_path, lambda index: (own[index], own[index])).train()
-    item_trainer(tmp_path, lambda index: (own[index] * (1 + 1e-7), own[index]), 4).load("last")
-    with pytest.raises(CheckpointError, match=r"is of data 100 items, of mean magnitudes .*, this run has 100 items"):
-        item_trainer(tmp_path, lambda index: (others[index], others[index]), 4).load("last")
-
-
-def test_what_a_run_would_do_with_examples_in_silence_is_said(tmp_path):
-    own = np.random.default_rng(0)
-    for make, message in (
-        (lambda _: (own.random(9), np.ones(9)), "^the same items of Items differ when they are drawn again"),
-        (
-            lambda _: (np.ones(9), np.full(9, -4.5)),
-            r"^solutions of Items reach 4\.5, and samples are cut at \+-2",
-        ),
-    ):
-        with pytest.warns(UserWarning, match=message) as warned:
-            item_trainer(tmp_path, make)
-        assert [warning.filename for warning in warned] == [__file__]
-
-
-ONES = np.ones(9)
-MISFITS = {
-    "another inp_dim": (lambda _: (ONES, ONES), {"inp_dim": 8}, "Items has inp_dim 8; the model's is 9"),
-    "wider": (
-        lambda _: (np.ones(10), ONES),
-        {},
-        r"Items gives inputs \(10,\) and solutions \(9,\), which a",
-    ),
-    "a number for a vector": (lambda _: (ONES, 1.0), {}, r"solutions \(\), which a model"),
-    "of several widths": (lambda i: (np.ones(1 + i % 9), ONES), {}, "Items"),
-    "words": (lambda _: ("a", "b"), {}, "Items gives no batch"),
-    "one part": (lambda _: np.ones((2, 9)), {}, "Items gives no batch"),
-    "complex": (lambda _: (ONES + 1j, ONES), {}, r"no batch \(TypeError: complex numbers\)"),
-    "masked": (lambda _: (np.ma.masked_array(ONES, ONES), ONES), {}, "masked arrays"),
-    "nan": (lambda _: (ONES, ONES * np.nan), {}, "entries that are not finite"),
-    "a mask's shape": (lambda _: (ONES, ONES, np.ones(1)), {}, "a mask of another shape than the target"),
-    "a mask's numbers": (lambda _: (ONES, ONES, np.full(9, 255)), {}, "of other numbers than 0 and 1"),
-    "an error": (lambda i: {}[i], {}, r"Items gives no batch \(KeyError: \d+\)"),
-}
-
-
-@pytest.mark.parametrize(("make", "dims", "message"), MISFITS.values(), ids=MISFITS)
-def test_a_data_set_that_does_not_fit_is_refused_before_anything_is_written(tmp_path, make, dims, message):
-    with pytest.raises(ConfigError, match=message) as refused:
-        item_trainer(tmp_path / "run", make, **dims)
-    assert "\n" not in str(refused.value)
-    assert not (tmp_path / "run").exists()
-
-
-def test_an_item_that_breaks_later_is_one_line_from_a_worker_too(tmp_path):
-    def make(index):
-        assert index < 95, "two\nlines"
-        return ONES, ONES
-
-    with pytest.raises(ConfigError, match=r"Items gives no batch \(AssertionError: two\); allowed") as refused:
-        item_trainer(tmp_path, make, 30, data_workers=1).train()
-    assert "\n" not in str(refused.value)
 
 
 def test_sample_says_that_it_uses_the_last_weights(tmp_path):

@@ -12,6 +12,7 @@ from torch import nn
 from diffusion_lib.energies.base import EnergyModel, NoiseModel
 from diffusion_lib.energies.mlp_fast import FastGradients, SavingEvaluation
 from diffusion_lib.energies.time_embedding import TimeMLP
+from diffusion_lib.system.errors import ConfigError
 
 HIDDEN = 512
 TIME_DIM = 128
@@ -93,8 +94,13 @@ class EBM(FastGradients, PlainEBM):
     is_ebm = True
     evaluation = SavingEvaluation  # or mlp_compiled.py's
 
-    def __new__(cls, inp_dim: int = 0, out_dim: int = 0, is_ebm: bool = True):  # no sizes: where a model is copied
-        return super().__new__(cls) if is_ebm else MLPReverse(inp_dim, out_dim)
+    def __new__(cls, *arguments, **options):  # none where a model is copied; a subclass may have others
+        given = dict(zip(("inp_dim", "out_dim", "is_ebm"), arguments, strict=False)) | options
+        if cls is not EBM or given.pop("is_ebm", True):
+            return super().__new__(cls)
+        return MLPReverse(**given)
 
     def __init__(self, inp_dim: int, out_dim: int, is_ebm: bool = True):
+        if not is_ebm:
+            raise ConfigError(f"is_ebm is {is_ebm!r} in {type(self).__name__}, an EBM; allowed: True")
         super().__init__(inp_dim, out_dim)

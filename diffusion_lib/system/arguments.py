@@ -41,7 +41,7 @@ def directory(text: str) -> Path:
     """Read a flag that takes a folder: an empty word, which a script's unset variable gives, is refused."""
     if not text.strip():
         raise argparse.ArgumentTypeError("it is empty; allowed: a folder")
-    return Path(text)
+    return Path(text).expanduser()  # which a shell leaves in --results=~/x
 
 
 def header(**what):

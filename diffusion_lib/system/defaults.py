@@ -19,12 +19,20 @@ def torchs_defaults() -> Iterator[None]:
             stack.enter_context(torch.inference_mode(False))
             if torch.get_default_device().type != "cpu":
                 stack.enter_context(torch.device("cpu"))
-            for device in ("cpu", "cuda"):
-                if torch.is_autocast_enabled(device):
-                    stack.enter_context(torch.autocast(device, enabled=False))
+            stack.enter_context(without_autocast())
             yield
     finally:
         torch.set_default_dtype(before)
+
+
+@contextmanager
+def without_autocast() -> Iterator[None]:
+    """Compute in the tensors' own types in a `with` block, also within torch.autocast."""
+    with ExitStack() as stack:
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        yield
 
 
 def usable(value):

@@ -2,6 +2,9 @@
 
 import itertools
 import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -143,7 +146,8 @@ class ItemSource:
         """Return the parts of the items of step `step`, on the CPU. Asked for in order, they are loaded ahead."""
         if step != self.following:
             steps = itertools.count(step)
-            self.loader = iter(DataLoader(self.batches, batch_size=None, sampler=steps, num_workers=self.workers))
+            options = {"num_workers": self.workers, "worker_init_fn": end_with_parent}
+            self.loader = iter(DataLoader(self.batches, batch_size=None, sampler=steps, **options))
         self.following = step + 1
         batch = next(self.loader)
         if isinstance(batch, ConfigError):
@@ -162,3 +166,18 @@ class ItemBatches(Dataset):
             return self.task.sample(self.batch_size, seeded_generator(DATA, self.seed, step))
         except ConfigError as error:
             return error
+
+
+def end_with_parent(_number: int):
+    """Let a worker's SIGTERM count only where its parent sends it.
+
+    A cluster's reaches all processes: a worker that ended by it would end the run before it has saved.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_wait_for, args=(os.getppid(),), daemon=True).start()
+
+
+def _wait_for(parent: int):
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)

@@ -36,7 +36,7 @@ from diffusion_lib.system.files import write_csv
 from diffusion_lib.system.memory import keep_freed_memory
 from diffusion_lib.system.progress import Progress
 from diffusion_lib.system.signals import stop_requests
-from diffusion_lib.tasks.base import ItemTask, as_task, has_mask
+from diffusion_lib.tasks.base import ItemTask, as_task, has_mask, mask_of
 from diffusion_lib.training.batches import stream_of
 from diffusion_lib.training.step import TrainStep
 
@@ -47,6 +47,7 @@ MAX_GRADIENT_NORM = 1.0
 EXAMPLES = 64  # of a data set, looked at before it is trained on
 CHECKED = "checked examples"  # their random stream
 ROUNDING = 1e-6  # relative: that of float32
+MASKED = 1e-2  # relative: as far a given entry may lie from the solution's, which may have been computed
 GPU_CHECK_EVERY = 100  # steps between two looks at the loss on a GPU: each look waits for the device
 
 
@@ -145,6 +146,8 @@ class Trainer1D(ReleasedTrainerCalls):
             require_whole(f"curve_samplers[{sampler!r}]", size)
         for name, switch in (("evaluate_first", evaluate_first), ("keep_milestones", keep_milestones)):
             require_truth(name, switch)
+        if cond_mask is not None:
+            require_truth("cond_mask", cond_mask)
         masked = has_mask(dataset) if cond_mask is None else cond_mask
         if masked and not has_mask(dataset):
             raise ConfigError("cond_mask is True; this task has no mask: allowed is False")
@@ -157,7 +160,7 @@ class Trainer1D(ReleasedTrainerCalls):
         for task in (as_task(dataset), *tasks.values()):
             require_fitting(diffusion_model, task)
         self.items = check_examples(diffusion_model, as_task(dataset), masked)
-        self.results_folder = Path(results_folder)
+        self.results_folder = Path(results_folder).expanduser()
         self.keep_milestones = keep_milestones
         self.accelerator = accelerator = make_accelerator(device, log_with, self.results_folder)
         self.results_folder.mkdir(parents=True, exist_ok=True)
@@ -182,15 +185,17 @@ class Trainer1D(ReleasedTrainerCalls):
         on_gpu = accelerator.device.type != "cpu"
         optimizer = Adam(diffusion_model.parameters(), lr=train_lr, betas=adam_betas, fused=True)
         self.fixed_groups = {"fused": True, "capturable": on_gpu, "foreach": None}
+        self.fixed_groups |= {"lr": train_lr, "betas": adam_betas}
         self._fix_optimizer(optimizer)
-        self.model, self.opt = prepare(accelerator, diffusion_model), optimizer
-        self.train_step = TrainStep(accelerator, self.model, self.opt, MAX_GRADIENT_NORM, cuda_graph)
+        self.rate = train_lr  # that of the groups
+        self.model = prepare(accelerator, diffusion_model)
+        self.train_step = TrainStep(accelerator, self.model, optimizer, MAX_GRADIENT_NORM, cuda_graph)
         self.check_every = GPU_CHECK_EVERY if on_gpu else 1
         # since the last row of metrics.csv: the loss, its three parts, clipped gradients, and the number of steps
         self.loss_sums = torch.zeros(6, device=accelerator.device, dtype=torch.float64)
 
         self.share = share = Share(accelerator.process_index, accelerator.num_processes)
-        self.has_dropout = draws_numbers(diffusion_model, as_task(dataset))
+        self.draws = draws_numbers(diffusion_model, as_task(dataset), masked)
         options = {"masked": masked, "workers": data_workers or 0, **share._asdict()}
         self.first_contrast = diffusion_model.mining.first_contrast(train_num_steps)
         options["first_contrast"] = self.first_contrast
@@ -213,6 +218,11 @@ class Trainer1D(ReleasedTrainerCalls):
     @property
     def device(self) -> torch.device:
         return self.accelerator.device
+
+    @property
+    def opt(self) -> Adam:
+        """Return the optimizer; another one is not allowed, since checkpoints and captured steps are of this one."""
+        return self.train_step.optimizer
 
     @property
     def diffusion(self) -> "GaussianDiffusion1D":
@@ -288,6 +298,7 @@ class Trainer1D(ReleasedTrainerCalls):
             if to_train:
                 self.opt.load_state_dict(state["opt"])
                 self._fix_optimizer(self.opt)
+                self.rate = self.fixed_groups["lr"]
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise other_model_error(path, error) from None
         self.step = state["step"]
@@ -299,7 +310,7 @@ class Trainer1D(ReleasedTrainerCalls):
         self.train_step.restart()
 
     def _fix_optimizer(self, optimizer):
-        """What a loaded checkpoint must not change: how the update is computed, and where it reads its rate."""
+        """What a loaded checkpoint must not change: how the update is computed, its rate and where it reads that."""
         for group in optimizer.param_groups:
             group.update(self.fixed_groups)
             if self.fixed_groups["capturable"]:  # a graph reads the rate from memory
@@ -314,9 +325,10 @@ class Trainer1D(ReleasedTrainerCalls):
         return self.train_lr * factor
 
     def _set_learning_rate(self):
-        if self.lr_schedule is None:
-            return
         rate = self._learning_rate(self.step)
+        if rate == self.rate:
+            return
+        self.rate = rate
         for group in self.opt.param_groups:
             if isinstance(group["lr"], torch.Tensor):
                 group["lr"].fill_(rate)
@@ -335,6 +347,8 @@ class Trainer1D(ReleasedTrainerCalls):
             start_tracker(self.accelerator, self.tracked_as)
         if self.evaluate_first:
             self.evaluate()
+        if not self.diffusion.training:  # after load_model, or a look at samples: dropout would be left out
+            self.diffusion.train()
         progress = Progress(self.label, self.step, self.train_num_steps, self.accelerator.is_main_process)
         try:
             # what dropout draws from is the caller's again afterwards
@@ -383,7 +397,7 @@ class Trainer1D(ReleasedTrainerCalls):
         self._set_learning_rate()
         self._set_contrast()
         batch = self.stream.batch(self.step)  # whose making may draw from torch's own generators too
-        if self.has_dropout:  # it draws from these: a resumed run must draw the same
+        if self.draws:  # a resumed run must draw the same
             torch.manual_seed(derive_seed(DROPOUT, self.seed, self.step, self.share.rank))
         loss, parts = self.train_step(batch)
         parts = [*parts, *[loss.new_zeros(())] * (3 - len(parts))]  # without a contrastive term there is one
@@ -448,6 +462,8 @@ def require_trainable(model):
     """Raise ConfigError for what is no GaussianDiffusion1D, or has weights that this loop cannot train."""
     if not isinstance(getattr(getattr(model, "model", None), "ebm", None), EnergyModel):
         raise ConfigError(f"diffusion_model is {type(model).__name__}; allowed: a GaussianDiffusion1D")
+    if hasattr(model, "_orig_mod") or model._compiled_call_impl is not None:
+        raise ConfigError("diffusion_model was compiled by torch.compile; allowed: the GaussianDiffusion1D itself")
     kinds = {str(weights.dtype) for weights in model.parameters()} - {"torch.float32"}
     if kinds:
         raise ConfigError(f"the model has weights of {', '.join(sorted(kinds))}; allowed: torch.float32")
@@ -483,15 +499,15 @@ def require_fitting(diffusion, task):
             raise ConfigError(f"{type(ebm).__name__}.energy returns {found} for two examples; allowed: (2,)")
 
 
-def draws_numbers(diffusion, task) -> bool:
-    """Return whether the energy draws random numbers where it is trained, as dropout does."""
-    place, ebm = diffusion.betas.device, deepcopy(diffusion.model.ebm).train()  # a copy: it may count what it sees
-    vars(ebm).pop("evaluation", None)  # compiled programs would be made for these two examples
-    inp, target = (part.to(place) for part in task.sample(2, seeded_generator(CHECKED))[:2])
+def draws_numbers(diffusion, task, masked: bool) -> bool:
+    """Return whether a training step draws from torch's own generators, as dropout does."""
+    place, copy = diffusion.betas.device, deepcopy(diffusion).train()  # a copy: it may count what it sees
+    vars(copy.model.ebm).pop("evaluation", None)  # compiled programs would be made for these two examples
+    batch = stream_of(copy, task, 2, 0, torch.device("cpu"), masked=masked).batch(0)
     gpus, source = ([place], torch.cuda) if place.type == "cuda" else ([], torch)
     with torch.random.fork_rng(gpus):
         before = source.get_rng_state()
-        ebm.gradient(ebm.condition(inp, 0), target)
+        copy(*(part if part is None else part.to(place) for part in batch))
         return not torch.equal(before, source.get_rng_state())
 
 
@@ -509,6 +525,15 @@ def check_examples(diffusion, task, masked: bool) -> str | None:
     if masked and first[0][0].numel() != first[1][0].numel():
         found = f"{tuple(first[0].shape[1:])} for solutions {tuple(first[1].shape[1:])}"
         raise ConfigError(f"{name} has a mask, and inputs {found}; allowed with a mask: as many entries in both")
+    if masked:
+        mask = mask_of(task, first[0], first[2:]).bool()
+        differing = (first[0].view_as(first[1]) - first[1]).abs()[mask] > MASKED * first[1].abs().max()
+        if differing.any():
+            share = f"{differing.float().mean():.0%}"
+            warnings.warn(
+                f"a mask is 1 where the input gives the solution's entry; in {name} the two differ at {share} of these",
+                stacklevel=5,
+            )
     largest = first[1].abs().max().item()
     if largest > diffusion.bound * (1 + ROUNDING):
         warnings.warn(
