@@ -2,9 +2,7 @@
 
 import math
 import time
-import warnings
 from collections.abc import Callable, Mapping
-from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +13,11 @@ from torch.utils.data import Dataset
 
 from diffusion_lib.checkpoint import checkpoint_path, load_checkpoint, other_model_error, require_own, save_checkpoint
 from diffusion_lib.compiling import bf16_step
-from diffusion_lib.energies import EnergyModel
 from diffusion_lib.evaluation import EvaluationSet, Share, sampler_metrics
 from diffusion_lib.names import SAMPLERS
 from diffusion_lib.precision import denormals_flushed, float32_products
 from diffusion_lib.released_api import TRAINER_DEFAULTS, ReleasedTrainerCalls, require_defaults, require_metric
-from diffusion_lib.seeds import DROPOUT, derive_seed, seeded_generator
+from diffusion_lib.seeds import DROPOUT, derive_seed
 from diffusion_lib.system.checks import (
     plain,
     require_fraction,
@@ -31,23 +28,20 @@ from diffusion_lib.system.checks import (
 )
 from diffusion_lib.system.defaults import torchs_defaults
 from diffusion_lib.system.device import make_accelerator, prepare, start_tracker
-from diffusion_lib.system.errors import ConfigError, Interrupted, NonFiniteLossError, first_line
+from diffusion_lib.system.errors import ConfigError, Interrupted, NonFiniteLossError
 from diffusion_lib.system.files import write_csv
 from diffusion_lib.system.memory import keep_freed_memory
 from diffusion_lib.system.progress import Progress
 from diffusion_lib.system.signals import stop_requests
-from diffusion_lib.tasks.base import ItemTask, as_task, has_mask, mask_of
+from diffusion_lib.tasks.base import as_task, has_mask
 from diffusion_lib.training.batches import stream_of
+from diffusion_lib.training.checks import check_examples, draws_numbers, require_fitting, require_trainable
 from diffusion_lib.training.step import TrainStep
 
 if TYPE_CHECKING:
     from diffusion_lib.denoising_diffusion_pytorch_1d import GaussianDiffusion1D
 
 MAX_GRADIENT_NORM = 1.0
-EXAMPLES = 64  # of a data set, looked at before it is trained on
-CHECKED = "checked examples"  # their random stream
-ROUNDING = 1e-6  # relative: that of float32
-MASKED = 1e-2  # relative: as far a given entry may lie from the solution's, which may have been computed
 GPU_CHECK_EVERY = 100  # steps between two looks at the loss on a GPU: each look waits for the device
 
 
@@ -456,102 +450,6 @@ class Trainer1D(ReleasedTrainerCalls):
                 value = sampler_metrics(model, chosen, sampler, batch_size, self.share)[metric]
                 measured[f"val_{metric}_{sampler}"] = float(value)
         return measured
-
-
-def require_trainable(model):
-    """Raise ConfigError for what is no GaussianDiffusion1D, or has weights that this loop cannot train."""
-    if not isinstance(getattr(getattr(model, "model", None), "ebm", None), EnergyModel):
-        raise ConfigError(f"diffusion_model is {type(model).__name__}; allowed: a GaussianDiffusion1D")
-    if hasattr(model, "_orig_mod") or model._compiled_call_impl is not None:
-        raise ConfigError("diffusion_model was compiled by torch.compile; allowed: the GaussianDiffusion1D itself")
-    kinds = {str(weights.dtype) for weights in model.parameters()} - {"torch.float32"}
-    if kinds:
-        raise ConfigError(f"the model has weights of {', '.join(sorted(kinds))}; allowed: torch.float32")
-    if any(weights.is_inference() for weights in model.parameters()):
-        raise ConfigError("the model was made within torch.inference_mode(), which knows no gradients; make it outside")
-    if not any(weights.requires_grad for weights in model.parameters()):
-        raise ConfigError("none of the model's weights has requires_grad; allowed: at least one that is trained")
-
-
-def require_fitting(diffusion, task):
-    """Raise ConfigError where the model does not take the examples of a task, or has no energy for each."""
-    name = type(getattr(task, "dataset", task)).__name__
-    for dim in ("inp_dim", "out_dim"):
-        own, needed = getattr(task, dim, None), getattr(diffusion, dim)
-        if own != needed:
-            raise ConfigError(f"{name} has {dim} {own}; the model's is {needed}")
-    place, ebm, reason = diffusion.betas.device, diffusion.model.ebm, ""
-    inp, target = (part.to(place) for part in task.sample(1, seeded_generator(CHECKED))[:2])
-    try:
-        fits = target.shape == tuple(ebm.solution_shape(inp))
-        fits = fits and diffusion.sample_loop(inp, start=target, levels=[0], inner_steps=0).shape == target.shape
-    except (RuntimeError, IndexError, ValueError, TypeError) as error:  # it may be the model's own
-        fits, reason = False, f" ({type(error).__name__}: {first_line(error)})"
-    if not fits:
-        shapes = f"inputs {tuple(inp.shape[1:])} and solutions {tuple(target.shape[1:])}"
-        taken = f"a model of {task.inp_dim} to {task.out_dim} does not take{reason}"
-        raise ConfigError(f"{name} gives {shapes}, which {taken}")
-    if ebm.has_energy:
-        with torch.no_grad(), torch.random.fork_rng([]):  # dropout draws from the caller's generator
-            energy = ebm.energy(ebm.condition(torch.cat((inp, inp)), 0), torch.cat((target, target)))
-        found = tuple(energy.shape) if isinstance(energy, torch.Tensor) else type(energy).__name__
-        if found not in ((2,), (2, 1)):
-            raise ConfigError(f"{type(ebm).__name__}.energy returns {found} for two examples; allowed: (2,)")
-
-
-def draws_numbers(diffusion, task, masked: bool) -> bool:
-    """Return whether a training step draws from torch's own generators, as dropout does."""
-    place, copy = diffusion.betas.device, deepcopy(diffusion).train()  # a copy: it may count what it sees
-    vars(copy.model.ebm).pop("evaluation", None)  # compiled programs would be made for these two examples
-    batch = stream_of(copy, task, 2, 0, torch.device("cpu"), masked=masked).batch(0)
-    gpus, source = ([place], torch.cuda) if place.type == "cuda" else ([], torch)
-    with torch.random.fork_rng(gpus):
-        before = source.get_rng_state()
-        copy(*(part if part is None else part.to(place) for part in batch))
-        return not torch.equal(before, source.get_rng_state())
-
-
-def check_examples(diffusion, task, masked: bool) -> str | None:
-    """Warn of examples that training would take, but not as the caller means it.
-
-    masked: whether the entries that the input gives are kept.
-    Returns what tells a data set of items from another one; None where the same items are not drawn twice.
-    Raises ConfigError for nan and inf, and for a mask of inputs that cannot give the solution's entries.
-    """
-    name = type(getattr(task, "dataset", task)).__name__
-    first, again = (task.sample(EXAMPLES, seeded_generator(CHECKED)) for _ in range(2))
-    if not all(part.isfinite().all() for part in first):
-        raise ConfigError(f"{name} has entries that are not finite")
-    if masked and first[0][0].numel() != first[1][0].numel():
-        found = f"{tuple(first[0].shape[1:])} for solutions {tuple(first[1].shape[1:])}"
-        raise ConfigError(f"{name} has a mask, and inputs {found}; allowed with a mask: as many entries in both")
-    if masked:
-        mask = mask_of(task, first[0], first[2:]).bool()
-        differing = (first[0].view_as(first[1]) - first[1]).abs()[mask] > MASKED * first[1].abs().max()
-        if differing.any():
-            share = f"{differing.float().mean():.0%}"
-            warnings.warn(
-                f"a mask is 1 where the input gives the solution's entry; in {name} the two differ at {share} of these",
-                stacklevel=5,
-            )
-    largest = first[1].abs().max().item()
-    if largest > diffusion.bound * (1 + ROUNDING):
-        warnings.warn(
-            f"solutions of {name} reach {largest:.4g}, and samples are cut at +-{diffusion.bound:g}; set "
-            "GaussianDiffusion1D's bound to their largest entry, or scale them",
-            stacklevel=5,
-        )
-    if not all(torch.equal(*parts) for parts in zip(first, again, strict=True)):
-        warnings.warn(
-            f"the same items of {name} differ when they are drawn again: a run that was interrupted will not end as "
-            "one that was not",
-            stacklevel=5,
-        )
-    elif isinstance(task, ItemTask):
-        # rounded, since items that are computed may differ in their last bits between processors
-        sizes = " and ".join(f"{part.double().abs().mean():.4g}" for part in first)
-        return f"{len(task.dataset):,} items, of mean magnitudes {sizes}"
-    return None
 
 
 def make_ema(diffusion_model, decay, update_every) -> EMA:
