@@ -79,7 +79,7 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
         type=whole(1),
         default=1000,
         metavar="N",
-        help="steps between two checkpoints, with an evaluation each; a run keeps its own (default 1000)",
+        help="steps between two checkpoints, with an evaluation each, the same for all of a run (default 1000)",
     )
     add("--data-workers", type=whole(0, 64), default=0, metavar="N", help="threads that make batches ahead (default 0)")
     add("--seed", type=whole(0), default=0, help="decides weights, batches and noise (default 0)")

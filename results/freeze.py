@@ -63,7 +63,10 @@ def main(arguments=None):
         if options.curves:
             curves.append(read(folder / run.run / "metrics.csv", "step").assign(**about))
         if run.status == "finished":  # one that diverged has no diagnosis
-            rows = read_json(folder / run.run / "diagnostics.json")["levels"]
+            path = folder / run.run / "diagnostics.json"
+            rows = read_json(path).get("levels")
+            if not rows:
+                raise ConfigError(f"{path} is damaged (no levels)")
             levels += [about | {key: row[key] for key in row if key == "t" or key.startswith("auc_")} for row in rows]
     tables = {"levels": pd.DataFrame(levels)} | ({"curves": pd.concat(curves)} if curves else {})
     for name, table in tables.items():

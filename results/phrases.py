@@ -180,7 +180,7 @@ def sizes(root: Path) -> list[str]:
         "in {}% of problems with mining, in {}% without, in {}% after the longer run without".format(*regression),
         "the inverse of another matrix in {}, {} and {}%".format(*other),
         f"{len(worst) - len(wrong)} of the {len(worst)} energies here",
-        f"in {wrong.min():.0f} to {wrong.max():.0f}% at their worst level",
+        f"the other {len(wrong)}, without mining, in {wrong.min():.0f} to {wrong.max():.1f}% at their worst level",
         f"(search: {random} against {baseline})",
         f"In the search (one seed) adversarial has {heavy} with it at 2e-3, and {light} with a tenth",
     ]

@@ -60,7 +60,7 @@ class Runs(Results):
         table = read(self.path, *keys, "status", "train_steps", "train_flops", "run", value=float)
         try:
             frame = wide_form(table)
-        except (KeyError, ValueError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"{self.path} is damaged ({error})") from None
         super().__init__(frame, declared, task_metrics(TASKS[declared.config.dataset]))
         for metric in (metric for metric in self.metrics if metric.column in frame):

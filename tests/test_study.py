@@ -17,6 +17,7 @@ from diffusion_lib.run_folder import write_result
 from diffusion_lib.system.errors import ConfigError
 from experiments.analysis import search as searching
 from experiments.analysis.runs import read_runs
+from experiments.analysis.tables import load_results
 from experiments.matrix_inversion_mining_comparison import main
 from experiments.study import driver, timing
 from experiments.study.flags import parse_command
@@ -423,3 +424,81 @@ def test_each_sampler_judges_the_settings_that_were_best_under_it(tmp_path, monk
     assert main([*words, "--run", "5"]) == 0
     with pytest.raises(ConfigError, match="run is 6; allowed: 0 to 5"):
         main([*words, "--run", "6"])
+
+
+def trained(tmp_path, *words, name="s") -> list[str]:
+    """The arguments of a small study of that name."""
+    small = ["--rank=2", "--train-steps=3", "--batch-size=2", "--evaluation-size=4", "--diffusion-steps=3"]
+    chosen = [each for each in small if not any(word.startswith(each[2:].partition("=")[0] + "=") for word in words)]
+    return [*chosen, "--device=cpu", "--at-once=1", f"--results={tmp_path}", f"--name={name}", *words]
+
+
+@pytest.mark.usefixtures("cheap_report")
+def test_a_report_is_of_all_that_its_folder_declares(tmp_path):
+    """Whatever the last command trained: the earlier values and seeds are compared too, and named as what they are."""
+    both = ["--strategies", "baseline", "adversarial"]
+    assert main(trained(tmp_path, *both, "--seeds", "0", "1", "2", "--vary", "opt_steps=1,2")) == 0
+    assert main(trained(tmp_path, *both, "--seeds", "3", "--vary", "opt_steps=3")) == 0
+    summary, runs = load_results(tmp_path / "s")
+    assert dict(runs[["strategy", "opt_steps"]].value_counts().groupby("strategy").size()) == {
+        "adversarial": 3,
+        "baseline": 1,
+    }
+    assert set(summary.query("strategy == 'adversarial'")["opt_steps"]) == {1, 2, 3}
+    assert 'seeds = "0,1,2,3"' in (tmp_path / "s" / "study.toml").read_text()
+    before = (tmp_path / "s.csv").read_bytes()
+    assert main(["--report-only", "--name", "s", "--results", str(tmp_path)]) == 0
+    assert (tmp_path / "s.csv").read_bytes() == before
+
+
+@pytest.mark.usefixtures("cheap_report")
+def test_problems_are_joined_whichever_command_trained_them(tmp_path):
+    one = ["--strategies", "baseline", "--seeds", "0"]
+    for ranks in ("2,3", "4"):
+        assert main(trained(tmp_path, *one, "--vary", f"rank={ranks}")) == 0
+    assert set(load_results(tmp_path / "s")[1]["rank"]) == {2, 3, 4}
+    assert main(trained(tmp_path, *one[:2], "--seeds", "7", "--vary", "rank=2", "--fresh")) == 0
+    found = load_results(tmp_path / "s")[1]
+    assert set(map(tuple, found[["rank", "seed"]].to_numpy())) == {(2, 7), (3, 0), (4, 0)}
+    with pytest.raises(
+        ConfigError, match=r"was declared with another configuration: learning_rate \(there unsaid, now 0.5\)"
+    ):
+        main(trained(tmp_path, *one, "--vary", "rank=5", "--learning-rate", "0.5"))
+    assert not (tmp_path / "s" / "rank=5").exists()
+
+
+OWN = """
+[strategies]
+baseline = { mode = "none" }
+adversarial = { mode = "adversarial" }
+gentle = { mode = "adversarial", weight = 0.05 }
+longer = { mode = "none", compute_of = "adversarial" }
+"""
+
+
+@pytest.mark.usefixtures("cheap_report")
+def test_settings_of_a_strategys_own_are_columns_and_what_contradicts_them_is_not_reported(tmp_path, monkeypatch):
+    quick(monkeypatch)
+    words = trained(tmp_path, "--study", str(write(tmp_path / "a.toml", OWN)), "--seeds", "0")
+    assert main(words) == 0
+    summary, runs = load_results(tmp_path / "s")
+    for table in (summary, runs):
+        weights = table.dropna(subset="weight").groupby("strategy")["weight"].unique().map(list)
+        assert weights["gentle"] == [0.05] and weights["adversarial"] == [0.5]
+    report = (tmp_path / "s" / "report.md").read_bytes()
+    for edit in (("compute_of", "time_of"), ("0.05", "0.1")):
+        write(tmp_path / "a.toml", OWN.replace(*edit))
+        (tmp_path / "s" / "timing.json").write_text(
+            json.dumps(json.loads((tmp_path / "s" / "timing.json").read_text()) | {"adversarial": 1.0, "longer": 1.0})
+        )
+        with pytest.raises(ConfigError, match=r"was made by another configuration: (train_steps|weight)"):
+            main([*words, "--report-only"])
+    assert (tmp_path / "s" / "report.md").read_bytes() == report
+
+
+def test_a_strategy_is_not_searched_without_the_one_it_follows(tmp_path):
+    path = write(tmp_path / "t.toml", SEARCH)
+    words = ["--study", str(path), "--results", str(tmp_path), "--device", "cpu", "--strategies", "baseline-compute"]
+    with pytest.raises(ConfigError, match="is trained as long as adversarial, whose settings the search chooses"):
+        main(words)
+    assert not list(tmp_path.glob("t*/"))

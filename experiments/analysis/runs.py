@@ -89,23 +89,19 @@ def about(folder: Path) -> dict:
 
 
 def long_form(runs: pd.DataFrame, study: Study) -> pd.DataFrame:
-    """Return what users read: a row per run, sampler and metric, with the settings that vary as columns.
+    """Return what users read: a row per run, sampler and metric, with the settings in which runs differ as columns.
 
     runs: of `read_runs`, or several of them put together.
     `strategy` is the strategy's name, without its settings; energy_auc_*, which no sampler decides, stands under the
     first.
     """
     variants = study.variants()
-    settings = [key for key in study.vary if key != "train_steps"]  # whose column holds what each run was trained for
+    settings = [key for key in study.columns() if key != "train_steps"]  # whose column has what a run was trained for
     named = {label: each.strategy.origin for label, each in variants.items()}
     frame = runs.assign(strategy=runs["strategy"].map(lambda label: named.get(label, label)))
     for key in settings:
-        default = study.config.flat().get(key)
-        frame[key] = runs["strategy"].map(
-            lambda label, key=key, default=default: (
-                variants[label].values.get(key, default) if label in variants else default
-            )
-        )
+        values = {label: each.value(key) for label, each in variants.items()}
+        frame[key] = runs["strategy"].map(values)
     metrics = [metric.column for metric in task_metrics(TASKS[study.config.dataset])]
     measured = [name for name in (*metrics, *AUC) if name in frame]
     keys = ["strategy", *settings, "seed", "sampler"]

@@ -9,7 +9,7 @@ import pandas as pd
 from tabulate import tabulate
 
 from diffusion_lib.names import SAMPLERS
-from diffusion_lib.system.errors import ConfigError
+from diffusion_lib.system.errors import ConfigError, first_line
 from diffusion_lib.system.files import write_atomic
 from diffusion_lib.tasks import TASKS
 from experiments.analysis.metrics import Metric, number, task_metrics
@@ -174,7 +174,7 @@ def summarise(results: Results, study: Study, references: list[dict]) -> pd.Data
     `ratio` (of errors) or `difference` (of rates, in points) is to `other`, trained equally long by `account`.
     """
     variants, defaults = study.variants(), study.config.flat()
-    settings, rows = list(study.vary), []
+    settings, rows = study.columns(), []
     for sampler in results.samplers:
         for metric in defined(results, references):
             partners = {name: results.partner(name, sampler) for name in results.strategies}
@@ -189,7 +189,7 @@ def summarise(results: Results, study: Study, references: list[dict]) -> pd.Data
                 rows.append(
                     {
                         "strategy": variant.strategy.origin if variant else name,
-                        **{key: variant.values.get(key, defaults[key]) if variant else None for key in settings},
+                        **{key: variant.value(key) if variant else None for key in settings},
                         "sampler": sampler,
                         "metric": metric.column,
                         "n": mean.n,
@@ -225,9 +225,12 @@ def load_results(path: Path | str) -> tuple[pd.DataFrame, pd.DataFrame]:
         return tuple(pd.read_csv(path, float_precision="round_trip") for path in tables)
     if not (path / "study.toml").exists():
         raise ConfigError(f"there is no {tables[1]}; allowed: results/<study> of a study that has a report")
-    runs = pd.read_csv(path / "runs.csv", float_precision="round_trip")
     study = parse_command("", ["--study", str(path / "study.toml")]).study
-    results = Results(wide_form(runs), study, task_metrics(TASKS[study.config.dataset]))
+    try:
+        runs = pd.read_csv(path / "runs.csv", float_precision="round_trip")
+        results = Results(wide_form(runs), study, task_metrics(TASKS[study.config.dataset]))
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{path / 'runs.csv'} cannot be read ({first_line(error)})") from None
     return summarise(results, study, []), runs
 
 

@@ -37,8 +37,8 @@ from experiments.speed.gpu_sharing import recorded_best
 from experiments.study.flags import Command
 from experiments.study.problems import asked, begun, chosen_problems, searched, waits_for_search
 from experiments.study.run import run_experiment
-from experiments.study.study import Run, Study, Variant, step_kind
-from experiments.study.study_file import declare
+from experiments.study.study import PROBLEM, Run, Study, Variant, step_kind
+from experiments.study.study_file import DECLARATION, declare, read_study, united
 from experiments.study.timing import read_step_times, step_seconds, write_step_times
 from experiments.study.workers import Outcome, delete_study, delete_tables, remove_leftovers, require_deletable, run_all
 
@@ -59,15 +59,22 @@ def execute(command: Command) -> int:
         check_problems(command, problems)
     if command.action == "report":
         problems = begun(command, problems)
-    several = len(problems) > 1
+    several = problems[0].name != study.name
     if several and command.action == "train" and command.fresh:  # which would be taken for the new runs'
         delete_tables(command.results / study.name)
     status = max(ProblemCommand(command, *each).execute() for each in asked(command, problems))
     if several and command.run is None and command.action in ("train", "report") and not study.is_search:
         from experiments.analysis.problems import join_reports  # here, as the report
 
-        join_reports(command.results / study.name, {command.results / problem.name: problem for problem in problems})
+        every = declared_problems(command)
+        join_reports(command.results / study.name, {command.results / problem.name: problem for problem in every})
     return status
+
+
+def declared_problems(command: Command) -> list[Study]:
+    """Return the study of each problem with what earlier commands declared: they trained it, and a report is of all."""
+    study = united(command.results / command.study.name, command.study)
+    return chosen_problems(replace(command, study=study, action="status"))  # the choice of a search is said already
 
 
 def search(command: Command) -> int | None:
@@ -97,7 +104,15 @@ class ProblemCommand:
             return 0
         if action == "report":
             require_study(self.folder)
+            self.require_as_trained()
         return self.conclude(Outcome({}, {}) if action == "report" else self.train())
+
+    def require_as_trained(self):
+        """Raise ConfigError where the declaration, edited since, contradicts what was trained by it."""
+        seconds = self.seconds()
+        for each in self.study.variants(seconds).values():
+            first = runs_of(self.folder, each)[:1]  # with which a report compares the others
+            require_same_label(first, each, free_steps=bool(each.strategy.time_of and not seconds))
 
     def runs(self) -> list[Run]:
         """Return the runs that are asked for, seed by seed, so that pairs complete early."""
@@ -119,7 +134,7 @@ class ProblemCommand:
         data, new = describe_data(study.config), not (folder / "runs").exists()
         prepare_folder(folder, study.config.to_dict(), device, renew=new, at_once=at_once, data=data)
         allow_differing(folder, study.varied())
-        declare(command.results / command.study.name, command.study)
+        declare(command.results / command.study.name, command.study, command.fresh)
         header(
             study=folder,
             model=study.config.model,
@@ -172,7 +187,10 @@ class ProblemCommand:
             self.time_steps(shares(self.command, 1)[1])  # an array's last job
         sound = True
         if not self.study.is_search and (reports or (self.number is None and ended_runs(study))):
-            sound = report(self.study, study, [run.folder for run in runs])
+            every = {problem.name: problem for problem in declared_problems(self.command)}
+            declared = ProblemCommand(self.command, every.get(self.study.name, self.study))
+            asked = declared.runs() if self.number is None else runs
+            sound = report(declared.study, study, [run.folder for run in asked])
         for run, reason in outcome.failures.items():
             say(f"failed: {run}: {reason}")
         for run, reason in outcome.held.items():
@@ -245,17 +263,40 @@ def check_command(command: Command, study: Study):
         require_same(folder, study.config.to_dict(), REMEDY)
         require_study_data(folder, describe_data(study.config))
         for each in study.variants().values():
-            require_same_label(folder, each)
+            require_same_label(runs_of(folder, each), each, free_steps=bool(each.strategy.time_of))
+    require_one_declaration(command, study)
 
 
-def require_same_label(folder: Path, variant: Variant):
-    """Raise ConfigError where a run of the variant, of any seed, was made by another configuration.
+def require_one_declaration(command: Command, study: Study):
+    """Raise ConfigError where other problems of the study were trained with other settings than this one would be."""
+    root = command.results / command.study.name
+    begun = {path.parent for path in root.glob("*/config.json")}
+    if command.results / study.name == root or not begun or not (root / DECLARATION).exists():
+        return
+    if command.fresh:
+        begun -= {command.results / problem.name for problem in command.study.problems()}
+    there, now = read_study(root / DECLARATION)["config"], command.study.settings
+    differing = [key for key in {**there, **now} if key not in PROBLEM and there.get(key) != now.get(key)]
+    if begun and differing:
+        words = "; ".join(
+            f"{key} (there {there.get(key, 'unsaid')}, now {now.get(key, 'unsaid')})" for key in differing
+        )
+        raise ConfigError(f"{root} was declared with another configuration: {words}. {REMEDY}")
 
-    How long a strategy is trained that follows another's time is known later, and checked run by run. Damaged runs are
-    passed over.
+
+def runs_of(folder: Path, variant: Variant) -> list[Path]:
+    """Return the folders of a variant's runs in a study."""
+    return sorted((folder / "runs" / variant.label).glob("seed-*"))
+
+
+def require_same_label(runs: list[Path], variant: Variant, free_steps: bool):
+    """Raise ConfigError where one of the variant's runs was made by another configuration.
+
+    free_steps: whether the steps may be others, since those of a strategy of equal time are known later, and checked
+    run by run. Damaged runs are passed over.
     """
-    free = {"strategy", "seed"} | ({"train_steps"} if variant.strategy.time_of else set())
-    for run in sorted((folder / "runs" / variant.label).glob("seed-*")):
+    free = {"strategy", "seed"} | ({"train_steps"} if free_steps else set())
+    for run in runs:
         recorded = None
         with suppress(ConfigError, OSError):
             recorded = read_config(run)

@@ -82,6 +82,10 @@ class Variant(NamedTuple):
     values: dict
     config: ExperimentConfig
 
+    def value(self, key: str):
+        """Return the value of a setting: the varied one, also where it only decides how long the variant is trained."""
+        return self.values.get(key, self.config.flat()[key])
+
 
 class Pair(NamedTuple):
     """Two labels that are compared, and the account by which they were trained equally long."""
@@ -145,6 +149,10 @@ class Study:
                 raise ConfigError(f"{each.name} has train_steps, but is trained as long as {each.reference}")
             if known[each.reference].reference:
                 raise ConfigError(f"{each.name} is trained as long as {each.reference}, which has no steps of its own")
+        for each in self.strategies.values() if self.search else ():
+            if each.reference and each.reference not in self.strategies:
+                needed = f"{each.reference}, whose settings the search chooses"
+                raise ConfigError(f"{each.name} is trained as long as {needed}; name both in --strategies")
         shared = set(self.search.seeds).intersection(self.seeds) if self.search else ()
         if shared:
             raise ConfigError(f"seeds {' '.join(map(str, sorted(shared)))} are in the search too; allowed: other ones")
@@ -300,6 +308,15 @@ class Study:
             if len(own) == 1 and own != [each.label]:
                 found[each.label] = own[0]
         return found
+
+    def columns(self) -> list[str]:
+        """Return the settings that tables show: those that vary, and those that strategies have of their own."""
+        own = (key for each in self.strategies.values() for key in each.settings)
+        return [
+            key
+            for key in dict.fromkeys((*self.vary, *own))
+            if key != "mode" and (key in self.vary or key != "train_steps")
+        ]
 
     def varied(self) -> list[str]:
         """Return the settings in which its runs may differ, beside the mining's and the steps."""

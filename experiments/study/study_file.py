@@ -122,18 +122,27 @@ def checked_values(vary: dict, config: dict) -> dict[str, tuple]:
     return {key: tuple(fractions({key: value})[key] for value in dict.fromkeys(values)) for key, values in vary.items()}
 
 
-def declare(folder: Path, study: Study):
-    """Write a study's file into its folder, for commands that train nothing, and for readers.
+def united(folder: Path, study: Study, fresh: bool = False) -> Study:
+    """Return a study with the strategies, values and seeds that earlier commands declared in its folder.
 
-    It keeps the strategies and values that an earlier command's has.
+    fresh: without their seeds.
     """
     path = folder / DECLARATION
-    if path.exists():
-        earlier = read_study(path)
-        each = earlier["vary"] | study.vary
-        vary = {key: tuple(dict.fromkeys((*earlier["vary"].get(key, ()), *study.vary.get(key, ())))) for key in each}
-        study = replace(study, vary=vary, strategies=earlier["strategies"] | study.strategies)
-    write_atomic(path, study_text(study))
+    if not path.exists():
+        return study
+    earlier = read_study(path)
+    each = earlier["vary"] | study.vary
+    vary = {key: tuple(dict.fromkeys((*earlier["vary"].get(key, ()), *study.vary.get(key, ())))) for key in each}
+    seeds = sorted({*study.seeds, *(() if fresh else earlier.get("seeds", ()))})
+    strategies = earlier["strategies"] | study.strategies
+    return replace(
+        study, vary=vary, seeds=seeds, strategies=strategies, declared=earlier["strategies"] | study.declared
+    )
+
+
+def declare(folder: Path, study: Study, fresh: bool = False):
+    """Write a study's file into its folder, for commands that train nothing, and for readers: see `united`."""
+    write_atomic(folder / DECLARATION, study_text(united(folder, study, fresh)))
 
 
 def study_text(study: Study) -> str:
