@@ -461,7 +461,7 @@ def test_problems_are_joined_whichever_command_trained_them(tmp_path):
     found = load_results(tmp_path / "s")[1]
     assert set(map(tuple, found[["rank", "seed"]].to_numpy())) == {(2, 7), (3, 0), (4, 0)}
     with pytest.raises(
-        ConfigError, match=r"was declared with another configuration: learning_rate \(there unsaid, now 0.5\)"
+        ConfigError, match=r"was declared with another configuration: learning_rate \(there 0.0001, now 0.5\)"
     ):
         main(trained(tmp_path, *one, "--vary", "rank=5", "--learning-rate", "0.5"))
     assert not (tmp_path / "s" / "rank=5").exists()

@@ -189,8 +189,8 @@ class ProblemCommand:
         if not self.study.is_search and (reports or (self.number is None and ended_runs(study))):
             every = {problem.name: problem for problem in declared_problems(self.command)}
             declared = ProblemCommand(self.command, every.get(self.study.name, self.study))
-            asked = declared.runs() if self.number is None else runs
-            sound = report(declared.study, study, [run.folder for run in asked])
+            wanted = declared.runs() if self.number is None else runs
+            sound = report(declared.study, study, [run.folder for run in wanted])
         for run, reason in outcome.failures.items():
             say(f"failed: {run}: {reason}")
         for run, reason in outcome.held.items():
@@ -275,13 +275,11 @@ def require_one_declaration(command: Command, study: Study):
         return
     if command.fresh:
         begun -= {command.results / problem.name for problem in command.study.problems()}
-    there, now = read_study(root / DECLARATION)["config"], command.study.settings
-    differing = [key for key in {**there, **now} if key not in PROBLEM and there.get(key) != now.get(key)]
+    own = {key: study.settings[key] for key in PROBLEM if key in study.settings}
+    earlier = replace(study, settings=read_study(root / DECLARATION)["config"] | own)
+    differing = differences(earlier.config.to_dict(), study.config.to_dict())
     if begun and differing:
-        words = "; ".join(
-            f"{key} (there {there.get(key, 'unsaid')}, now {now.get(key, 'unsaid')})" for key in differing
-        )
-        raise ConfigError(f"{root} was declared with another configuration: {words}. {REMEDY}")
+        raise ConfigError(f"{root} was declared with another configuration: {differing}. {REMEDY}")
 
 
 def runs_of(folder: Path, variant: Variant) -> list[Path]:
