@@ -12,6 +12,9 @@ from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.tasks import TASKS
 
 LARGEST = 10**9
+# Settings that change no step's work, so that steps which differ in them alone take the same time and products.
+WITHOUT_WORK = {"train_steps": 1, "learning_rate": 1e-4, "schedule": "constant", "evaluation_size": 1}
+WITHOUT_WORK |= {"scale_factor": 1.0, "noise_scale": 1.0, "weight": 1.0, "start": 0.0}
 WARM_UP_STEPS = 50
 # By name, the factor of the learning rate at a step of a run.
 SCHEDULES = {
@@ -133,6 +136,11 @@ class ExperimentConfig:
         known = current(recorded)
         values = {each.name: known[each.name] for each in settings(cls)}
         return cls(**values, mining=MiningConfig.from_dict(known["mining"]))
+
+
+def step_kind(config: ExperimentConfig) -> ExperimentConfig:
+    """Return what decides how long a step takes: configurations of the same kind take the same time."""
+    return config.change(**WITHOUT_WORK)
 
 
 def configure(flat: dict) -> ExperimentConfig:

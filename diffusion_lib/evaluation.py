@@ -17,8 +17,7 @@ import torch.distributed
 from diffusion_lib.names import SAMPLERS
 from diffusion_lib.negatives import MiningConfig
 from diffusion_lib.seeds import seeded_generator
-from diffusion_lib.system.errors import ConfigError
-from diffusion_lib.tasks.base import ItemTask, Task, as_task, mask_of
+from diffusion_lib.tasks.base import ItemTask, Task, as_task, mask_of, require_finite
 
 CACHED = 256  # examples of a batch on a CPU: with 2,048, `matrix-free` takes twice the time, waiting for memory
 ALIGNED = 64  # examples of which a multiple starts at an edge of every product's blocks
@@ -65,8 +64,7 @@ class EvaluationSet:
         task = as_task(task)
         once = {"once": True} if isinstance(task, ItemTask) else {}
         inp, self.target, *drawn = task.sample(size, seeded_generator("evaluation data"), dtype=torch.float64, **once)
-        if not (inp.isfinite().all() and self.target.isfinite().all()):
-            raise ConfigError(f"{type(getattr(task, 'dataset', task)).__name__} has entries that are not finite")
+        require_finite(task, (inp, self.target))
         self.task, self.size = task, len(inp)
         noise = torch.randn(2, *self.target.shape, generator=seeded_generator("evaluation noise"))
         self.exact_inp = inp

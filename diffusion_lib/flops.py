@@ -13,11 +13,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffusion_lib.build import build_diffusion, check_model, training_task
-from diffusion_lib.config import ExperimentConfig
+from diffusion_lib.config import ExperimentConfig, step_kind
 
 PUBLISHED_BATCH = 2048
-# Settings without a product in a step, each at one value: studies vary them, and a step is counted once.
-NO_MATTER = {"train_steps": 1, "batch_size": 1, "learning_rate": 1e-4, "schedule": "constant", "evaluation_size": 1}
 
 
 def step_flops(config: ExperimentConfig, batch_size: int, task=None) -> int:
@@ -39,7 +37,7 @@ def step_flops(config: ExperimentConfig, batch_size: int, task=None) -> int:
 
 def example_flops(config: ExperimentConfig) -> float:
     """Return the FLOPs of training on one example: its share of a step at the published batch. Raises ConfigError."""
-    return _counted(config.change(**NO_MATTER))
+    return _counted(step_kind(config).change(batch_size=1))  # a step of a kind is counted once, whatever a study varies
 
 
 @cache

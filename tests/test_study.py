@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from conftest import small_study
 
-from diffusion_lib.config import ExperimentConfig
+from diffusion_lib.config import ExperimentConfig, step_kind
 from diffusion_lib.flops import equal_compute_steps, train_flops
 from diffusion_lib.run_folder import write_result
 from diffusion_lib.system.errors import ConfigError
@@ -21,7 +21,7 @@ from experiments.analysis.tables import load_results
 from experiments.matrix_inversion_mining_comparison import main
 from experiments.study import driver, timing
 from experiments.study.flags import parse_command
-from experiments.study.study import Pair, step_kind
+from experiments.study.study import Pair
 from experiments.study.study_file import STUDIES, presets, read_study, study_text
 
 TINY = ["--rank", "3", "--batch-size", "8"]

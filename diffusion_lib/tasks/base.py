@@ -275,6 +275,17 @@ def as_task(dataset) -> "Task | ItemTask":
     return dataset if isinstance(dataset, Task | ItemTask) else ItemTask(dataset)
 
 
+def name_of(task) -> str:
+    """Return what errors call a task: its class, or that of the data set whose items it has."""
+    return type(getattr(task, "dataset", task)).__name__
+
+
+def require_finite(task, parts):
+    """Raise ConfigError where examples of a task, as `sample` returns them, have nan or inf."""
+    if not all(part.isfinite().all() for part in parts):
+        raise ConfigError(f"{name_of(task)} has entries that are not finite")
+
+
 def has_mask(dataset) -> bool:
     """Return whether the input of a task can give entries of its solution."""
     task = as_task(dataset)

@@ -8,7 +8,7 @@ import torch
 from diffusion_lib.energies import EnergyModel
 from diffusion_lib.seeds import seeded_generator
 from diffusion_lib.system.errors import ConfigError, first_line
-from diffusion_lib.tasks.base import ItemTask, mask_of
+from diffusion_lib.tasks.base import ItemTask, mask_of, name_of, require_finite
 from diffusion_lib.training.batches import stream_of
 
 EXAMPLES = 64  # of a data set, looked at before it is trained on
@@ -34,7 +34,7 @@ def require_trainable(model):
 
 def require_fitting(diffusion, task):
     """Raise ConfigError where the model does not take the examples of a task, or has no energy for each."""
-    name = type(getattr(task, "dataset", task)).__name__
+    name = name_of(task)
     for dim in ("inp_dim", "out_dim"):
         own, needed = getattr(task, dim, None), getattr(diffusion, dim)
         if own != needed:
@@ -77,10 +77,9 @@ def check_examples(diffusion, task, masked: bool) -> str | None:
     Returns what tells a data set of items from another one; None where the same items are not drawn twice.
     Raises ConfigError for nan and inf, and for a mask of inputs that cannot give the solution's entries.
     """
-    name = type(getattr(task, "dataset", task)).__name__
+    name = name_of(task)
     first, again = (task.sample(EXAMPLES, seeded_generator(CHECKED)) for _ in range(2))
-    if not all(part.isfinite().all() for part in first):
-        raise ConfigError(f"{name} has entries that are not finite")
+    require_finite(task, first)
     if masked and first[0][0].numel() != first[1][0].numel():
         found = f"{tuple(first[0].shape[1:])} for solutions {tuple(first[1].shape[1:])}"
         raise ConfigError(f"{name} has a mask, and inputs {found}; allowed with a mask: as many entries in both")

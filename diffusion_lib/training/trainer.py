@@ -178,8 +178,8 @@ class Trainer1D(ReleasedTrainerCalls):
         diffusion_model.has_average, self.ema.ema_model.has_average = True, False
         on_gpu = accelerator.device.type != "cpu"
         optimizer = Adam(diffusion_model.parameters(), lr=train_lr, betas=adam_betas, fused=True)
-        self.fixed_groups = {"fused": True, "capturable": on_gpu, "foreach": None}
-        self.fixed_groups |= {"lr": train_lr, "betas": adam_betas}
+        own = {"lr": train_lr, "betas": adam_betas}
+        self.fixed_groups = {"fused": True, "capturable": on_gpu, "foreach": None, **own}
         self._fix_optimizer(optimizer)
         self.rate = train_lr  # that of the groups
         self.model = prepare(accelerator, diffusion_model)

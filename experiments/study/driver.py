@@ -10,7 +10,7 @@ import torch
 from tabulate import tabulate
 
 from diffusion_lib.build import check_fits, check_mode, check_model, describe_data, memory_needs
-from diffusion_lib.config import ExperimentConfig
+from diffusion_lib.config import ExperimentConfig, step_kind
 from diffusion_lib.flops import example_flops
 from diffusion_lib.names import SAMPLERS
 from diffusion_lib.run_folder import (
@@ -37,7 +37,7 @@ from experiments.speed.gpu_sharing import recorded_best
 from experiments.study.flags import Command
 from experiments.study.problems import asked, begun, chosen_problems, searched, waits_for_search
 from experiments.study.run import run_experiment
-from experiments.study.study import PROBLEM, Run, Study, Variant, step_kind
+from experiments.study.study import PROBLEM, Run, Study, Variant
 from experiments.study.study_file import DECLARATION, declare, read_study, united
 from experiments.study.timing import read_step_times, step_seconds, write_step_times
 from experiments.study.workers import Outcome, delete_study, delete_tables, remove_leftovers, require_deletable, run_all

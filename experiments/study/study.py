@@ -6,7 +6,7 @@ from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
-from diffusion_lib.config import ExperimentConfig, configure, recipe, setting_names
+from diffusion_lib.config import ExperimentConfig, configure, recipe, setting_names, step_kind
 from diffusion_lib.energies import MODELS
 from diffusion_lib.names import SAMPLERS
 from diffusion_lib.negatives import MODES, MiningConfig
@@ -18,9 +18,6 @@ QUESTION = "Does adversarial negative mining make an IRED energy-based diffusion
 PROBLEM = ("dataset", "rank")  # the settings that say what is solved: each problem is compared by itself
 SHARED = (*PROBLEM, "evaluation_size")  # without which errors are of other problems, and cannot be compared
 STEPS, FLOPS, TIME = "steps", "FLOPs", "time"  # the accounts by which two strategies are trained equally long
-# Settings that change no step's work, so that steps which differ in them alone take the same time.
-WITHOUT_WORK = {"train_steps": 1, "learning_rate": 1e-4, "schedule": "constant", "evaluation_size": 1}
-WITHOUT_WORK |= {"scale_factor": 1.0, "noise_scale": 1.0, "weight": 1.0, "start": 0.0}
 
 
 @dataclass(frozen=True)
@@ -311,12 +308,8 @@ class Study:
 
     def columns(self) -> list[str]:
         """Return the settings that tables show: those that vary, and those that strategies have of their own."""
-        own = (key for each in self.strategies.values() for key in each.settings)
-        return [
-            key
-            for key in dict.fromkeys((*self.vary, *own))
-            if key != "mode" and (key in self.vary or key != "train_steps")
-        ]
+        own = [key for each in self.strategies.values() for key in each.settings if key not in ("mode", "train_steps")]
+        return list(dict.fromkeys((*self.vary, *own)))
 
     def varied(self) -> list[str]:
         """Return the settings in which its runs may differ, beside the mining's and the steps."""
@@ -372,11 +365,6 @@ def label_of(name: str, values: dict) -> str:
 
 def run_folder(study: Path, label: str, seed: int) -> Path:
     return study / "runs" / label / f"seed-{seed}"
-
-
-def step_kind(config: ExperimentConfig) -> ExperimentConfig:
-    """Return what decides how long a step takes: configurations of the same kind take the same time."""
-    return config.change(**WITHOUT_WORK)
 
 
 def usual_strategies(config: ExperimentConfig) -> dict[str, Strategy]:

@@ -9,7 +9,7 @@ from statistics import mean
 import torch
 
 from diffusion_lib.build import build_diffusion, set_step, training_task
-from diffusion_lib.config import ExperimentConfig
+from diffusion_lib.config import ExperimentConfig, step_kind
 from diffusion_lib.denoising_diffusion_pytorch_1d import Trainer1D
 from diffusion_lib.system.checks import require_positive
 from diffusion_lib.system.device import chosen_device
@@ -17,7 +17,6 @@ from diffusion_lib.system.environment import cpu_name
 from diffusion_lib.system.errors import say
 from diffusion_lib.system.files import create_exclusively, json_text, read_json, write_json
 from experiments.speed.timing import alternate
-from experiments.study.study import step_kind
 
 STEPS = 24  # measured of each strategy
 WARM_UP, LIMIT = 0.5, 5.0  # seconds
