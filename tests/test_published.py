@@ -133,7 +133,7 @@ def test_a_missing_study_ends_the_command_with_status_2(tmp_path, monkeypatch, c
     with pytest.raises(SystemExit) as ended, exit_status():
         tables.main([])
     assert ended.value.code == 2
-    assert "ladder/study.toml cannot be read" in capsys.readouterr().err.splitlines()[-1]
+    assert "sizes-6/study.toml cannot be read" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_table_takes_the_place_of_the_one_with_its_header():
