@@ -25,7 +25,7 @@ import torch
 from tabulate import tabulate
 
 from diffusion_lib.energies import MODELS
-from diffusion_lib.system.arguments import Parser, header
+from diffusion_lib.system.arguments import Parser, directory, header
 from diffusion_lib.system.device import check_device_name, chosen_device
 from diffusion_lib.system.environment import ROOT, environment
 from diffusion_lib.system.errors import EXIT_BAD_INPUT, ConfigError, first_line, say, show
@@ -47,7 +47,7 @@ def parse_arguments(arguments=None):
     parser.add_argument("--device", default="cuda", metavar="{cpu,cuda}", help="default: cuda")
     parser.add_argument("--quick", action="store_true", help="few models and small sizes, whose times say nothing")
     parser.add_argument("--check", action="store_true", help="measure nothing; check the command, as slurm/submit does")
-    parser.add_argument("--results", type=Path, default=ROOT / "results", help="default: results/ of this project")
+    parser.add_argument("--results", type=directory, default=ROOT / "results", help="default: results/ of this project")
     return parser.parse_args(arguments)
 
 

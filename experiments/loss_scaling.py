@@ -1,11 +1,12 @@
-"""Does a loss scale explain the public curves? Train IRED's setting as they were trained.
+"""Does a loss scale explain the public curves? Train IRED's setting with the arithmetic that theirs had.
 
     python experiments/loss_scaling.py none adversarial --train-steps 2000
 
-The public runs asked accelerate for fp16 and, as the release does, set its `native_amp` to False. All products then stay
-in float32, but the loss is multiplied by a scale: 65,536, twice that every 2,000 steps. The gradient is clipped to a
-length of 1 with the scale in it, and divided by the scale afterwards, so its length is 1 / scale: as small as the 1e-8
-that Adam adds to its denominator. Steps shrink by half at once, and again every 2,000 steps.
+The public runs asked accelerate for fp16 and, as the release does, set its `native_amp` to False. Products then stay in
+float32, but the loss is multiplied by a scale: 65,536, twice that every 2,000 steps. The gradient is clipped to a
+length of 1 with the scale in it, and divided by the scale afterwards. So its length is 1 / scale, and its entries are
+as small as the 1e-8 that Adam adds to its denominator: steps shrink by half at once, and again every 2,000 steps.
+
 Writes results/loss-scaling/curves.csv: val_mse every 1,000 steps, by sampler, on 1,024 matrices. A stopped command
 continues when run again. Exit status: 0 done, 2 bad input, 75 stopped by a signal with everything saved.
 """

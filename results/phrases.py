@@ -229,7 +229,7 @@ def published_setting(root: Path) -> list[str]:
     return [
         f"both stand at a linear regression's error ({regression:.4f})",
         f"a step with mining takes {steps['step, adversarial'] / steps['step, none']:.2f} times as long",
-        f"with two defects mended has {pilot:.5f} at 10,000 steps, where theirs have {mined.min():.5f} to "
+        f"with two defects mended, has {pilot:.5f} at 10,000 steps, where theirs have {mined.min():.5f} to "
         f"{mined.max():.5f}",
     ]
 

@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from diffusion_lib.names import DIFFICULTIES, SAMPLERS
 from diffusion_lib.system.arguments import Parser, header
@@ -469,6 +470,22 @@ def public_table(root: Path) -> str:
     return markdown(rows, ("steps with mining", "steps without", "equal", *errors))
 
 
+def scaling_table(root: Path) -> str:
+    """Write whether the public runs are reproduced: by IRED's losses and samplers, and with their loss scale too."""
+    theirs, rows = public_errors(root), []
+    ours = read(root / "public-curves" / "loss-scaling.csv", "strategy", "loss_scale", step=int, innerloop=float)
+    ours = ours.set_index(["strategy", "step", "loss_scale"])["innerloop"]
+    for strategy, words in (("none", "without"), ("adversarial", "with")):
+        for step in (1_000, 2_000):
+            logs = np.log(theirs[strategy, step])
+            half = stats.t.ppf(0.975, len(logs) - 1) * logs.std() * math.sqrt(1 + 1 / len(logs))
+            middle, low, high = np.exp([logs.mean(), logs.mean() - half, logs.mean() + half])
+            found = [f"{ours[key]:.3f}" if (key := (strategy, step, used)) in ours else "" for used in ("yes", "no")]
+            rows.append([f"{step:,}", words, with_interval(middle, low, high, "{:.3f}"), *found])
+    public = "ten public runs [95% for one more]"
+    return markdown(rows, ("steps", "mining", public, "ours, with their loss scale", "ours, without it"))
+
+
 def task_studies(root: Path) -> dict[str, tuple[Runs, tuple[Metric, ...]]]:
     """Return by task its runs, and its first metric on the usual and on the harder examples."""
     found = {name: study(root, f"task-{name}") for name in TASKS if (root / f"task-{name}").exists()}
@@ -646,6 +663,7 @@ TABLES = {
         partial(kinds_table, kinds=KINDS, header=("kind", "a wrong answer is")),
         partial(kinds_table, kinds=VARIANTS, header=("kind", "adversarial")),
         public_table,
+        scaling_table,
         energies_table,
         tasks_table,
     ),
