@@ -1,14 +1,14 @@
-"""Does a loss scale explain the public curves? Train IRED's setting with the arithmetic that theirs had.
+"""Train IRED's setting as ten public runs were trained, whose loss scale made their steps shrink.
 
-    python experiments/loss_scaling.py none adversarial --train-steps 2000
+    python experiments/loss_scaling.py --mode none --train-steps 2000
 
-The public runs asked accelerate for fp16 and, as the release does, set its `native_amp` to False. Products then stay in
-float32, but the loss is multiplied by a scale: 65,536, twice that every 2,000 steps. The gradient is clipped to a
-length of 1 with the scale in it, and divided by the scale afterwards. So its length is 1 / scale, and its entries are
-as small as the 1e-8 that Adam adds to its denominator: steps shrink by half at once, and again every 2,000 steps.
+They asked accelerate for fp16 and, as the release does, set its `native_amp` to False. Products then stay in float32,
+but the loss is multiplied by a scale: 65,536, twice that every 2,000 steps. The gradient is clipped to a length of 1
+with the scale in it, and divided by the scale afterwards. So its length is 1 / scale, and its entries are as small as
+the 1e-8 that Adam adds to its denominator: steps shrink to about a half at once, and again every 2,000 steps.
 
-Writes results/loss-scaling/curves.csv: val_mse every 1,000 steps, by sampler, on 1,024 matrices. A stopped command
-continues when run again. Exit status: 0 done, 2 bad input, 75 stopped by a signal with everything saved.
+Trains in results/loss-scaling/<mode>-<seed>, and continues there; val_mse in its metrics.csv is by IRED's sampler on
+1,024 matrices, every 1,000 steps. Exit status: 0 done, 2 bad input, 75 stopped by a signal with everything saved.
 """
 
 if __name__ == "__main__":
@@ -24,37 +24,36 @@ import argparse
 
 import torch
 
-from diffusion_lib.build import build_diffusion, evaluation_tasks, training_task
-from diffusion_lib.config import configure
-from diffusion_lib.names import SAMPLERS
+import train
 from diffusion_lib.system.arguments import Parser, directory, whole
 from diffusion_lib.system.environment import ROOT
-from diffusion_lib.system.files import write_csv
-from diffusion_lib.training.trainer import Trainer1D
+from diffusion_lib.system.errors import ConfigError, one_line_for_full_memory
+from diffusion_lib.system.lock import RunHeld
+from diffusion_lib.training import one_run
 
 FIRST_SCALE, DOUBLED_EVERY = 2.0**16, 2000  # torch.amp.GradScaler's defaults
-EVERY, EXAMPLES = 1000, 1024
+MOST_STEPS = 50_000  # soon after them the square of a scaled gradient is more than a float32
+SETTING = "--match-release --use-innerloop-opt True --evaluation-size 1024 --precision float32"
+NO_GRAPH = "--no-cuda-graph"  # a captured step would keep the scale that it was captured with
 
 
 def parse_arguments(arguments=None) -> argparse.Namespace:
+    """Read the command line."""
     parser = Parser(__doc__)
-    parser.add_argument("modes", nargs="+", choices=("none", "adversarial"), metavar="MODE", help="none, adversarial")
-    parser.add_argument("--train-steps", type=whole(1, 10**9), default=2000, help="default 2000")
-    parser.add_argument("--seed", type=whole(0, 2**31), default=0, help="default 0")
+    parser.add_argument("--mode", choices=("none", "adversarial"), required=True, help="how negatives are made")
+    parser.add_argument("--train-steps", type=whole(1, MOST_STEPS), default=2000, metavar="N", help="default 2000")
+    parser.add_argument("--seed", type=whole(0), default=0, help="decides weights, batches and noise (default 0)")
     parser.add_argument("--results", type=directory, default=ROOT / "results", help="default: results/ of this project")
     return parser.parse_args(arguments)
 
 
 def scale_at(step: int) -> float:
-    """Return the loss scale of a step, counted from 0; no step of float32 overflows, which would halve it."""
+    """Return the loss scale of a step, counted from 0."""
     return FIRST_SCALE * 2 ** (step // DOUBLED_EVERY)
 
 
-def clip_with_scale(trainer: Trainer1D):
-    """Give the clipped gradients of a trainer the length that they have where the scale is taken out after the clip.
-
-    A gradient longer than 1 / scale, as all are, ends at that length.
-    """
+def clip_with_scale(trainer):
+    """Shorten a trainer's clipped gradients to 1 / scale, before each update; shorter ones stay as they are."""
 
     def hook(optimizer, *_):
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
@@ -64,31 +63,19 @@ def clip_with_scale(trainer: Trainer1D):
     trainer.opt.register_step_pre_hook(hook)
 
 
+@one_line_for_full_memory()
 def main(arguments=None) -> int:
-    options = parse_arguments(arguments)
-    rows = []
-    for mode in options.modes:
-        config = configure({"mode": mode, "match_release": True, "train_steps": options.train_steps})
-        task = training_task(config)
-        trainer = Trainer1D(
-            build_diffusion(config, options.seed, task),
-            task,
-            **config.trainer_options(),
-            save_and_sample_every=EVERY,
-            validation_dataset=evaluation_tasks(config, task)[0],
-            evaluation_size=EXAMPLES,
-            curve_samplers=dict.fromkeys(SAMPLERS, EXAMPLES),
-            results_folder=options.results / "loss-scaling" / f"{mode}-{options.seed}",
-            keep_milestones=False,
-            seed=options.seed,
-            label=f"{mode} seed {options.seed}",
-        )
-        clip_with_scale(trainer)
-        if trainer.checkpoint_path("last").exists():
-            trainer.load()
-        for row in trainer.train():
-            errors = {name: row[key] for name in SAMPLERS if (key := f"val_mse_{name}") in row}
-            if errors:
-                rows.append({"strategy": mode, "seed": options.seed, "step": row["step"], **errors})
-        write_csv(options.results / "loss-scaling" / "curves.csv", rows)
+    """Train the run. Raises ConfigError where the folder is another run's."""
+    asked = parse_arguments(arguments)
+    folder = asked.results / "loss-scaling" / f"{asked.mode}-{asked.seed}"
+    own = {"--mining-mode": asked.mode, "--train-steps": asked.train_steps, "--seed": asked.seed}
+    words = [str(word) for pair in own.items() for word in pair]
+    options = train.parse_arguments([*SETTING.split(), NO_GRAPH, *words, "--results-folder", str(folder)])
+    config = train.resolve(options)
+    trainer = one_run.build_trainer(options, config, folder)
+    clip_with_scale(trainer)
+    try:
+        one_run.train(trainer, options, config)
+    except RunHeld as error:
+        raise ConfigError(f"{folder} is {error}") from None
     return 0

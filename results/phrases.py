@@ -29,6 +29,7 @@ from experiments.analysis.statistics import Paired, with_holm
 from experiments.analysis.verdict import ADVERSARIAL, BASELINE, COMPUTE
 from results.tables import (
     BUDGETS,
+    EQUAL,
     IRED,
     KINDS,
     LONGER,
@@ -41,6 +42,7 @@ from results.tables import (
     VARIANTS,
     PublishedPair,
     free_means,
+    free_pair,
     pair_at,
     public_errors,
     read,
@@ -74,7 +76,7 @@ def at_size(root: Path, n: int) -> str:
 
 
 def spent_more(pair: PublishedPair, rank: int, batch_size: int) -> str:
-    """Return by how many percent the baseline of a pair at equal charged FLOPs spends more, at the batch that ran."""
+    """Write by how many percent the baseline of a pair at equal charged FLOPs spends more, at the batch that ran."""
     spent = [
         steps * step_flops(ExperimentConfig().change(mode=mode, rank=rank), batch_size)
         for steps, mode in ((pair.steps_with, "adversarial"), (pair.steps_without, "none"))
@@ -94,8 +96,8 @@ def readme(root: Path) -> list[str]:
     smaller = [sizes_pair(root, SIZES[1], equal, IRED) for equal in ("FLOPs", "steps")]
     in_step = sizes_pair(root, SIZES[2], "steps", IRED)
     early = pair_at(root, "ladder", "FLOPs", steps=BUDGETS[0])
-    free = pair_at(root, "matrix-free-1200", "FLOPs").compare(VAL, IRED)
-    check = small.values(VAL, IRED)[1].loc[0]
+    free = free_pair(root, "FLOPs").compare(VAL, IRED)
+    check = [errors.loc[0] for errors in (*small.values(VAL, IRED)[::-1], pairs["FLOPs"].values(VAL, IRED)[1])]
     whole = sizes_pair(root, SIZES[0], "FLOPs", IRED, LONGER)
     longer = whole.compare(VAL, IRED).ratio
     public = public_errors(root)
@@ -109,7 +111,7 @@ def readme(root: Path) -> list[str]:
         f"{intervals['time']} at equal time ({without['time']:,}), and {ratios['steps']:.2f} times "
         f"{intervals['steps']} at equal steps",
         f"by the plain sampler {plain['FLOPs']:.2f}, {plain['time']:.2f} and {plain['steps']:.2f} times",
-        f"A step with mining costs {small.cost:.1f} times the arithmetic",
+        f"A step with mining costs {small.cost:.1f} times the FLOPs",
         f"4 × 4 matrices say the same ({times(smaller[0])} at equal FLOPs, {times(smaller[1])} at equal steps), and on "
         f"8 × 8 mining is behind at equal steps too ({times(in_step)} {interval(in_step)})",
         f"At IRED's own weight mining is {kinds_more(root)[ADVERSARIAL]}% behind at equal steps too",
@@ -117,7 +119,7 @@ def readme(root: Path) -> list[str]:
         "mining at equal FLOPs",
         f"mining of {early.steps_with:,} steps has {early.compare(VAL, IRED).ratio:.2f} times the error of "
         f"{early.steps_without:,} without",
-        f"val_mse under IRED's sampler, {check}, is",
+        "published one](results/published/sizes-6/runs.csv): {}, {} and {}.".format(*check),
         f"the baseline got {spent_more(large, 20, LADDER_BATCH)} more at 20 × 20, "
         f"{spent_more(pairs['FLOPs'], SIZES[0], SIZES_BATCH)} at 6 × 6",
         f"of IRED's own setting say {public_words}",
@@ -144,7 +146,9 @@ def solved_longer(root: Path, sampler: str) -> dict[str, Paired]:
     for equal in ("FLOPs", "steps"):
         pair = sizes_pair(root, SIZES[0], equal, IRED)
         seeds = pair.values(VAL, IRED)[0].index
-        found[equal] = VAL.compare(*(np.array([errors[label, s] for s in seeds]) for label in pair[1:3]))
+        found[equal] = VAL.compare(
+            *(np.array([errors[label, s] for s in seeds]) for label in (pair.treated, pair.other))
+        )
     return found
 
 
@@ -207,8 +211,8 @@ def sizes(root: Path) -> list[str]:
         f"{longer.compare(VAL, IRED).ratio:.2f} times {interval(longer)}; in as many steps, on "
         f"{same_steps.compare(VAL, IRED).n}, {same_steps.compare(VAL, IRED).ratio:.2f} times",
         *(at_size(root, n) for n in SIZES[1:]),
-        f"at equal FLOPs the baseline's further {further['FLOPs']:,} steps take {less['FLOPs']}% off its own error, at "
-        f"equal time its further {further['time']:,} take {less['time']}%",
+        f"at equal FLOPs the baseline takes {further['FLOPs']:,} steps more, at its best rate for them, and has "
+        f"{less['FLOPs']}% less error, at equal time {further['time']:,} more and {less['time']}% less",
         f"p of the four primary tests, by Holm's method, is at most {max(sizes_primary(root).values()):.2g}",
         f"At noise level {LEVEL} of 10 a linear regression's answer",
         "in {}% of problems with mining, in {}% without, in {}% after the longer run without".format(*regression),
@@ -242,9 +246,10 @@ def reference(root: Path, n: int, answer: str, metric: Metric = VAL) -> float:
 
 def energies(root: Path) -> list[str]:
     """Return what docs/results.md says of other energies."""
-    free = study(root, "matrix-free-1200")
-    compared = ((ADVERSARIAL, COMPUTE), (ADVERSARIAL, BASELINE), (BASELINE, COMPUTE))
-    whole, same, gained = (PublishedPair(free, *labels).compare(VAL, IRED).ratio for labels in compared)
+    pairs = {equal: free_pair(root, equal) for equal in EQUAL}
+    found = {equal: pair.compare(VAL, IRED) for equal, pair in pairs.items()}
+    shorter, longer = (pairs[equal].values(VAL, IRED)[1] for equal in ("steps", "FLOPs"))
+    gained = VAL.compare(shorter.to_numpy(), longer.reindex(shorter.index).to_numpy()).ratio
     large = pair_at(root, "ladder", "FLOPs", steps=5_000)
     off = large.runs.mean(large.other, RECON, IRED).mean / reference(root, 20, "zero matrix", RECON)
     means = free_means(root)
@@ -252,8 +257,13 @@ def energies(root: Path) -> list[str]:
     return [
         f"(recon_error {off:.1f} times that of answering zero)",
         f"in a trial twice the steps divide its error by {falls.min():.0f} to {falls.max():.0f}",
-        f"of the factor of {whole:.0f} at equal FLOPs {gained:.1f} is the steps not taken",
-        f"what is left at equal steps, {same:.1f},",
+        "{0.ratio:.1f} times [{0.low:.1f}, {0.high:.1f}] the error at equal FLOPs".format(found["FLOPs"]),
+        f"the longer run without mining has {gained:.1f} times less error than the shorter one",
+        "{0.ratio:.2f} times [{0.low:.2f}, {0.high:.2f}] at equal steps, undecided".format(found["steps"]),
+        "(by recon_error {0.ratio:.1f} times [{0.low:.1f}, {0.high:.1f}])".format(pairs["steps"].compare(RECON, IRED)),
+        "at one rate for all mining had {0.ratio:.1f} times [{0.low:.1f}, {0.high:.1f}]".format(
+            pair_at(root, "matrix-free-1200", "FLOPs").compare(VAL, IRED)
+        ),
     ]
 
 

@@ -24,7 +24,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from diffusion_lib.names import DIFFICULTIES, SAMPLERS
 from diffusion_lib.system.arguments import Parser, header
@@ -35,7 +34,7 @@ from diffusion_lib.tasks import TASKS
 from experiments.analysis.metrics import Metric, task_metrics
 from experiments.analysis.references import PAPER
 from experiments.analysis.runs import wide_form
-from experiments.analysis.statistics import Mean, Paired, with_holm
+from experiments.analysis.statistics import Mean, Paired, geometric_mean, with_holm
 from experiments.analysis.tables import Results, markdown
 from experiments.analysis.verdict import ACCOUNTS, ADVERSARIAL, BASELINE, COMPUTE, pair_scenario
 from experiments.study.flags import parse_command
@@ -202,7 +201,12 @@ def ladder_pairs(root: Path, equal: str, budgets=BUDGETS) -> list[PublishedPair]
 def tuned_pair(root: Path, equal: str) -> PublishedPair:
     """Return the pair of two strategies' best settings, which its study declares as strategies of their own."""
     runs = study(root, "tuned")
-    return PublishedPair(runs, runs.only(ADVERSARIAL), runs.only(EQUAL[equal]), ", each tuned")
+    return PublishedPair(runs, runs.only(ADVERSARIAL), runs.only(EQUAL[equal]))
+
+
+def free_pair(root: Path, equal: str) -> PublishedPair:
+    """Return the pair of both strategies' best settings with `matrix-free`."""
+    return pair_at(root, "matrix-free-tuned", equal)
 
 
 def holm_family(pairs: list[PublishedPair]) -> dict[tuple[PublishedPair, str], Paired]:
@@ -216,8 +220,9 @@ def verdicts_table(root: Path) -> str:
     families = {
         "MLP, primary": ladder_pairs(root, "FLOPs", PRIMARY),
         "MLP": ladder_pairs(root, "FLOPs", others),
-        "MLP, each tuned": [tuned_pair(root, "FLOPs")._replace(about="")],
+        "MLP, each tuned": [tuned_pair(root, "FLOPs")],
         "matrix-free": [pair_at(root, "matrix-free-1200", "FLOPs")],
+        "matrix-free, each tuned": [free_pair(root, "FLOPs")],
     }
     rows = []
     for family, pairs in families.items():
@@ -234,7 +239,7 @@ def ratios_table(root: Path, metric: Metric) -> str:
     """Write adversarial over baseline at equal FLOPs and at equal steps; by val_mse the tuned ones too."""
     pairs = [(pair, equal) for equal in EQUAL for pair in ladder_pairs(root, equal)]
     if metric == VAL:
-        pairs += [(tuned_pair(root, equal), equal) for equal in EQUAL]
+        pairs += [(tuned_pair(root, equal)._replace(about=", each tuned"), equal) for equal in EQUAL]
     rows = [[pair.steps, equal, *(pair.ratio(metric, sampler) for sampler in SAMPLERS)] for pair, equal in pairs]
     samplers = ("plain sampler; seeds ahead", "IRED's sampler; seeds ahead")
     return markdown(rows, (f"{metric.column}, adversarial against baseline, steps", "equal", *samplers))
@@ -392,11 +397,11 @@ def answer_table(root: Path) -> str:
     )
     ladder = ladder_pairs(root, "FLOPs", PRIMARY)
     families["IRED's MLP, 20 × 20"] = (ladder[0], holm_family(ladder)[ladder[0], IRED].p_holm)
-    free = pair_at(root, "matrix-free-1200", "FLOPs")
+    free = free_pair(root, "FLOPs")
     families["`matrix-free`, 20 × 20"] = (free, holm_family([free])[free, IRED].p_holm)
     rows = []
     for energy, (pair, p) in families.items():
-        words = pair.verdict(IRED) + ("; not significant" if p and p > 0.05 else "")
+        words = pair.verdict(IRED) + ("; not significant by Holm's method" if p and p > 0.05 else "")
         rows.append([energy, pair.steps, *pair.means(*judged), pair.ratio(*judged), f"{p:.2g}" if p else "-", words])
     errors = ("error with", "without", "ratio [95%]; mining ahead in", "p")
     return markdown(rows, ("energy, matrices", "steps, with against without", *errors, "mining"))
@@ -408,7 +413,7 @@ def learned_table(root: Path) -> str:
     by_size = references.set_index(["rank", "strategy"])[[VAL.column, RECON.column]]
     small = sizes_pair(root, SIZES[0], "FLOPs", IRED)
     large = pair_at(root, "ladder", "FLOPs", steps=5_000)
-    free = pair_at(root, "matrix-free-1200", "FLOPs")
+    free = free_pair(root, "FLOPs")
     rows = [
         [name, *(f"{value:.3g}" for n in (SIZES[0], 20) for value in by_size.loc[n, name])]
         for name in ("zero matrix", "mean predictor", "linear regression")
@@ -426,8 +431,8 @@ def energies_table(root: Path) -> str:
         ("IRED's MLP", [pair_at(root, "ladder", equal, steps=steps) for equal in EQUAL]) for steps in (1_250, *PRIMARY)
     ]
     others = {
-        "IRED's MLP, each at its own rate": [tuned_pair(root, equal)._replace(about="") for equal in EQUAL],
-        "`matrix-free`": [pair_at(root, "matrix-free-1200", equal) for equal in EQUAL],
+        "IRED's MLP, each tuned": [tuned_pair(root, equal) for equal in EQUAL],
+        "`matrix-free`, each tuned": [free_pair(root, equal) for equal in EQUAL],
         "`matrix`": [pair_at(root, "matrix-cpu-1k", equal) for equal in EQUAL],
     }
     rows = []
@@ -471,17 +476,18 @@ def public_table(root: Path) -> str:
 
 
 def scaling_table(root: Path) -> str:
-    """Write whether the public runs are reproduced: by IRED's losses and samplers, and with their loss scale too."""
+    """Write the public runs' errors beside ours, with and without their loss scale."""
     theirs, rows = public_errors(root), []
     ours = read(root / "public-curves" / "loss-scaling.csv", "strategy", "loss_scale", step=int, innerloop=float)
     ours = ours.set_index(["strategy", "step", "loss_scale"])["innerloop"]
     for strategy, words in (("none", "without"), ("adversarial", "with")):
         for step in (1_000, 2_000):
-            logs = np.log(theirs[strategy, step])
-            half = stats.t.ppf(0.975, len(logs) - 1) * logs.std() * math.sqrt(1 + 1 / len(logs))
-            middle, low, high = np.exp([logs.mean(), logs.mean() - half, logs.mean() + half])
+            mean = geometric_mean(theirs[strategy, step])
+            wide = (mean.high / mean.mean) ** math.sqrt(mean.n + 1)  # of one more run, not of the mean
             found = [f"{ours[key]:.3f}" if (key := (strategy, step, used)) in ours else "" for used in ("yes", "no")]
-            rows.append([f"{step:,}", words, with_interval(middle, low, high, "{:.3f}"), *found])
+            rows.append(
+                [f"{step:,}", words, with_interval(mean.mean, mean.mean / wide, mean.mean * wide, "{:.3f}"), *found]
+            )
     public = "ten public runs [95% for one more]"
     return markdown(rows, ("steps", "mining", public, "ours, with their loss scale", "ours, without it"))
 
@@ -553,20 +559,20 @@ def scale_table(root: Path) -> str:
     return markdown(rows, ("strategy", "val_mse, plain", without, "val_mse, IRED's sampler", without))
 
 
-def free_table(root: Path) -> str:
+def free_table(root: Path, name: str, first: str) -> str:
     """Write a row per strategy and sampler of the energy that must learn what inversion is, with ratios to it."""
-    runs, rows = study(root, "matrix-free-1200"), []
-    seeds = runs.frame["seed"].nunique()
+    runs, rows = study(root, name), []
+    seeds, mined = runs.frame["seed"].nunique(), runs.only(ADVERSARIAL)
     for sampler in SAMPLERS:
         for strategy in runs.strategies:
-            row = [strategy, f"{runs.steps(strategy):,}", SAMPLER_WORDS[sampler]]
+            row = [strategy.replace(",", ", "), f"{runs.steps(strategy):,}", SAMPLER_WORDS[sampler]]
             for metric in METRICS:
                 mean = runs.mean(strategy, metric, sampler)
                 finite = "" if mean.n == seeds else f" ({mean.n} of {seeds} finite)"
-                row += [f"{mean.mean:.3g}{finite}", runs.effect(ADVERSARIAL, strategy, metric, sampler)]
+                row += [f"{mean.mean:.3g}{finite}", runs.effect(mined, strategy, metric, sampler)]
             rows.append(row)
     measured = [name for metric in METRICS for name in (metric.column, "adversarial over it [95%]")]
-    return markdown(rows, ("strategy", "steps", "sampler", *measured))
+    return markdown(rows, (first, "steps", "sampler", *measured))
 
 
 def free_means(root: Path) -> pd.DataFrame:
@@ -678,7 +684,8 @@ TABLES = {
         task_details_table,
         matrix_table,
         scale_table,
-        free_table,
+        partial(free_table, name="matrix-free-1200", first="strategy"),
+        partial(free_table, name="matrix-free-tuned", first="best setting"),
         free_curve_table,
     ),
     "docs/speed.md": (

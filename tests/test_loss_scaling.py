@@ -3,9 +3,11 @@
 from types import SimpleNamespace
 
 import pandas as pd
+import pytest
 import torch
 from torch import nn
 
+from diffusion_lib.system.errors import exit_status
 from experiments import loss_scaling
 from experiments.loss_scaling import DOUBLED_EVERY, FIRST_SCALE, clip_with_scale
 
@@ -44,10 +46,13 @@ def test_weights_are_those_of_torchs_scaler_whose_scaled_gradient_is_clipped(mon
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
 
 
-def test_the_command_writes_both_samplers_errors_and_continues(tmp_path, monkeypatch):
-    monkeypatch.setattr(loss_scaling, "EVERY", 1)
-    monkeypatch.setattr(loss_scaling, "EXAMPLES", 8)
-    for steps in (1, 2):
-        assert loss_scaling.main(["none", "--train-steps", str(steps), "--results", str(tmp_path)]) == 0
-    curves = pd.read_csv(tmp_path / "loss-scaling" / "curves.csv")
-    assert curves["step"].tolist() == [1, 2] and curves[["plain", "innerloop"]].notna().all(axis=None)
+def test_the_command_continues_its_run_and_refuses_what_is_not_allowed(tmp_path, capsys):
+    command = ["--mode", "none", "--results", str(tmp_path), "--train-steps"]
+    for steps in ("1", "2"):
+        assert loss_scaling.main([*command, steps]) == 0
+    curve = pd.read_csv(tmp_path / "loss-scaling" / "none-0" / "metrics.csv")
+    assert curve["step"].tolist() == [1, 2] and curve["val_mse"].notna().all()
+    for wrong, allowed in (("1", "step 2"), ("50001", "50000")):
+        with pytest.raises(SystemExit) as ended, exit_status():
+            loss_scaling.main([*command, wrong])
+        assert ended.value.code == 2 and allowed in capsys.readouterr().err.splitlines()[-1].replace(",", "")

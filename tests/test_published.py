@@ -117,7 +117,7 @@ def test_a_wrong_file_is_one_line_that_names_it(tmp_path, content):
         (lambda frame: frame.assign(value=-frame["value"]), "no val_mse has such a value"),
         (lambda frame: pd.concat([frame, frame.assign(value=1.0)]), "duplicate entries"),
         (lambda frame: frame[frame["metric"] != "val_mse"], "no val_mse"),
-        (lambda frame: frame[~frame["strategy"].str.startswith("adv")], "no run of adversarial under plain"),
+        (lambda frame: frame[~frame["strategy"].str.startswith("adv")], "of adversarial it has nothing"),
     ],
 )
 def test_runs_that_cannot_be_are_refused(tmp_path, change, message):
@@ -125,7 +125,7 @@ def test_runs_that_cannot_be_are_refused(tmp_path, change, message):
     shutil.copytree(tables.PUBLISHED / folder.name, folder)
     change(pd.read_csv(folder / "runs.csv")).to_csv(folder / "runs.csv", index=False)
     with pytest.raises(ConfigError, match=message):
-        tables.free_table(tmp_path)
+        tables.free_table(tmp_path, folder.name, "strategy")
 
 
 def test_a_missing_study_ends_the_command_with_status_2(tmp_path, monkeypatch, capsys):

@@ -94,10 +94,10 @@ def drawing(path: Path, size: tuple[float, float], rows: int = 1, columns: int =
             write_atomic(file, with_palette(buffer) if form == "png" else buffer.getvalue())
 
 
-def with_palette(png) -> bytes:
-    """The same picture in 256 colours, a third of the bytes, which repositories and pages hold."""
+def with_palette(image: Path | io.BytesIO) -> bytes:
+    """Return a PNG of it in 256 colours, which takes a third of the bytes."""
     buffer = io.BytesIO()
-    Image.open(png).convert("RGB").quantize(dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+    Image.open(image).convert("RGB").quantize(dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 
