@@ -17,6 +17,7 @@ from diffusion_lib.system.lock import RunLock
 from diffusion_lib.system.progress import Progress
 from diffusion_lib.system.signals import SIGNALS
 from diffusion_lib.tasks import matrix_references
+from experiments.analysis import figures
 from experiments.study.study import Strategy, Study, known_strategies
 from models import EBM, DiffusionWrapper
 
@@ -54,6 +55,7 @@ def signal_handlers():
 def cheap_report(monkeypatch):
     """A report with empty figures, and references fitted to few matrices: both take longer than a small study."""
     monkeypatch.setattr(Figure, "savefig", lambda *_, **__: None)
+    monkeypatch.setattr(figures, "with_palette", lambda _: b"")
     monkeypatch.setattr(matrix_references, "FIT_SAMPLES", 500)
     monkeypatch.setattr(matrix_references, "QUICK_FIT_SAMPLES", 500)
 
