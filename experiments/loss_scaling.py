@@ -27,8 +27,7 @@ import torch
 import train
 from diffusion_lib.system.arguments import Parser, directory, whole
 from diffusion_lib.system.environment import ROOT
-from diffusion_lib.system.errors import ConfigError, one_line_for_full_memory
-from diffusion_lib.system.lock import RunHeld
+from diffusion_lib.system.errors import one_line_for_full_memory
 from diffusion_lib.training import one_run
 
 FIRST_SCALE, DOUBLED_EVERY = 2.0**16, 2000  # torch.amp.GradScaler's defaults
@@ -74,8 +73,5 @@ def main(arguments=None) -> int:
     config = train.resolve(options)
     trainer = one_run.build_trainer(options, config, folder)
     clip_with_scale(trainer)
-    try:
-        one_run.train(trainer, options, config)
-    except RunHeld as error:
-        raise ConfigError(f"{folder} is {error}") from None
+    one_run.train(trainer, options, config)
     return 0

@@ -57,6 +57,11 @@ LADDER_BATCH, SIZES_BATCH = 128, 256
 LEVEL = 2  # at which the pages say what the energies rank
 
 
+def factor(found: Paired, digits: int = 2) -> str:
+    """Write a ratio with its interval."""
+    return "{0.ratio:.{1}f} times [{0.low:.{1}f}, {0.high:.{1}f}]".format(found, digits)
+
+
 def interval(pair: PublishedPair, sampler: str = IRED) -> str:
     """Write the interval of a pair's ratio of val_mse."""
     found = pair.compare(VAL, sampler)
@@ -103,7 +108,6 @@ def readme(root: Path) -> list[str]:
     public = public_errors(root)
     mined = public["adversarial", 35_000]
     others = VAL.compare(mined.to_numpy(), public["none", 98_000].reindex(mined.index).to_numpy())
-    public_words = f"{others.ratio:.3f} times [{others.low:.3f}, {others.high:.3f}]"
     return [
         f"with four times the steps mining still has {longer:.1f} times the error {interval(whole)}",
         f"{small.steps_with:,} training steps with mining leave {ratios['FLOPs']:.2f} times {intervals['FLOPs']} the "
@@ -115,14 +119,13 @@ def readme(root: Path) -> list[str]:
         f"4 × 4 matrices say the same ({times(smaller[0])} at equal FLOPs, {times(smaller[1])} at equal steps), and on "
         f"8 × 8 mining is behind at equal steps too ({times(in_step)} {interval(in_step)})",
         f"At IRED's own weight mining is {kinds_more(root)[ADVERSARIAL]}% behind at equal steps too",
-        f"which does learn to invert, has {free.ratio:.1f} times [{free.low:.1f}, {free.high:.1f}] the error with "
-        "mining at equal FLOPs",
+        f"which does learn to invert, has {factor(free, 1)} the error with mining at equal FLOPs",
         f"mining of {early.steps_with:,} steps has {early.compare(VAL, IRED).ratio:.2f} times the error of "
         f"{early.steps_without:,} without",
         "published one](results/published/sizes-6/runs.csv): {}, {} and {}.".format(*check),
         f"the baseline got {spent_more(large, 20, LADDER_BATCH)} more at 20 × 20, "
         f"{spent_more(pairs['FLOPs'], SIZES[0], SIZES_BATCH)} at 6 × 6",
-        f"of IRED's own setting say {public_words}",
+        f"of IRED's own setting say {factor(others, 3)}",
     ]
 
 
@@ -200,10 +203,8 @@ def sizes(root: Path) -> list[str]:
     return [
         f"on the harder matrices mining has {harder['FLOPs'].ratio:.2f} times the error at equal FLOPs and "
         f"{harder['steps'].ratio:.2f} times at equal steps",
-        "with 40 descents at each level it has {0.ratio:.2f} times [{0.low:.2f}, {0.high:.2f}] at equal FLOPs".format(
-            settled["FLOPs"]
-        ),
-        "{0.ratio:.2f} times [{0.low:.2f}, {0.high:.2f}] at equal steps (256 matrices)".format(settled["steps"]),
+        f"with 40 descents at each level it has {factor(settled['FLOPs'])} at equal FLOPs, and "
+        f"{factor(settled['steps'])} at equal steps (256 matrices)",
         "(recon_error {} and {}, answering zero {:.3g})".format(
             *by_recon, reference(root, SIZES[2], "zero matrix", RECON)
         ),
@@ -250,6 +251,7 @@ def energies(root: Path) -> list[str]:
     found = {equal: pair.compare(VAL, IRED) for equal, pair in pairs.items()}
     shorter, longer = (pairs[equal].values(VAL, IRED)[1] for equal in ("steps", "FLOPs"))
     gained = VAL.compare(shorter.to_numpy(), longer.reindex(shorter.index).to_numpy()).ratio
+    early, later = (pair_at(root, "ladder", "steps", steps=steps) for steps in BUDGETS[:2])
     large = pair_at(root, "ladder", "FLOPs", steps=5_000)
     off = large.runs.mean(large.other, RECON, IRED).mean / reference(root, 20, "zero matrix", RECON)
     means = free_means(root)
@@ -257,13 +259,11 @@ def energies(root: Path) -> list[str]:
     return [
         f"(recon_error {off:.1f} times that of answering zero)",
         f"in a trial twice the steps divide its error by {falls.min():.0f} to {falls.max():.0f}",
-        "{0.ratio:.1f} times [{0.low:.1f}, {0.high:.1f}] the error at equal FLOPs".format(found["FLOPs"]),
+        f"mining has {factor(found['FLOPs'], 1)} the error at equal FLOPs, and {factor(found['steps'])} at equal "
+        f"steps, undecided (by recon_error {factor(pairs['steps'].compare(RECON, IRED), 1)})",
         f"the longer run without mining has {gained:.1f} times less error than the shorter one",
-        "{0.ratio:.2f} times [{0.low:.2f}, {0.high:.2f}] at equal steps, undecided".format(found["steps"]),
-        "(by recon_error {0.ratio:.1f} times [{0.low:.1f}, {0.high:.1f}])".format(pairs["steps"].compare(RECON, IRED)),
-        "at one rate for all mining had {0.ratio:.1f} times [{0.low:.1f}, {0.high:.1f}]".format(
-            pair_at(root, "matrix-free-1200", "FLOPs").compare(VAL, IRED)
-        ),
+        f"at one rate for all mining had {factor(pair_at(root, 'matrix-free-1200', 'FLOPs').compare(VAL, IRED), 1)}",
+        f"at equal steps it is behind there ({times(early)}), ahead at 2,500 ({factor(later.compare(VAL, IRED))})",
     ]
 
 

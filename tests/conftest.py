@@ -51,11 +51,16 @@ def signal_handlers():
         signal.signal(number, handler)
 
 
+def leave_figures_empty(monkeypatch):
+    """Have figures written without being drawn, which takes the longest of a report."""
+    monkeypatch.setattr(Figure, "savefig", lambda *_, **__: None)
+    monkeypatch.setattr(figures, "with_palette", lambda _: b"")
+
+
 @pytest.fixture
 def cheap_report(monkeypatch):
     """A report with empty figures, and references fitted to few matrices: both take longer than a small study."""
-    monkeypatch.setattr(Figure, "savefig", lambda *_, **__: None)
-    monkeypatch.setattr(figures, "with_palette", lambda _: b"")
+    leave_figures_empty(monkeypatch)
     monkeypatch.setattr(matrix_references, "FIT_SAMPLES", 500)
     monkeypatch.setattr(matrix_references, "QUICK_FIT_SAMPLES", 500)
 

@@ -4,8 +4,7 @@ import csv
 import json
 
 import pytest
-from conftest import make_diffusion
-from matplotlib.figure import Figure
+from conftest import leave_figures_empty, make_diffusion
 from torch.utils.flop_counter import FlopCounterMode
 
 from dataset import TASKS, Inverse
@@ -16,7 +15,6 @@ from diffusion_lib.evaluation import EvaluationSet
 from diffusion_lib.flops import equal_compute_steps, example_flops, step_flops, train_flops
 from diffusion_lib.negatives import MiningConfig
 from diffusion_lib.run_folder import ended_runs
-from experiments.analysis import figures
 from experiments.matrix_inversion_mining_comparison import main
 from experiments.study import driver, timing
 from experiments.study.landscape import level_rows, wrong_answers
@@ -63,8 +61,7 @@ def study(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(timing, "WARM_UP", 0.0)
         patch.setattr(timing, "LIMIT", 0.0)
-        patch.setattr(Figure, "savefig", lambda *_, **__: None)  # which takes the longest
-        patch.setattr(figures, "with_palette", lambda _: b"")
+        leave_figures_empty(patch)
         assert main([*SMALL, "--name=it", f"--results={results}"]) == 0
     return results / "it"
 

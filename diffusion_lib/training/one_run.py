@@ -44,8 +44,6 @@ def execute(options, config: ExperimentConfig, folder: Path) -> int:
         # whose numbers a run's own evaluation.csv would not say
         print_errors(trainer, config, write=not (options.evaluate and (folder / "config.json").exists()))
         trainer.accelerator.wait_for_everyone()  # nobody leaves while another still talks to it
-    except RunHeld as error:
-        raise ConfigError(f"{trainer.results_folder} is {error}") from None
     finally:
         trainer.accelerator.end_training()
     return 0
@@ -113,12 +111,15 @@ def train(trainer: Trainer1D, options, config: ExperimentConfig):
         remedy = "Choose another --results-folder or the earlier values"
         prepare_folder(folder, recorded, trainer.device, remedy, data=describe_data(config, options.ood))
     lock = RunLock(folder, not options.no_lock) if accelerator.is_main_process else None
-    with lock or nullcontext():
-        if lock:
-            trainer.on_log, trainer.before_save = lock.note, lock.check
-        if trainer.checkpoint_path("last").exists():
-            trainer.load("last")
-        trainer.train()
+    try:
+        with lock or nullcontext():
+            if lock:
+                trainer.on_log, trainer.before_save = lock.note, lock.check
+            if trainer.checkpoint_path("last").exists():
+                trainer.load("last")
+            trainer.train()
+    except RunHeld as error:
+        raise ConfigError(f"{folder} is {error}") from None
 
 
 def print_errors(trainer: Trainer1D, config: ExperimentConfig, write: bool = True):
