@@ -19,7 +19,7 @@ from diffusion_lib.system.files import create_exclusively, json_text, read_json,
 from experiments.speed.timing import alternate
 
 STEPS = 24  # measured of each strategy
-WARM_UP, LIMIT = 0.5, 5.0  # seconds
+WARM_UP, LIMIT = 2.0, 20.0  # seconds; in 0.5 and 5 one ratio, the same each time, was found as 2.4 to 3.0
 
 
 def step_seconds(configs: dict[str, ExperimentConfig], device, threads: int, cuda_graph: bool) -> dict[str, float]:
