@@ -1,7 +1,7 @@
 """IRED's diffusion over energy models: noising, the training losses, the descent of the energy, the sampler."""
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import wraps
 from typing import Any, TypeVar
@@ -407,7 +407,7 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
         generator: torch.Generator | None = None,
         inner_steps: int | None = None,
         bound: float | None = None,
-        levels: Sequence[int] | None = None,
+        levels: Sequence[int] | int | None = None,
         return_traj: bool = False,
     ) -> torch.Tensor:
         """Sample solutions (B, *out_shape) (IRED, section 3.3): denoise level by level, and descend E at each.
@@ -417,7 +417,7 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
         start: the noise x_T (B, *out_shape); None: drawn from `generator`.
         inner_steps: descents at each level; None: the rules', or 0 without use_innerloop_opt.
         bound: largest magnitude of a solution's entry; None: the model's own.
-        levels: which of T-1 … 0 to visit, in this order; None: all.
+        levels: which of T-1 … 0 to visit, in this order, or one; None: all.
         return_traj: return what each level makes of it, (levels, B, *out_shape).
         Raises ConfigError for what is not allowed.
         """
@@ -440,7 +440,7 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
             raise ConfigError(f"start is {found}; allowed for these inputs: a tensor of {shape}")
         x = start.to(inp.dtype)
         known = list(reversed(range(self.num_timesteps)))
-        asked = known if levels is None else list(levels)
+        asked = known if levels is None else list(levels) if isinstance(levels, Iterable) else [levels]
         levels = [level for level in known if level in asked]
         if not levels or levels != asked:
             raise ConfigError(f"levels are {asked}; allowed: some of 0 to {known[0]}, in descending order")

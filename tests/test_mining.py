@@ -158,6 +158,7 @@ def test_a_diffusion_names_what_it_cannot_be_given(options, message):
         ({"bound": -1.0}, "bound is -1.0; allowed: a positive number"),
         ({"levels": [10]}, r"levels are \[10\]; allowed: some of 0 to 9"),
         ({"levels": []}, r"levels are \[\]"),
+        ({"levels": 0.5}, r"levels are \[0.5\]; allowed: some of 0 to 9"),
         ({"levels": range(10)}, "levels are .*, in descending order"),
         ({"levels": [1, 1]}, "levels are .*, in descending order"),
         ({"start": torch.ones(1, 9)}, r"start is \(1, 9\); allowed for these inputs: a tensor of \(4, 9\)"),

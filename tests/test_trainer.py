@@ -20,6 +20,7 @@ from torch.optim import Adam
 from dataset import Inverse
 from diffusion_lib.denoising_diffusion_pytorch_1d import Trainer1D
 from diffusion_lib.evaluation import EvaluationSet, sampler_metrics
+from diffusion_lib.negatives import MiningConfig
 from diffusion_lib.system import files
 from diffusion_lib.system.arguments import directory
 from diffusion_lib.system.errors import CheckpointError, ConfigError, Interrupted, NonFiniteLossError
@@ -333,6 +334,7 @@ def test_learning_rate_schedule(tmp_path):
         ({"train_lr": "1e-3"}, "train_lr is '1e-3'; allowed: a positive number"),
         ({"ema_decay": 2.0}, "ema_decay is 2.0; allowed: a number from 0, below 1"),
         ({"adam_betas": (0.9, 1)}, r"adam_betas\[1\] is 1; allowed: a number from 0, below 1"),
+        ({"adam_betas": 0.9}, r"adam_betas is \(0.9,\); allowed: two numbers"),
         ({"seed": "3"}, "seed is '3'; allowed: a whole number from 0"),
         ({"lr_schedule": "cosine"}, "lr_schedule is 'cosine'; allowed: a function of the step, or None"),
         ({"lr_schedule": lambda _: float("nan")}, "lr_schedule is nan at step 0; allowed: a number from 0"),
@@ -412,6 +414,9 @@ def test_what_is_set_on_a_trainer_counts_or_is_refused(tmp_path):
     advance(trainer, 1)
     moved = max((value - before[name]).abs().max() for name, value in weights(trainer.diffusion).items())
     assert 0 < moved < 1e-7
+    trainer.diffusion.mining = MiningConfig("independent")  # for which its batches hold no noise
+    with pytest.raises(ConfigError, match="make another trainer"):
+        trainer.train()
 
 
 def test_a_home_folder_is_found(tmp_path, monkeypatch):

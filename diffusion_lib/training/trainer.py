@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,7 +128,9 @@ class Trainer1D(ReleasedTrainerCalls):
         require_whole("seed", seed, 0)
         require_positive("train_lr", train_lr)
         require_fraction("ema_decay", ema_decay)
-        adam_betas = tuple(map(plain, adam_betas))
+        adam_betas = tuple(map(plain, adam_betas)) if isinstance(adam_betas, Iterable) else (adam_betas,)
+        if len(adam_betas) != 2:
+            raise ConfigError(f"adam_betas is {adam_betas}; allowed: two numbers")
         for i, beta in enumerate(adam_betas):
             require_fraction(f"adam_betas[{i}]", beta)
         if lr_schedule is not None and not callable(lr_schedule):
@@ -191,6 +193,7 @@ class Trainer1D(ReleasedTrainerCalls):
         self.share = share = Share(accelerator.process_index, accelerator.num_processes)
         self.draws = draws_numbers(diffusion_model, as_task(dataset), masked)
         options = {"masked": masked, "workers": data_workers or 0, **share._asdict()}
+        self.mining = diffusion_model.mining  # its batches are made for it
         self.first_contrast = diffusion_model.mining.first_contrast(train_num_steps)
         options["first_contrast"] = self.first_contrast
         self.stream = stream_of(diffusion_model, dataset, train_batch_size, seed, accelerator.device, **options)
@@ -335,8 +338,10 @@ class Trainer1D(ReleasedTrainerCalls):
         """Train to `train_num_steps` and return the rows of metrics.csv.
 
         A signal (SIGNALS) saves and raises Interrupted; a loss that is not finite raises NonFiniteLossError
-        before its update, with the last checkpoint as it was.
+        before its update, with the last checkpoint as it was. Raises ConfigError where the model's mining was changed.
         """
+        if self.diffusion.mining != self.mining:
+            raise ConfigError(f"the model's mining was {self.mining} when its trainer was made; make another trainer")
         if self.accelerator.log_with:
             start_tracker(self.accelerator, self.tracked_as)
         if self.evaluate_first:
