@@ -387,24 +387,36 @@ def kinds_table(root: Path, kinds: dict[str, str], header: tuple[str, str]) -> s
     return markdown(rows, (*header, "FLOPs", *ratios, "at equal steps"))
 
 
+JUDGED = ("error with", "without", "with over without [95%]; mining ahead in", "p", "mining")
+
+
+def judged(pair: PublishedPair, p: float | None) -> list[str]:
+    """Write the columns JUDGED of a pair under IRED's sampler, with Holm's p of a primary test."""
+    words = pair.verdict(IRED) + ("; not significant by Holm's method" if p and p > 0.05 else "")
+    return [*pair.means(VAL, IRED), pair.ratio(VAL, IRED), f"{p:.2g}" if p else "-", words]
+
+
 def answer_table(root: Path) -> str:
-    """Write what the README says first: at equal FLOPs, under IRED's sampler, with Holm's p of a primary test."""
-    judged = (VAL, IRED)
-    families = {f"IRED's MLP, {n} × {n}": (sizes_pair(root, n, "FLOPs", IRED), None) for n in sizes_run(root)}
-    families[f"IRED's MLP, {SIZES[0]} × {SIZES[0]}"] = (
-        sizes_pair(root, SIZES[0], "FLOPs", IRED),
-        sizes_primary(root)["FLOPs", IRED],
-    )
-    ladder = ladder_pairs(root, "FLOPs", PRIMARY)
-    families["IRED's MLP, 20 × 20"] = (ladder[0], holm_family(ladder)[ladder[0], IRED].p_holm)
-    free = free_pair(root, "FLOPs")
-    families["`matrix-free`, 20 × 20"] = (free, holm_family([free])[free, IRED].p_holm)
-    rows = []
-    for energy, (pair, p) in families.items():
-        words = pair.verdict(IRED) + ("; not significant by Holm's method" if p and p > 0.05 else "")
-        rows.append([energy, pair.steps, *pair.means(*judged), pair.ratio(*judged), f"{p:.2g}" if p else "-", words])
-    errors = ("error with", "without", "ratio [95%]; mining ahead in", "p")
-    return markdown(rows, ("energy, matrices", "steps, with against without", *errors, "mining"))
+    """Write what the README says first: the primary size by each account."""
+    pairs, primary = sizes_pairs(root, SIZES[0], IRED), sizes_primary(root)
+    rows = [
+        [equal, f"{pairs[equal].steps_without:,}", *judged(pairs[equal], primary.get((equal, IRED)))]
+        for equal in ACCOUNTS
+    ]
+    return markdown(rows, ("equal", "steps without", *JUDGED))
+
+
+def elsewhere_table(root: Path) -> str:
+    """Write what other sizes and another energy say at equal FLOPs."""
+    rows = [
+        [f"IRED's MLP, {n} × {n}", (pair := sizes_pair(root, n, "FLOPs", IRED)).steps, *judged(pair, None)]
+        for n in sizes_run(root)[1:]
+    ]
+    ladder, free = ladder_pairs(root, "FLOPs", PRIMARY), free_pair(root, "FLOPs")
+    families = {"IRED's MLP, 20 × 20": (ladder[0], ladder), "`matrix-free`, 20 × 20": (free, [free])}
+    for energy, (pair, family) in families.items():
+        rows.append([energy, pair.steps, *judged(pair, holm_family(family)[pair, IRED].p_holm)])
+    return markdown(rows, ("energy, matrices", "steps, with against without", *JUDGED))
 
 
 def learned_table(root: Path) -> str:
@@ -663,7 +675,7 @@ def sharing_table(root: Path) -> str:
 
 
 TABLES = {
-    "README.md": (answer_table, learned_table),
+    "README.md": (answer_table, elsewhere_table, learned_table),
     "docs/results.md": (
         sizes_table,
         partial(kinds_table, kinds=KINDS, header=("kind", "a wrong answer is")),
