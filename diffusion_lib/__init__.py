@@ -2,7 +2,9 @@
 
 import sys
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from diffusion_lib.system.registry import on_use
 
 if TYPE_CHECKING:
     from diffusion_lib.denoising_diffusion_pytorch_1d import GaussianDiffusion1D, Trainer1D
@@ -12,22 +14,20 @@ if TYPE_CHECKING:
 
 __all__ = ["EBM", "GaussianDiffusion1D", "MiningConfig", "Trainer1D", "load_model", "solve"]
 
-# Imported where they are asked for, since each brings torch.
-_HOMES = {
-    "EBM": "energies",
-    "GaussianDiffusion1D": "denoising_diffusion_pytorch_1d",
-    "MiningConfig": "negatives",
-    "Trainer1D": "denoising_diffusion_pytorch_1d",
-    "load_model": "inference",
-    "solve": "inference",
-}
-
 # Scripts written for this project's first version import these from here.
 for _name in ("environment", "errors", "files"):
     sys.modules[f"{__name__}.{_name}"] = globals()[_name] = import_module(f"{__name__}.system.{_name}")
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+# Imported where they are asked for, since each brings torch.
+__getattr__ = on_use(
+    __name__,
+    (
+        "denoising_diffusion_pytorch_1d.GaussianDiffusion1D",
+        "denoising_diffusion_pytorch_1d.Trainer1D",
+        "energies.EBM",
+        "inference.load_model",
+        "inference.solve",
+        "negatives.MiningConfig",
+    ),
+)

@@ -108,7 +108,7 @@ def check_model(config: ExperimentConfig):
     require_fitting_shapes(config, ebm, task)
     if config.rank != task.default_rank:  # by accident, 8 × 8 matrices have the size of a sudoku's 4 × 4 board
         try:
-            check_model(replace(config, rank=task.default_rank))
+            check_model(replace(config, rank=task.default_rank, precision="auto", compile="auto"))
         except ConfigError:
             raise ConfigError(_no_match(config, task)) from None
     require_product(config.precision, ebm)

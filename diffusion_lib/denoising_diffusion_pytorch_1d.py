@@ -228,7 +228,7 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
         nce_noise: the same of the contrastive loss, which its real and its wrong answers share. None: drawn here.
         candidates: the wrong answers (B, *out_shape). None: made by the mode.
         drawn: the mode's own normal noise (B, draws, *out_shape). None: drawn here.
-        torch.autocast has no effect: see diffusion_lib.precision.
+        torch.autocast has no effect: see diffusion_lib.system.defaults.
         Returns the mean loss and three numbers: the denoising and the contrastive loss, and the mean squared distance
         of the candidates from the solutions; the last two are -1 without a contrastive loss, as in the release.
         """

@@ -111,7 +111,7 @@ def sampler_metrics(
 ) -> dict:
     """Return the task's metrics, by name, of a sampler on an evaluation set; all nan where a sample is not finite.
 
-    sampler: one of SAMPLERS by name, a number of opt_steps at each level, or None for the model's own.
+    sampler: one of SAMPLERS by name, a number of descents at each level, or None for the model's own.
     levels: as in sample_loop.
     execute: whether to compute the metrics of Task.execute too, which take further samples.
     """
@@ -146,16 +146,16 @@ def summary(task, scores: dict[str, torch.Tensor]) -> dict[str, float]:
 
 
 @torch.no_grad()
-def energy_auc(diffusion, chosen: EvaluationSet, modes, batch_size=2048, share=Share()) -> dict[str, float]:
+def energy_auc(diffusion, chosen: EvaluationSet, modes) -> dict[str, float]:
     """Return by mode how often the real sample has a lower energy than the negative, which is made as in training.
 
-    It is the share over all levels and examples; nan for a model without an energy.
+    It is the share over all levels and examples; nothing for a model without an energy.
     modes: of 'random' and 'adversarial', the latter with IRED's two opt_steps whatever the model was trained with.
     """
     if not diffusion.model.ebm.has_energy:
-        return dict.fromkeys(modes, math.nan)
+        return {}
     ebm, wins = diffusion.model.ebm, {mode: [] for mode in modes}
-    for rows in chosen.batches(batch_size, share):
+    for rows in chosen.batches(2048):
         target, noise, mask = chosen.target[rows].float(), chosen.noise[rows], chosen.mask_of(rows)
         cond = ebm.condition(chosen.inp[rows], 0)
         for t in range(diffusion.num_timesteps):
@@ -164,4 +164,4 @@ def energy_auc(diffusion, chosen: EvaluationSet, modes, batch_size=2048, share=S
             for mode, won in wins.items():
                 fake = ebm.energy(cond, diffusion.negatives(cond, target, t, noise, MiningConfig(mode), mask))
                 won.append((real < fake).double() + 0.5 * (real == fake).double())
-    return {mode: share.gather(torch.cat(won)).mean().item() for mode, won in wins.items()}
+    return {mode: torch.cat(won).mean().item() for mode, won in wins.items()}

@@ -18,13 +18,9 @@ from diffusion_lib.config import ExperimentConfig, step_kind
 PUBLISHED_BATCH = 2048
 
 
-def step_flops(config: ExperimentConfig, batch_size: int, task=None) -> int:
-    """Count the FLOPs of a step of `config.mining`, forward and backward, on torch's meta device.
-
-    batch_size: examples in the step.
-    task: as in build_diffusion.
-    """
-    task = task or training_task(config)
+def step_flops(config: ExperimentConfig, batch_size: int) -> int:
+    """Count the FLOPs of a step of `batch_size` examples, forward and backward, on torch's meta device."""
+    task = training_task(config)
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         diffusion = build_diffusion(config, 0, task)
         inp, target = (torch.zeros(batch_size, *shape) for shape in (task.inp_shape, task.out_shape))
@@ -51,13 +47,8 @@ def train_flops(config: ExperimentConfig) -> int:
     early = config.mining.first_contrast(config.train_steps)
     examples = (config.train_steps - early) * example_flops(config)
     if early:
-        examples += early * example_flops(without_contrast(config))
+        examples += early * example_flops(config.change(mode="none", start=0.0))
     return round(examples * config.batch_size)
-
-
-def without_contrast(config: ExperimentConfig) -> ExperimentConfig:
-    """Return the configuration of the steps before the contrastive loss starts."""
-    return config.change(mode="none", start=0.0)
 
 
 def equal_compute_steps(config: ExperimentConfig, other: ExperimentConfig) -> int:

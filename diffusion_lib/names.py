@@ -1,6 +1,6 @@
 """The samplers and the evaluation sets, by the names of result.json and of all tables."""
 
-# By name, the opt_steps at each level under the rules of a task.
+# By name, the descents at each level, inner_steps, under the rules of a task.
 SAMPLERS = {"plain": lambda _rules: 0, "innerloop": lambda rules: rules.inner_steps}
 DIFFICULTIES = ("val", "ood")  # the sets of usual and of harder examples
 

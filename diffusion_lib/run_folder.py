@@ -225,15 +225,6 @@ def digest(folder: Path, result: dict) -> str:
     return hashlib.sha256(json.dumps([read_config(folder), result], sort_keys=True).encode()).hexdigest()
 
 
-def read_result(folder: Path) -> dict | None:
-    """Return a run's result for a report, or None; a result that cannot be trusted is named on stderr, once."""
-    try:
-        return trusted_result(folder)
-    except (ConfigError, OSError) as error:
-        say_once(f"left out: {error}")
-    return None
-
-
 def trusted_result(folder: Path) -> dict | None:
     """Return `ended_result`, for a run that belongs to its study.
 
@@ -269,5 +260,12 @@ def run_folders(study: Path) -> list[Path]:
 
 
 def ended_runs(study: Path) -> set[Path]:
-    """Return the folders of the runs whose result can be read."""
-    return {folder for folder in run_folders(study) if read_result(folder)}
+    """Return the folders of the runs that ended; one whose result cannot be trusted is named on stderr, once."""
+    ended = set()
+    for folder in run_folders(study):
+        try:
+            if trusted_result(folder):
+                ended.add(folder)
+        except (ConfigError, OSError) as error:
+            say_once(f"left out: {error}")
+    return ended

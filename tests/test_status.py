@@ -9,7 +9,7 @@ import pytest
 from conftest import DIVERGED, small_study
 
 from experiments.matrix_inversion_mining_comparison import main
-from experiments.study import run
+from experiments.study import landscape
 from experiments.study.status import duration, status_table
 
 
@@ -66,13 +66,13 @@ def test_status_and_what_other_runs_do_not_stop(mixed, holder, capsys):
 
 @pytest.mark.usefixtures("cheap_report")
 def test_a_run_whose_samples_are_not_finite_has_failed_and_the_report_comes_out(tmp_path, monkeypatch, capsys):
-    real = run.sampler_metrics
+    real = landscape.sampler_metrics
 
     def diverge(diffusion, *arguments, **options):
         metrics = real(diffusion, *arguments, **options)
         return dict.fromkeys(metrics, math.nan) if diffusion.mining.mode == "random" else metrics
 
-    monkeypatch.setattr(run, "sampler_metrics", diverge)
+    monkeypatch.setattr(landscape, "sampler_metrics", diverge)
     assert main(small_study(tmp_path, "--strategies", "baseline", "random", "--at-once", "1")) == 2
     said = capsys.readouterr()
     assert "failed: random seed 0: the samples of the plain sampler are not finite" in said.err

@@ -27,11 +27,6 @@ def connected(adjacency: torch.Tensor) -> torch.Tensor:
     return reached > 0
 
 
-def within(adjacency: torch.Tensor, steps: int) -> torch.Tensor:
-    """Return where there is a path of at most `steps` edges, (B, N, N) bool."""
-    return distances(adjacency, steps) <= steps
-
-
 def distances(adjacency: torch.Tensor, limit: int | None = None) -> torch.Tensor:
     """Count the edges of the shortest path from i to j, (B, N, N) int64; N + 1 where none has at most `limit`."""
     nodes = adjacency.shape[-1]

@@ -7,7 +7,7 @@ import torch
 from diffusion_lib.tasks.base import Rules, Task
 from diffusion_lib.tasks.corruption import FlippedPairs
 from diffusion_lib.tasks.encoding import half_as_large_again, signs
-from diffusion_lib.tasks.graph_algorithms import connected, nearest_neighbours, within
+from diffusion_lib.tasks.graph_algorithms import connected, distances, nearest_neighbours
 from diffusion_lib.tasks.metrics import classification_rates, confusion, off_diagonal
 
 
@@ -30,14 +30,7 @@ class PairTask(Task):
     def __init__(self, split: str, rank: int | None = None, ood: bool = False):
         super().__init__(split, rank, ood)
         self.size = half_as_large_again(self.rank) if ood else self.rank
-
-    @property
-    def inp_shape(self) -> tuple[int, ...]:
-        return (self.size, self.size, self.inp_dim)
-
-    @property
-    def out_shape(self) -> tuple[int, ...]:
-        return (self.size, self.size)
+        self.inp_shape, self.out_shape = (self.size, self.size, self.inp_dim), (self.size, self.size)
 
     def score(self, inp, target, prediction):
         """Return the shares of the entries by label and prediction, with the diagonal and without."""
@@ -81,8 +74,9 @@ class Connectivity(PairTask):
 
     def reference_predictions(self, inp, generator):
         """Predict every pair, and the pairs with a path of at most 1, 2, 4 or 6 edges."""
-        adjacency = inp[..., 0] > 0
-        near = {f"within {k}": signs(within(adjacency, k), inp.dtype) for k in (1, 2, 4, 6)}
+        apart = distances(inp[..., 0] > 0)
+        reached = apart <= self.size  # the others count as one more
+        near = {f"within {k}": signs(reached & (apart <= k), inp.dtype) for k in (1, 2, 4, 6)}
         return {"all connected": torch.ones_like(inp[..., 0]), **near}
 
 

@@ -1,5 +1,6 @@
 """Planning: a shortest path from a start to a goal in a directed graph of near neighbours (IRED, section 4.3)."""
 
+from dataclasses import replace
 from functools import lru_cache
 from typing import ClassVar
 
@@ -36,6 +37,7 @@ class PathTask(Task):
 
     least_rank, default_rank = 8, 20
     plan_steps: ClassVar[int]
+    axes: ClassVar[int]  # of a step: 1 where it names nodes, 2 where edges
     pool_size: ClassVar[dict[str, int]] = {"train": 90_000, "val": 10_000, "test": 10_000}
     metrics = (
         "first_step_shortens",
@@ -52,6 +54,8 @@ class PathTask(Task):
     def __init__(self, split: str, rank: int | None = None, ood: bool = False):
         super().__init__(split, rank, ood)
         self.size = self.rank + 5 if ood else self.rank
+        self.inp_shape = (self.size, self.size, self.inp_dim)
+        self.out_shape = (self.plan_steps, *[self.size] * self.axes, self.out_dim)
 
     def sample(self, batch_size, generator=None, device="cpu", dtype=torch.float32):
         pool = path_pool(self.size, self.split, self.pool_size[self.split], str(device))
@@ -157,28 +161,11 @@ class ShortestPath1D(PathTask):
     """
 
     model = "gnn-conv-1d-v2"
-    plan_steps = 8
+    plan_steps, axes = 8, 1
     inp_dim, out_dim = 4, 1
-    rules = Rules(
-        bound=1.0, candidate_bound=2.0, contrast_weight=0.5, entry_weights=plan_weights, corruption=ChangedStep(0)
-    )
-    released_rules = Rules(
-        bound=1.0,
-        candidate_bound=2.0,
-        level_bound=0.1,
-        contrast_weight=0.5,
-        entry_weights=plan_weights,
-        corruption=ChangedStep(0),
-    )
+    rules = Rules(bound=1.0, candidate_bound=2.0, entry_weights=plan_weights, corruption=ChangedStep(0))
+    released_rules = replace(rules, level_bound=0.1)
     recipe: ClassVar[dict] = {"batch_size": 512}
-
-    @property
-    def inp_shape(self):
-        return (self.size, self.size, 4)
-
-    @property
-    def out_shape(self):
-        return (self.plan_steps, self.size, 1)
 
     def encode(self, adjacency, start, path, dtype):
         path = padded(path, self.plan_steps)
@@ -218,18 +205,10 @@ class ShortestPath(PathTask):
     """
 
     model = "gnn-conv"
-    plan_steps = 16
+    plan_steps, axes = 16, 2
     inp_dim, out_dim = 2, 3
     rules = Rules(bound=1.0, candidate_bound=2.0, entry_weights=plan_weights, corruption=ChangedStep(2))
     released_rules = Rules(bound=1.0, candidate_bound=2.0, level_bound=0.1, entry_weights=plan_weights)
-
-    @property
-    def inp_shape(self):
-        return (self.size, self.size, 2)
-
-    @property
-    def out_shape(self):
-        return (self.plan_steps, self.size, self.size, 3)
 
     def encode(self, adjacency, start, path, dtype):
         path = padded(path, self.plan_steps)

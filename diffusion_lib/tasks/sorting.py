@@ -1,6 +1,7 @@
 """Sorting by swaps (IRED's release): each step puts the right number at the first misplaced place."""
 
 import math
+from typing import ClassVar
 
 import torch
 from einops import rearrange
@@ -24,6 +25,7 @@ class SortTask(Task):
     """
 
     least_rank, default_rank = 2, 10
+    axes: ClassVar[int]  # of a step: 1 where it names places, 2 where pairs of them
     metrics = ("array_accuracy", "element_accuracy", "first_action_accuracy")
     higher_is_better = frozenset(metrics)
 
@@ -32,6 +34,8 @@ class SortTask(Task):
         if self.rank > LARGEST:
             raise ConfigError(f"rank is {self.rank}; allowed: 2 to {LARGEST}, since a plan has {STEPS} swaps")
         self.size = min(half_as_large_again(self.rank), STEPS + 1) if ood else self.rank
+        array = (self.size,) * self.axes
+        self.inp_shape, self.out_shape = (*array, self.inp_dim), (STEPS, *array, self.out_dim)
 
     def sample(self, batch_size, generator=None, device="cpu", dtype=torch.float32):
         states, first, second = sorting_plans(unsorted(batch_size, self.size, generator, device))
@@ -70,16 +74,8 @@ class Sort(SortTask):
     """
 
     model = "gnn-conv"
-    inp_dim, out_dim = 6, 7
+    axes, inp_dim, out_dim = 2, 6, 7
     rules = Rules(bound=1.0, candidate_bound=2.0, corruption=ChangedStep(6))
-
-    @property
-    def inp_shape(self):
-        return (self.size, self.size, 6)
-
-    @property
-    def out_shape(self):
-        return (STEPS, self.size, self.size, 7)
 
     def encode(self, states, first, second, dtype):
         places = torch.arange(self.size, device=states.device).expand_as(states)
@@ -104,16 +100,8 @@ class Sort2(SortTask):
     """
 
     model = "gnn-conv-1d"
-    inp_dim, out_dim = 1, 3
+    axes, inp_dim, out_dim = 1, 1, 3
     rules = Rules(bound=1.0, candidate_bound=2.0, corruption=ChangedStep(1, 2))
-
-    @property
-    def inp_shape(self):
-        return (self.size, 1)
-
-    @property
-    def out_shape(self):
-        return (STEPS, self.size, 3)
 
     def encode(self, states, first, second, dtype):
         values = states.to(dtype) / self.size * 2 - 1

@@ -42,8 +42,6 @@ from experiments.study.study_file import DECLARATION, declare, read_study, unite
 from experiments.study.timing import read_step_times, step_seconds, write_step_times
 from experiments.study.workers import Outcome, delete_study, delete_tables, remove_leftovers, require_deletable, run_all
 
-# The settings that decide which model a run needs, and how much memory.
-MODEL_AND_MEMORY = ("dataset", "rank", "model", "batch_size", "evaluation_size", "diffusion_steps", "precision")
 TIMED_FLOPS = 3e10  # at most, of a step that --check times: a batch that takes more is timed by its first examples
 
 
@@ -312,11 +310,9 @@ def require_own_name(folder: Path, of_several: bool):
 
 
 def of_each_size(study: Study) -> list[ExperimentConfig]:
-    """Return one of the runs' configurations for each kind of model and memory, for checks that take a moment."""
-    found = {}
-    for each in study.variants().values():
-        found.setdefault(tuple(getattr(each.config, name) for name in MODEL_AND_MEMORY), each.config)
-    return list(found.values())
+    """Return a configuration of each kind of step and evaluation set, for checks that take a moment."""
+    configs = [each.config for each in study.variants().values()]
+    return list({(step_kind(config), config.evaluation_size): config for config in configs}.values())
 
 
 def check_here(command: Command, study: Study):

@@ -15,7 +15,7 @@ from diffusion_lib.names import DIFFICULTIES, column
 from diffusion_lib.negatives import MiningConfig, mined
 from diffusion_lib.seeds import seeded_generator
 
-INNER_STEPS = (0, 1, 5, 20, 40)  # opt_steps at each level of the sampler
+INNER_STEPS = (0, 1, 5, 20, 40)  # of the sampler, at each level
 INNER_STEP_PROBLEMS = 256  # of each difficulty, at most, behind a point over INNER_STEPS, which takes the longest
 MINED = ("random", "adversarial")  # modes of the negatives that are ranked
 DIFFICULTY_BINS = 10  # of equally many problems
@@ -78,7 +78,7 @@ def level_rows(diffusion, chosen: EvaluationSet, answers: dict[str, torch.Tensor
 
 
 def inner_step_rows(diffusion, val, ood) -> list[dict]:
-    """Return the metrics by opt_steps at each level of the sampler, and the size of the sets behind them."""
+    """Return the metrics by the sampler's inner_steps at each level, and the size of the sets behind them."""
     return [
         {"inner_steps": steps, **metrics_of_both(diffusion, val, ood, steps), "evaluation_size": val.size}
         for steps in (INNER_STEPS if diffusion.model.ebm.has_energy else (0,))

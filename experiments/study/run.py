@@ -6,9 +6,9 @@ from pathlib import Path
 from diffusion_lib.build import build_diffusion, describe_data, evaluation_tasks, set_step, training_task
 from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.denoising_diffusion_pytorch_1d import Trainer1D
-from diffusion_lib.evaluation import EvaluationSet, energy_auc, sampler_metrics, samplers_of
+from diffusion_lib.evaluation import EvaluationSet, energy_auc, samplers_of
 from diffusion_lib.flops import train_flops
-from diffusion_lib.names import DIFFICULTIES, SAMPLERS, column
+from diffusion_lib.names import SAMPLERS
 from diffusion_lib.precision import choose_products, denormals_flushed, float32_products
 from diffusion_lib.run_folder import (
     REMEDY,
@@ -24,12 +24,12 @@ from diffusion_lib.system.errors import NonFiniteLossError, one_line_for_full_me
 from diffusion_lib.system.files import read_json, write_json
 from diffusion_lib.system.lock import RunLock
 from diffusion_lib.system.memory import peak_memory_bytes, reset_peak_memory
-from experiments.study.landscape import diagnose
+from experiments.study.landscape import MINED, diagnose, first_rows, metrics_of_both
 
 CURVE_SIZE = 1024  # examples behind a point of the learning curve, and at most a quarter of the evaluation set
 CURVE_DESCENTS = 5 * CURVE_SIZE  # at most, at each level, behind a point of the inner loop: some energies take many
 AUC_SIZE = 4096  # examples behind energy_auc, at every level
-DIAGNOSED = 512  # matrices of each difficulty behind the diagnosis, and at most a sixteenth of the evaluation set
+DIAGNOSED = 512  # problems of each difficulty behind the diagnosis, and at most a sixteenth of the evaluation set
 LONG_DESCENTS = (20, 40)  # inner_steps of samplers that only the diagnosis affords
 
 
@@ -133,7 +133,7 @@ def train_and_evaluate(trainer: Trainer1D, config: ExperimentConfig) -> dict:
     diffusion = trainer.ema.ema_model
     say(f"{trainer.label}: trained; its metrics on {config.evaluation_size} problems of each difficulty")
     with float32_products(diffusion):
-        samplers = evaluate_run(diffusion, config, trainer.share)
+        samplers = evaluate_run(diffusion, config)
     reason = not_finite(samplers)
     if reason:  # the weights are finite, but not what is sampled with them
         return result | {"status": "failed", "reason": reason}
@@ -149,14 +149,13 @@ def train_and_evaluate(trainer: Trainer1D, config: ExperimentConfig) -> dict:
 
 
 def not_finite(samplers: dict[str, dict]) -> str:
-    """Return what is not finite among the metrics, or "". A single nan, undefined on this set, is left out instead."""
+    """Return what is not finite among the metrics, or "". Where all samples' are nan, only the energy's are here."""
     for sampler, metrics in samplers.items():
         for name, value in metrics.items():
             if math.isinf(value):
                 return f"{name} of the {sampler} sampler is {value}"
-        if all(math.isnan(value) for name, value in metrics.items() if not name.startswith("energy_auc")):
+        if all(name.startswith("energy_auc") for name in metrics):
             return f"the samples of the {sampler} sampler are not finite"
-        samplers[sampler] = {name: value for name, value in metrics.items() if not math.isnan(value)}
     return ""
 
 
@@ -200,18 +199,9 @@ def evaluation_sets(config: ExperimentConfig, size: int, device) -> tuple[Evalua
     return EvaluationSet(val, size, device), EvaluationSet(ood, size, device)
 
 
-def evaluate_run(diffusion, config: ExperimentConfig, share) -> dict[str, dict]:
+def evaluate_run(diffusion, config: ExperimentConfig) -> dict[str, dict]:
     """Return the metrics that result.json holds, by sampler, on the fixed sets."""
-    device = diffusion.betas.device
-    val, ood = evaluation_sets(config, config.evaluation_size, device)
-    small, _ = evaluation_sets(config, min(AUC_SIZE, config.evaluation_size), device)
-    found = energy_auc(diffusion, small, ("random", "adversarial"), share=share)
-    auc = {f"energy_auc_{mode}": value for mode, value in found.items()}
-    samplers = {}
-    for name in samplers_of(diffusion):
-        samplers[name] = {
-            column(difficulty, metric): value
-            for difficulty, chosen in zip(DIFFICULTIES, (val, ood), strict=True)
-            for metric, value in sampler_metrics(diffusion, chosen, name, share=share, execute=True).items()
-        } | auc
-    return samplers
+    val, ood = evaluation_sets(config, config.evaluation_size, diffusion.betas.device)
+    ranked = energy_auc(diffusion, first_rows(val, AUC_SIZE), MINED)
+    auc = {f"energy_auc_{mode}": share for mode, share in ranked.items()}
+    return {name: metrics_of_both(diffusion, val, ood, name, execute=True) | auc for name in samplers_of(diffusion)}
