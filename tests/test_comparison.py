@@ -157,8 +157,13 @@ def test_another_configuration_is_refused_with_the_keys_named(finished):
         ),
         (("--model", "gnn"), "out_dim is 400; allowed for GraphEBM: 1"),
         (("--model", "matrix", "--precision", "bf16"), "precision is 'bf16', which MatrixEBM has not"),
+        (("--model", "matrix", "--precision", "bf16", "--rank", "3"), "precision is 'bf16', which MatrixEBM has not"),
+        (
+            ("--strategies", "baseline", "--model=mlp-reverse", "--precision=bf16", "--vary", "compile=off,on"),
+            "compile is 'on', which MLPReverse has not",
+        ),
     ],
-    ids=["corrupt", "no energy", "model", "precision"],
+    ids=["corrupt", "no energy", "model", "precision", "precision at a size", "varied"],
 )
 def test_what_cannot_be_trained_is_refused_before_anything_is_written(words, message, check, tmp_path):
     with pytest.raises(ConfigError, match=message):

@@ -164,6 +164,12 @@ def test_reachable_within_a_few_steps(rank, ood, expected):
     assert everything["balanced_accuracy"] == 0.5
 
 
+def test_nodes_without_a_path_are_within_no_number_of_steps():
+    inp = torch.tensor([[1.0, -1.0], [-1.0, 1.0]])[None, ..., None]  # two nodes, no edge but to themselves
+    guesses = Connectivity2("val", 2).reference_predictions(inp, None)
+    assert all(torch.equal(guesses[f"within {k}"], inp[..., 0]) for k in (1, 2, 4, 6))
+
+
 @pytest.mark.parametrize(("rank", "ood", "expected"), [(20, False, 0.729), (20, True, 0.73), (15, False, 0.62)])
 def test_a_random_successor_scores_by_chance(rank, ood, expected):
     task = ShortestPath1D("val", rank, ood)
