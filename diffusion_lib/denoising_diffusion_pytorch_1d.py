@@ -19,7 +19,7 @@ from diffusion_lib.schedule import cosine_beta_schedule, schedule_buffers
 from diffusion_lib.system.checks import plain, require_positive, require_truth, require_whole, with_plain_numbers
 from diffusion_lib.system.defaults import torchs_defaults, usable, without_autocast
 from diffusion_lib.system.errors import ConfigError
-from diffusion_lib.tasks.base import Rules
+from diffusion_lib.tasks.base import Rules, require_like
 from diffusion_lib.training.trainer import Trainer1D
 
 __all__ = ["GaussianDiffusion1D", "Trainer1D"]
@@ -58,14 +58,6 @@ def require_possible(energy, rules, mode: str, use_innerloop_opt: bool = False):
     needs, words = declared(mode).needs or (None, "")
     if needs and getattr(rules, needs) is None:
         raise ConfigError(f"mining mode is {mode!r}, and this task has no {words} of its own")
-
-
-def require_like(x_start, made, mode: str):
-    """Raise ConfigError for candidates of another shape or type than the solutions: they would be broadcast."""
-    wanted = (tuple(x_start.shape), x_start.dtype)
-    found = (tuple(made.shape), made.dtype) if isinstance(made, torch.Tensor) else type(made).__name__
-    if found != wanted:
-        raise ConfigError(f"the mode {mode!r} returns {found}; allowed: a tensor of {wanted}, as x_start is")
 
 
 @with_plain_numbers
@@ -304,8 +296,9 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
         bound = self.bound if self.rules.candidate_bound is None else self.rules.candidate_bound
         own = (self._drawn(x_start, drawn, mining),) if mining.draws() else ()
         # copies, since the real sample is made of the same tensors, which a mode may change in place
-        made = MODES[mining.mode](self, cond, x_start.clone(), t, noise.clone(), mining, given, *own)
-        require_like(x_start, made, mining.mode)
+        level = t if isinstance(t, int) else t.clone()
+        made = MODES[mining.mode](self, cond, x_start.clone(), level, noise.clone(), mining, given, *own)
+        require_like(x_start, made, f"the mode {mining.mode!r}")
         return made.clamp(-bound, bound)
 
     def _drawn(self, x_start, drawn, mining=None):
@@ -430,7 +423,7 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
             found = tuple(inp.shape) if isinstance(inp, torch.Tensor) else type(inp).__name__
             raise ConfigError(f"inp is {found}; allowed: a tensor of inputs, the number of them first")
         inp, mask, start = map(usable, (inp, mask, start))
-        inp = inp.to(self.betas.dtype)
+        inp = inp.to(self.betas.dtype, copy=True)  # an energy's condition may change it in place
         level_bound = bound if self.rules.level_bound is None else self.rules.level_bound
         shape = tuple(self.model.ebm.solution_shape(inp))
         if start is None:
@@ -439,6 +432,9 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
         if found != shape:
             raise ConfigError(f"start is {found}; allowed for these inputs: a tensor of {shape}")
         x = start.to(inp.dtype)
+        if mask is not None and not (isinstance(mask, torch.Tensor) and tuple(mask.shape) == shape):
+            found = tuple(mask.shape) if isinstance(mask, torch.Tensor) else type(mask).__name__
+            raise ConfigError(f"mask is {found}; allowed for these inputs: a tensor of {shape}, of 0 and 1")
         known = list(reversed(range(self.num_timesteps)))
         asked = known if levels is None else list(levels) if isinstance(levels, Iterable) else [levels]
         levels = [level for level in known if level in asked]

@@ -21,7 +21,7 @@ from diffusion_lib.denoising_diffusion_pytorch_1d import GaussianDiffusion1D
 from diffusion_lib.names import SAMPLERS
 from diffusion_lib.precision import float32_products
 from diffusion_lib.seeds import seeded_generator
-from diffusion_lib.system.checks import plain, require_whole
+from diffusion_lib.system.checks import plain, require_truth, require_whole
 from diffusion_lib.system.defaults import torchs_defaults
 from diffusion_lib.system.device import chosen_device
 from diffusion_lib.system.errors import ConfigError
@@ -97,6 +97,7 @@ def solve(
     if not isinstance(task, Inverse):
         what = f"was trained on {type(task).__name__}" if task else "does not say its task: it is not of load_model"
         raise ConfigError(f"the model {what}; allowed: one trained on Inverse (others have model.sample(inp))")
+    require_truth("innerloop", innerloop)
     batch_size, seed = plain(batch_size), plain(seed)
     require_whole("batch_size", batch_size)
     require_whole("seed", seed, 0)

@@ -47,6 +47,7 @@ RECORDED = ("mode", "opt_steps", "scale_factor", "noise_scale", "weight", "corru
 
 # By mode, the function that makes the candidates. `none` has no contrastive term, and does no work for one.
 MODES = {"none": None}
+BUILT_IN: set[str] = set()  # filled below
 
 
 class Declared(NamedTuple):
@@ -87,6 +88,8 @@ def mode(name: str, uses=(), draws: int | Callable = 0, needs: tuple[str, str] |
         require_allowed(each, each.default, LARGEST, LARGEST)
 
     def declare(make):
+        if name in BUILT_IN:
+            raise ConfigError(f"the mode {name!r} is one of the project's own; allowed: another name")
         earlier = declared(name).own if name in MODES else {}  # a notebook's cell may run again
         taken = [key for key in own if key in mining_settings() and key not in earlier]
         if taken:
@@ -212,6 +215,8 @@ def other_levels(t, drawn, num_timesteps: int):
     further = (_uniform(drawn) * (num_timesteps - 1)).long().clamp(max=num_timesteps - 2)
     return (t + 1 + further) % num_timesteps
 
+
+BUILT_IN.update(MODES)
 
 # Of keys that look like one of a mining config: what to write.
 INSTEAD = {

@@ -13,6 +13,7 @@ from conftest import assert_same_weights, make_diffusion, make_trainer, weights
 import train
 from dataset import Inverse
 from diffusion_lib.config import configure, current, setting_names
+from diffusion_lib.denoising_diffusion_pytorch_1d import Trainer1D
 from diffusion_lib.negatives import MODES, MiningConfig, mode
 from diffusion_lib.run_folder import differences
 from diffusion_lib.system.checks import setting
@@ -204,13 +205,35 @@ def test_candidates_unlike_the_solutions_are_named(other, returned):
 
 
 def test_what_it_changes_in_place_is_its_own(other):
-    def flipped(_diffusion, _cond, x_start, _t, noise, *_):
+    def flipped(_diffusion, _cond, x_start, t, noise, *_):
         noise.zero_()
+        t.zero_()
         return x_start.neg_()
 
-    diffusion, target, noise = other(flipped), torch.rand(8, 9), torch.randn(8, 9)
-    _, (_, _, distance) = diffusion(torch.randn(8, 9), target, nce_noise=noise)
+    diffusion, target, noise, t = other(flipped), torch.rand(8, 9), torch.randn(8, 9), torch.full((8,), 5)
+    _, (_, _, distance) = diffusion(torch.randn(8, 9), target, t=t, nce_noise=noise)
     assert distance.item() == pytest.approx(4 * target.square().mean().item()) and noise.any() and (target >= 0).all()
+    assert (t == 5).all()
+
+
+def test_one_that_leaves_gradients_in_the_weights_is_refused(other, tmp_path):
+    def descended(diffusion, cond, x_start, _t, _noise, *_):
+        with torch.enable_grad():
+            z = x_start.detach().requires_grad_()
+            diffusion.model.ebm.energy(cond, z).sum().backward()
+        return (z - z.grad).detach()
+
+    with pytest.raises(ConfigError, match=r"'other' calls backward\(\), which spoils .*; use torch.autograd.grad"):
+        Trainer1D(other(descended), Inverse("train", 3), device="cpu", results_folder=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_name_of_one_of_the_projects_own_is_refused():
+    before = MODES["mixed"]
+    for name in ("mixed", "none"):
+        with pytest.raises(ConfigError, match=f"the mode '{name}' is one of the project's own; allowed: another name"):
+            mode(name)(lambda *_: None)
+    assert MODES["mixed"] is before and MODES["none"] is None
 
 
 def test_a_name_is_declared_once():

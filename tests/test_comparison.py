@@ -20,6 +20,7 @@ from scipy.stats import gmean
 from diffusion_lib.config import parse_seeds
 from diffusion_lib.precision import choose_products
 from diffusion_lib.system.errors import ConfigError, exit_status
+from experiments.analysis.runs import read_curve
 from experiments.analysis.tables import load_results
 from experiments.analysis.verdict import RULE
 from experiments.matrix_inversion_mining_comparison import main
@@ -172,7 +173,7 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(words, mes
 
 
 @pytest.mark.usefixtures("cheap_report")
-def test_a_published_study_that_is_run_again_says_by_what(tmp_path):
+def test_a_published_study_that_is_run_again_says_by_what(tmp_path, capsys):
     """Its runs were not published, so they are made anew, by this version on this machine."""
     arguments = [str(x) for x in command(tmp_path, "--train-steps", 4, "--strategies", "baseline", "--name", "it")[2:]]
     recorded = tmp_path / "it" / "config.json"
@@ -180,7 +181,11 @@ def test_a_published_study_that_is_run_again_says_by_what(tmp_path):
     published = json.loads(recorded.read_text())
     published["environment"]["commit"] = "000000000000"
     recorded.write_text(json.dumps(published))
+    run = tmp_path / "it/runs/baseline/seed-0/config.json"
+    run.write_text(run.read_text().replace(json.loads(run.read_text())["environment"]["commit"], "c0ffee+12345678"))
     assert main(arguments) == 0
+    said = "kept: 1 of these runs are of commit c0ffee+12345678, not this one; --fresh trains them anew"
+    assert said in capsys.readouterr().err
     assert json.loads(recorded.read_text()) == published
     shutil.rmtree(tmp_path / "it" / "runs")
     with pytest.raises(ConfigError, match="made by another configuration: rank"):
@@ -190,6 +195,16 @@ def test_a_published_study_that_is_run_again_says_by_what(tmp_path):
     assert "commit 000000000000" not in (tmp_path / "it" / "report.md").read_text()
     made = json.loads((tmp_path / "it/runs/baseline/seed-0/config.json").read_text())["environment"]
     assert set(load_results(tmp_path / "it")[1]["commit"]) == {made["commit"]}
+
+
+def test_a_cut_learning_curve_is_left_out_and_named(finished, tmp_path, capsys):
+    shutil.copytree(finished[0] / "small", tmp_path / "small")
+    path = tmp_path / "small/runs/baseline/seed-0/metrics.csv"
+    whole = read_curve(tmp_path / "small", "baseline", "loss")
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    curve = read_curve(tmp_path / "small", "baseline", "loss")
+    assert [*curve] == [name for name in whole if name != "seed-0"] and len(curve) == len(whole)
+    assert f"left out of the learning curves: {path} does not reach step" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("cheap_report")

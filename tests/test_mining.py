@@ -163,6 +163,8 @@ def test_a_diffusion_names_what_it_cannot_be_given(options, message):
         ({"levels": [1, 1]}, "levels are .*, in descending order"),
         ({"start": torch.ones(1, 9)}, r"start is \(1, 9\); allowed for these inputs: a tensor of \(4, 9\)"),
         ({"start": [[1.0] * 9] * 4}, "start is list; allowed"),
+        ({"mask": torch.ones(4, 5)}, r"mask is \(4, 5\); allowed for these inputs: a tensor of \(4, 9\), of 0 and 1"),
+        ({"mask": np.ones((4, 9))}, "mask is ndarray; allowed"),
     ],
 )
 def test_a_sampler_names_what_it_cannot_be_given(options, message):

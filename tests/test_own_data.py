@@ -164,5 +164,16 @@ def test_a_validation_set_that_is_not_finite_is_refused(tmp_path):
         item_trainer(tmp_path, ones, validation_dataset=Items(lambda _: (ONES, ONES * np.nan)))
 
 
+def test_validation_data_are_looked_at_as_those_of_training_are(tmp_path):
+    with pytest.warns(UserWarning, match="solutions of Items reach 9, and samples are cut"):
+        item_trainer(tmp_path, ones, validation_dataset=Items(lambda _: (ONES, 9 * ONES)))
+    with pytest.raises(ConfigError, match="curve_samplers need a validation_dataset"):
+        item_trainer(tmp_path, ones, curve_samplers={"plain": 64})
+    masked = Items(lambda _: (ONES, ONES, ONES))
+    with pytest.raises(ConfigError, match="Items differs from the training data in having a mask; allowed: in both"):
+        item_trainer(tmp_path, ones, validation_dataset=masked)
+    item_trainer(tmp_path, ones, validation_dataset=masked, cond_mask=False)
+
+
 def ones(_index):
     return ONES, ONES

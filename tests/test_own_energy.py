@@ -46,6 +46,52 @@ def test_an_energy_of_ones_own_that_is_none_is_named(tmp_path, change, message):
     assert not (tmp_path / "run").exists()
 
 
+class Detached(OwnEnergy):
+    """The gradient of a step, without its own graph: a forgotten create_graph."""
+
+    def gradient(self, cond, x):
+        return super().gradient(cond, x).detach()
+
+
+class Closed(OwnEnergy):
+    """A function of the constructor holds the weights, which a copy of the energy would not have."""
+
+    def __init__(self, change):
+        super().__init__(change)
+        self.predict = lambda inp: self.linear(inp)
+
+    def condition(self, inp, t):
+        return self.predict(inp)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (Detached, "Detached's gradient does not depend on its trained weights"),
+        (Closed, "a copy of Closed uses the original's weights"),
+    ],
+)
+@pytest.mark.parametrize("mode", ["none", "random"])
+def test_an_energy_that_would_train_amiss_in_silence_is_refused(tmp_path, kind, message, mode):
+    own = kind(lambda squares: squares.sum(1))
+    diffusion = GaussianDiffusion1D(own, timesteps=10, bound=2.0, mining_config={"mode": mode})
+    with pytest.raises(ConfigError, match=message):
+        Trainer1D(diffusion, Inverse("train", 3), device="cpu", results_folder=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_energy_that_changes_its_input_leaves_the_callers_as_it_was():
+    class Shifting(OwnEnergy):
+        def condition(self, inp, t):
+            inp -= 0.5
+            return self.linear(inp)
+
+    own, inp = Shifting(lambda squares: squares.sum(1)), torch.rand(4, 9)
+    before = inp.clone()
+    GaussianDiffusion1D(own, timesteps=10, mining_config={"mode": "none"}).sample(inp)
+    assert torch.equal(inp, before)
+
+
 class Dropping(OwnEnergy):
     """An energy with dropout of its own, made by `drop`."""
 

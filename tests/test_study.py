@@ -272,6 +272,8 @@ def test_values_are_checked_beside_the_others_of_their_file(tmp_path):
         with pytest.raises(ConfigError, match="compile is 'on', which needs precision 'bf16'"):
             parse_command("", ["--study", str(write(tmp_path / "a.toml", text))])
     parse_command("", ["--precision", "bf16", "--vary", "compile=off,on"])
+    with pytest.raises(ConfigError, match="vary has opt_steps, which baseline and random do not use"):
+        parse_command("", ["--strategies", "baseline", "random", "--vary", "opt_steps=1,2"])
 
 
 def test_a_new_strategy_renumbers_no_run(tmp_path):

@@ -339,7 +339,9 @@ def test_learning_rate_schedule(tmp_path):
         ({"lr_schedule": "cosine"}, "lr_schedule is 'cosine'; allowed: a function of the step, or None"),
         ({"lr_schedule": lambda _: float("nan")}, "lr_schedule is nan at step 0; allowed: a number from 0"),
         ({"device": "tpu"}, "device is 'tpu'; allowed: cpu, cuda"),
+        ({"lr_schedule": lambda _: None}, "lr_schedule is None at step 0; allowed: a number from 0"),
         ({"cond_mask": True}, "cond_mask is True; this task has no mask"),
+        ({"curve_samplers": ["plain"]}, "curve_samplers is list; allowed: a dict by name, or None"),
         ({"curve_samplers": {"ddim": 4}}, "curve_samplers has 'ddim'; allowed: plain, innerloop"),
         ({"curve_samplers": {"plain": 0}}, r"curve_samplers\['plain'\] is 0; allowed: a whole number from 1"),
         ({"cond_mask": "False"}, "cond_mask is 'False'; allowed: True or False"),
@@ -417,6 +419,17 @@ def test_what_is_set_on_a_trainer_counts_or_is_refused(tmp_path):
     trainer.diffusion.mining = MiningConfig("independent")  # for which its batches hold no noise
     with pytest.raises(ConfigError, match="make another trainer"):
         trainer.train()
+
+
+def test_a_training_in_the_folder_of_another_says_what_it_replaces(tmp_path):
+    make_trainer(tmp_path).train()
+    with pytest.warns(UserWarning, match="last.pt is of another training, which this one replaces"):
+        make_trainer(tmp_path).train()
+    again = make_trainer(tmp_path)
+    again.load("last")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again.train()
 
 
 def test_a_home_folder_is_found(tmp_path, monkeypatch):

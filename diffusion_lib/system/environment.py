@@ -1,5 +1,6 @@
 """What a result was made with: versions, commit, hardware, command."""
 
+import hashlib
 import os
 import platform
 import shlex
@@ -22,7 +23,7 @@ PACKAGES = ("torch", "numpy", "einops", "accelerate", "ema-pytorch", "tqdm", "ta
 
 
 def environment(device: "torch.device", at_once: int = 1) -> dict:
-    """Return versions, commit (with '+' where files differ from it), hardware and command, for config.json.
+    """Return versions, commit, hardware and command, for config.json.
 
     device: `gpu` is None where this is the CPU, whatever the machine has.
     at_once: the runs that the command trains at the same time.
@@ -53,14 +54,18 @@ def installed(package: str) -> str:
 
 
 def commit() -> str:
-    """Return the checkout's commit; 'unknown' outside a checkout, even where that lies in another repository."""
-    try:
-        if Path(_git("rev-parse", "--show-toplevel")).resolve() != ROOT:
-            return "unknown"
-        head = _git("rev-parse", "--short=12", "HEAD")
-        return head + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+    """Return the checkout's commit; where files differ from it, with + and a digest of the package's code.
+
+    Outside a checkout, even where that lies in another repository, it is unknown+DIGEST.
+    """
+    head = "unknown"
+    with suppress(OSError, subprocess.CalledProcessError):
+        if Path(_git("rev-parse", "--show-toplevel")).resolve() == ROOT:
+            head = _git("rev-parse", "--short=12", "HEAD")
+            if not _git("status", "--porcelain", "--untracked-files=no"):
+                return head
+    code = hashlib.sha256(b"".join(path.read_bytes() for path in sorted((ROOT / "diffusion_lib").rglob("*.py"))))
+    return f"{head}+{code.hexdigest()[:8]}"
 
 
 def _git(*arguments):

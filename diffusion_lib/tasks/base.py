@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import Dataset, default_collate
 
 from diffusion_lib.seeds import global_generators, seeded_generator
-from diffusion_lib.system.checks import require_whole, with_plain_numbers
+from diffusion_lib.system.checks import require_positive, require_whole, with_plain_numbers
 from diffusion_lib.system.errors import ConfigError, first_line
 
 SPLITS = ("train", "val", "test")
@@ -36,7 +36,18 @@ class Corruption:
         raise NotImplementedError
 
     def __call__(self, target, generator=None, released: bool = False, mask=None) -> torch.Tensor:
-        return self.apply(target, *self.draw(target, generator), released=released, mask=mask)
+        draws = self.draw(target, generator)
+        made = self.apply(target.clone(), *draws, released=released, mask=mask)  # which may change it in place
+        require_like(target, made, type(self).__name__)
+        return made
+
+
+def require_like(x_start, made, maker: str):
+    """Raise ConfigError for candidates of another shape or type than the solutions: they would be broadcast."""
+    wanted = (tuple(x_start.shape), x_start.dtype)
+    found = (tuple(made.shape), made.dtype) if isinstance(made, torch.Tensor) else type(made).__name__
+    if found != wanted:
+        raise ConfigError(f"{maker} returns {found}; allowed: a tensor of {wanted}, as x_start is")
 
 
 @with_plain_numbers
@@ -63,6 +74,11 @@ class Rules:
     entry_weights: Callable[[torch.Tensor], torch.Tensor] | None = None
     corruption: Corruption | None = None
     near: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor] | None = None
+
+    def __post_init__(self):
+        for name in ("bound", "candidate_bound", "level_bound", "contrast_weight"):
+            if getattr(self, name) is not None:
+                require_positive(name, getattr(self, name))
 
 
 @with_plain_numbers

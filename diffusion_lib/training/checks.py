@@ -6,6 +6,7 @@ from copy import deepcopy
 import torch
 
 from diffusion_lib.energies import EnergyModel
+from diffusion_lib.evaluation import summary
 from diffusion_lib.seeds import seeded_generator
 from diffusion_lib.system.errors import ConfigError, first_line
 from diffusion_lib.tasks.base import ItemTask, mask_of, name_of, require_finite
@@ -58,16 +59,43 @@ def require_fitting(diffusion, task):
             raise ConfigError(f"{type(ebm).__name__}.energy returns {found} for two examples; allowed: (2,)")
 
 
-def draws_numbers(diffusion, task, masked: bool) -> bool:
-    """Return whether a training step draws from torch's own generators, as dropout does."""
+def trial_step(diffusion, task, masked: bool) -> bool:
+    """Take the losses of a step on a copy: return whether it draws from torch's own generators, as dropout does.
+
+    Raises ConfigError where a whole training would be spoiled: by a mode that leaves gradients in the weights, an
+    energy whose gradient does not depend on them, or a copy, as the averaged model is one, that uses the original's.
+    """
     place, copy = diffusion.betas.device, deepcopy(diffusion).train()  # a copy: it may count what it sees
-    vars(copy.model.ebm).pop("evaluation", None)  # compiled programs would be made for these two examples
+    ebm, name = copy.model.ebm, type(copy.model.ebm).__name__
+    vars(ebm).pop("evaluation", None)  # compiled programs would be made for these two examples
     batch = stream_of(copy, task, 2, 0, torch.device("cpu"), masked=masked).batch(0)
+    inp, target, mask, t, *rest = (part if part is None else part.to(place) for part in batch)
     gpus, source = ([place], torch.cuda) if place.type == "cuda" else ([], torch)
     with torch.random.fork_rng(gpus):
         before = source.get_rng_state()
-        copy(*(part if part is None else part.to(place) for part in batch))
-        return not torch.equal(before, source.get_rng_state())
+        _, (denoising, *_) = copy(inp, target, mask, t, *rest)
+        draws = not torch.equal(before, source.get_rng_state())
+        if any(weights.grad is not None for weights in copy.parameters()):
+            mode = f"the mode {diffusion.mining.mode!r}"
+            raise ConfigError(f"{mode} calls backward(), which spoils the weights' gradient; use torch.autograd.grad")
+        if not denoising.requires_grad:
+            hint = "autograd.grad needs create_graph=torch.is_grad_enabled()"
+            raise ConfigError(f"{name}'s gradient does not depend on its trained weights, so they cannot learn; {hint}")
+        for weights in copy.parameters():
+            weights.data.fill_(torch.nan)
+        if ebm.gradient(ebm.condition(inp, t), target).isfinite().all():
+            raise ConfigError(f"a copy of {name} uses the original's weights: a function in it holds them; use methods")
+    return draws
+
+
+def require_scores(task):
+    """Raise ConfigError where a task's score is no number for each example, or lacks its first metric."""
+    inp, target, *_ = task.sample(2, seeded_generator(CHECKED), dtype=torch.float64)
+    scores, first = task.score(inp.float(), target, target.float()), next(iter(task.metrics), None)
+    of_each = (torch.is_tensor(each) and each.shape == (2,) and each.is_floating_point() for each in scores.values())
+    if not all(of_each) or first not in summary(task, scores):
+        allowed = "by name a floating-point tensor with a number for each example, and `metrics` of these names"
+        raise ConfigError(f"{name_of(task)}.score does not give {first!r} of each example; allowed: {allowed}")
 
 
 def check_examples(diffusion, task, masked: bool) -> str | None:

@@ -2,7 +2,9 @@
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,9 +35,15 @@ from diffusion_lib.system.files import write_csv
 from diffusion_lib.system.memory import keep_freed_memory
 from diffusion_lib.system.progress import Progress
 from diffusion_lib.system.signals import stop_requests
-from diffusion_lib.tasks.base import as_task, has_mask
+from diffusion_lib.tasks.base import ItemTask, as_task, has_mask, name_of
 from diffusion_lib.training.batches import stream_of
-from diffusion_lib.training.checks import check_examples, draws_numbers, require_fitting, require_trainable
+from diffusion_lib.training.checks import (
+    check_examples,
+    require_fitting,
+    require_scores,
+    require_trainable,
+    trial_step,
+)
 from diffusion_lib.training.step import TrainStep
 
 if TYPE_CHECKING:
@@ -135,6 +143,12 @@ class Trainer1D(ReleasedTrainerCalls):
             require_fraction(f"adam_betas[{i}]", beta)
         if lr_schedule is not None and not callable(lr_schedule):
             raise ConfigError(f"lr_schedule is {lr_schedule!r}; allowed: a function of the step, or None")
+        by_name = {"curve_samplers": curve_samplers, "extra_validation_datasets": extra_validation_datasets}
+        for name, value in by_name.items():
+            if not isinstance(value or {}, Mapping):
+                raise ConfigError(f"{name} is {type(value).__name__}; allowed: a dict by name, or None")
+        if curve_samplers and validation_dataset is None:
+            raise ConfigError("curve_samplers need a validation_dataset")
         curve_samplers = {sampler: plain(size) for sampler, size in (curve_samplers or {}).items()}
         for sampler, size in curve_samplers.items():
             if sampler not in SAMPLERS:
@@ -156,6 +170,13 @@ class Trainer1D(ReleasedTrainerCalls):
         for task in (as_task(dataset), *tasks.values()):
             require_fitting(diffusion_model, task)
         self.items = check_examples(diffusion_model, as_task(dataset), masked)
+        for task in tasks.values():
+            if cond_mask is not False and has_mask(task) != masked:
+                raise ConfigError(f"{name_of(task)} differs from the training data in having a mask; allowed: in both")
+            if isinstance(task, ItemTask):  # a task's own may go beyond the model's bound, and has one of its own
+                check_examples(diffusion_model, task, masked)
+            require_scores(task)
+        self.draws = trial_step(diffusion_model, as_task(dataset), masked)
         self.results_folder = Path(results_folder).expanduser()
         self.keep_milestones = keep_milestones
         self.accelerator = accelerator = make_accelerator(device, log_with, self.results_folder)
@@ -191,7 +212,6 @@ class Trainer1D(ReleasedTrainerCalls):
         self.loss_sums = torch.zeros(6, device=accelerator.device, dtype=torch.float64)
 
         self.share = share = Share(accelerator.process_index, accelerator.num_processes)
-        self.draws = draws_numbers(diffusion_model, as_task(dataset), masked)
         options = {"masked": masked, "workers": data_workers or 0, **share._asdict()}
         self.mining = diffusion_model.mining  # its batches are made for it
         self.first_contrast = diffusion_model.mining.first_contrast(train_num_steps)
@@ -316,8 +336,10 @@ class Trainer1D(ReleasedTrainerCalls):
             state["step"] = torch.as_tensor(state["step"], dtype=torch.float32, device=self.device)
 
     def _learning_rate(self, step: int) -> float:
-        factor = float(self.lr_schedule(step)) if self.lr_schedule else 1.0
-        if not 0 <= factor < math.inf:
+        factor = self.lr_schedule(step) if self.lr_schedule else 1.0
+        with suppress(TypeError, ValueError):
+            factor = float(factor)
+        if not isinstance(factor, float) or not 0 <= factor < math.inf:
             raise ConfigError(f"lr_schedule is {factor} at step {step}; allowed: a number from 0")
         return self.train_lr * factor
 
@@ -342,6 +364,9 @@ class Trainer1D(ReleasedTrainerCalls):
         """
         if self.diffusion.mining != self.mining:
             raise ConfigError(f"the model's mining was {self.mining} when its trainer was made; make another trainer")
+        last = self.checkpoint_path("last")
+        if not self.step and last.exists():
+            warnings.warn(f"{last} is of another training, which this one replaces; load() continues it", stacklevel=4)
         if self.accelerator.log_with:
             start_tracker(self.accelerator, self.tracked_as)
         if self.evaluate_first:

@@ -1,6 +1,7 @@
 """Read the runs of studies into tables: the one reader, of run folders and of published studies."""
 
 import math
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
@@ -8,8 +9,14 @@ import pandas as pd
 from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.flops import train_flops
 from diffusion_lib.names import SAMPLERS
-from diffusion_lib.run_folder import read_data, read_environment, recorded_config, run_folders, trusted_result
-from diffusion_lib.system.errors import ConfigError
+from diffusion_lib.run_folder import (
+    read_data,
+    read_environment,
+    recorded_config,
+    run_folders,
+    trusted_result,
+)
+from diffusion_lib.system.errors import ConfigError, say_once
 from diffusion_lib.tasks import TASKS
 from experiments.analysis.metrics import task_metrics
 from experiments.study.study import Study
@@ -124,10 +131,17 @@ def wide_form(table: pd.DataFrame) -> pd.DataFrame:
 
 def read_curve(study: Path, label: str, column: str) -> pd.DataFrame:
     """Return a column of metrics.csv of the runs of a label: a row per step at which all have it, a column per seed."""
-    paths = [folder / "metrics.csv" for folder in run_folders(study) if folder.parent.name == label]
-    curves = [
-        pd.read_csv(path, index_col="step").reindex(columns=[column])[column].rename(path.parent.name)
-        for path in paths
-        if path.exists()
-    ]
+    curves = []
+    for folder in run_folders(study):
+        result = None
+        with suppress(ConfigError, OSError):  # which the report names
+            result = trusted_result(folder)
+        if not result or result["strategy"] != label:
+            continue
+        path, steps = folder / "metrics.csv", recorded_config(folder).train_steps
+        curve = pd.read_csv(path, index_col="step") if path.exists() else pd.DataFrame()
+        if result["status"] == "finished" and curve.index.max() != steps:
+            say_once(f"left out of the learning curves: {path} does not reach step {steps}")
+        elif column in curve:
+            curves.append(curve[column].rename(folder.name))
     return pd.concat(curves, axis=1).replace(math.inf, math.nan).dropna() if curves else pd.DataFrame()

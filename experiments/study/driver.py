@@ -20,6 +20,7 @@ from diffusion_lib.run_folder import (
     ended_runs,
     prepare_folder,
     read_config,
+    read_environment,
     recorded_config,
     require_same,
     require_study,
@@ -29,7 +30,7 @@ from diffusion_lib.run_folder import (
 from diffusion_lib.system.arguments import header
 from diffusion_lib.system.checks import require_whole
 from diffusion_lib.system.device import check_device_name, chosen_device, processes, require_tracker
-from diffusion_lib.system.environment import granted_cores
+from diffusion_lib.system.environment import commit, granted_cores
 from diffusion_lib.system.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, ConfigError, say, say_once, show
 from diffusion_lib.system.files import require_writable
 from diffusion_lib.system.memory import memory_limit
@@ -144,9 +145,19 @@ class ProblemCommand:
         )
         if self.number is None or study.paced:  # before the runs, which are then followed by their report at once
             self.time_steps(threads)
+        self.name_other_code()
         options = {"cuda_graph": command.cuda_graph, "log_with": command.log_with, "at_once": at_once}
         call = partial(run_experiment, device=command.device, use_lock=command.use_lock, **options)
         return run_all({run.name: partial(call, *run) for run in self.runs()}, at_once, threads)
+
+    def name_other_code(self):
+        """Say of which commits the runs are that this command keeps or continues, where it is not this one's."""
+        made = Counter()
+        for run in self.runs():
+            with suppress(ConfigError, OSError):
+                made[read_environment(run.folder)["commit"]] += 1
+        for earlier in made.keys() - {commit()}:
+            say(f"kept: {made[earlier]} of these runs are of commit {earlier}, not this one; --fresh trains them anew")
 
     def timed(self) -> dict:
         """Return by label the configurations whose steps are timed: those of pairs, and of what is trained by time.

@@ -146,7 +146,7 @@ def resolve_study(options: argparse.Namespace) -> Study:
     if not declared and (file := left(options, name)):
         declared = read_study(file)["strategies"]
     declared = declared or usual_strategies(study.config)
-    return Study(
+    study = Study(
         name=name,
         settings=settings,
         seeds=parse_seeds(options.seeds) if options.seeds else said.get("seeds", [0]),
@@ -155,6 +155,10 @@ def resolve_study(options: argparse.Namespace) -> Study:
         vary=vary,
         **{key: said[key] for key in ("compare", "search", "question") if key in said},
     )
+    unused = extra.keys() - {key for each in study.strategies.values() for key in study.keys_of(each)}
+    if unused:
+        raise ConfigError(f"vary has {', '.join(sorted(unused))}, which {' and '.join(study.strategies)} do not use")
+    return study
 
 
 def left(options, name: str) -> Path | None:

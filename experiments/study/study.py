@@ -201,7 +201,7 @@ class Study:
         """
         found = {}
         for strategy in self.strategies.values():
-            keys = self._keys(strategy)
+            keys = self.keys_of(strategy)
             grid = self._combinations(keys)
             configs = [self._config(strategy, values, seconds) for values in grid]
             for key in keys:
@@ -216,7 +216,7 @@ class Study:
         """Return the labels of `variants`, whose steps are counted only where values are varied."""
         return list(self.variants() if self.vary else self.strategies)
 
-    def _keys(self, strategy: Strategy) -> list[str]:
+    def keys_of(self, strategy: Strategy) -> list[str]:
         """Return the varied settings that the strategy uses, or that decide how long it is trained."""
         both = [strategy, *([self.known[strategy.reference]] if strategy.reference else [])]
         return [key for key in self.vary if any(self._uses(each, key) for each in both)]
