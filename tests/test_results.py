@@ -15,6 +15,7 @@ from diffusion_lib.config import ExperimentConfig
 from diffusion_lib.names import DIFFICULTIES
 from diffusion_lib.negatives import MiningConfig
 from diffusion_lib.run_folder import ended_result, write_result
+from diffusion_lib.system import environment
 from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.tasks import TASKS, Inverse, matrix_references
 from experiments.analysis import figures, setting_figure
@@ -390,3 +391,21 @@ def test_a_run_that_is_evaluated_again_is_diagnosed_again(tmp_path):
     (tmp_path / "diagnostics.json").write_text('{"inner_steps": [{"inner_steps": 20, "val_mse": 1e-9}]}')
     again = run_experiment("baseline", 0, config, tmp_path, "cpu")
     assert again["samplers"] == whole["samplers"] and "innerloop20" in whole["samplers"]
+
+
+def test_changed_code_is_told_apart_under_one_commit(tmp_path, monkeypatch):
+    monkeypatch.setattr(environment, "ROOT", tmp_path)
+    code = tmp_path / "diffusion_lib" / "modes.py"
+    code.parent.mkdir()
+    code.write_text("a = 1\n")
+    (tmp_path / "page.md").write_text("one\n")
+    outside = environment.commit()
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e"]
+    for words in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "-m", "first"]):
+        subprocess.run([*git, *words], check=True)
+    clean = environment.commit()
+    (tmp_path / "page.md").write_text("two\n")
+    page = environment.commit()
+    code.write_text("a = 2\n")
+    assert re.fullmatch("[0-9a-f]{12}", clean) and outside.startswith("unknown+")
+    assert page == f"{clean}+{outside[8:]}" and environment.commit()[:13] == f"{clean}+" != environment.commit() != page
