@@ -26,10 +26,9 @@ from diffusion_lib.names import SAMPLERS
 from diffusion_lib.system.arguments import Parser
 from experiments.analysis.metrics import Metric
 from experiments.analysis.statistics import Paired, with_holm
-from experiments.analysis.verdict import ADVERSARIAL, BASELINE, COMPUTE
+from experiments.analysis.verdict import ACCOUNTS, ADVERSARIAL, BASELINE, COMPUTE
 from results.tables import (
     BUDGETS,
-    EQUAL,
     IRED,
     KINDS,
     LONGER,
@@ -236,7 +235,7 @@ def reference(root: Path, n: int, answer: str, metric: Metric = VAL) -> float:
 
 def energies(root: Path) -> list[str]:
     """Return what docs/results.md says of other energies."""
-    pairs = {equal: free_pair(root, equal) for equal in EQUAL}
+    pairs = {equal: free_pair(root, equal) for equal in ACCOUNTS}
     found = {equal: pair.compare(VAL, IRED) for equal, pair in pairs.items()}
     shorter, longer = (pairs[equal].values(VAL, IRED)[1] for equal in ("steps", "FLOPs"))
     gained = VAL.compare(shorter.to_numpy(), longer.reindex(shorter.index).to_numpy()).ratio
@@ -248,8 +247,9 @@ def energies(root: Path) -> list[str]:
     return [
         f"(recon_error {off:.1f} times that of answering zero)",
         f"in a trial twice the steps divide its error by {falls.min():.0f} to {falls.max():.0f}",
-        f"mining has {factor(found['FLOPs'], 1)} the error at equal FLOPs, and {factor(found['steps'])} at equal "
-        f"steps, undecided (by recon_error {factor(pairs['steps'].compare(RECON, IRED), 1)})",
+        f"mining has {factor(found['FLOPs'], 1)} the error at equal FLOPs, {factor(found['time'], 1)} at equal time "
+        f"({pairs['time'].steps_without:,} steps), and {factor(found['steps'])} at equal steps, undecided (by "
+        f"recon_error {factor(pairs['steps'].compare(RECON, IRED), 1)})",
         f"the longer run without mining has {gained:.1f} times less error than the shorter one",
         f"at one rate for all mining had {factor(pair_at(root, 'matrix-free-1200', 'FLOPs').compare(VAL, IRED), 1)}",
         f"at equal steps it is behind there ({times(early)}), ahead at 2,500 ({factor(later.compare(VAL, IRED))})",

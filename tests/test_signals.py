@@ -67,6 +67,18 @@ def test_a_request_too_late_for_the_loop_is_not_lost():
     assert stop.value.code == 75
 
 
+def test_a_request_is_not_lost_where_the_run_fails_meanwhile(tmp_path):
+    """Else the study would go on with its next run."""
+
+    def fail(_row):
+        signal.raise_signal(signal.SIGUSR1)
+        raise OSError("the disk is full")
+
+    with pytest.raises(SystemExit) as stop, exit_status():
+        make_trainer(tmp_path, on_log=fail).train()
+    assert stop.value.code == 75
+
+
 def test_a_signal_in_the_last_step_stops_after_saving(tmp_path):
     trainer = make_trainer(tmp_path, on_log=lambda row: row["step"] == 12 and signal.raise_signal(signal.SIGUSR1))
     with pytest.raises(Interrupted, match="SIGUSR1 at step 12"):

@@ -18,7 +18,7 @@ class StopRequest:
 def stop_requests():
     """Yield a request that a signal sets inside the `with` block; outside it signals act as before.
 
-    A request that came too late for the block to act on (by an exception) is a signal again after it.
+    The block clears the name when it acts on it. Else, also where the block fails, it is a signal again afterwards.
     """
     request = StopRequest()
 
@@ -27,10 +27,12 @@ def stop_requests():
             quit_at_once()
         request.name = signal.Signals(number).name
 
-    with handled_by(note):
-        yield request
-    if request.name:
-        signal.raise_signal(signal.Signals[request.name])
+    try:
+        with handled_by(note):
+            yield request
+    finally:
+        if request.name:
+            signal.raise_signal(signal.Signals[request.name])
 
 
 @contextmanager

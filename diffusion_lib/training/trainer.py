@@ -384,7 +384,8 @@ class Trainer1D(ReleasedTrainerCalls):
                         self._require_finite()
                         self.save()
                         self.accelerator.wait_for_everyone()  # a process that ends may take the others with it
-                        raise Interrupted(f"{request.name or 'a signal'} at step {self.step}")
+                        name, request.name = request.name or "a signal", None  # of another process
+                        raise Interrupted(f"{name} at step {self.step}")
         finally:
             progress.close()
             for tracker in self.accelerator.trackers:
