@@ -80,7 +80,7 @@ def test_a_long_table_and_the_wide_one_say_the_same(name):
 
 
 def test_the_readmes_figure_is_drawn_from_the_frozen_runs(tmp_path, monkeypatch):
-    for name in ("sizes-6", "ladder"):
+    for name in ("sizes-6", "matrix-free-tuned"):
         shutil.copytree(tables.PUBLISHED / name, tmp_path / name)
     shutil.copy(tables.PUBLISHED / "references.csv", tmp_path)
     monkeypatch.setattr(figure, "PUBLISHED", tmp_path)
