@@ -186,6 +186,10 @@ def test_a_published_study_that_is_run_again_says_by_what(tmp_path, capsys):
     assert main(arguments) == 0
     said = "kept: 1 of these runs are of commit c0ffee+12345678, not this one; --fresh trains them anew"
     assert said in capsys.readouterr().err
+    assert main([*arguments, "--seeds", "0-1"]) == 0
+    said = "runs of several commits, between which the code may differ: .*c0ffee.12345678 1"
+    assert re.search(said, (tmp_path / "it" / "report.md").read_text())
+    shutil.rmtree(tmp_path / "it" / "runs" / "baseline" / "seed-1")
     assert json.loads(recorded.read_text()) == published
     shutil.rmtree(tmp_path / "it" / "runs")
     with pytest.raises(ConfigError, match="made by another configuration: rank"):

@@ -122,11 +122,13 @@ def run_objections(study: Results) -> list[str]:
             lacking.setdefault(count, []).append(each.column)
         finished = study.count(name, "finished")
         absent += [f"{where} {', '.join(each)} in {count} of {finished}" for count, each in lacking.items() if count]
+    commits = [f"{commit} {n}" for commit, n in study.frame.groupby("commit")["run"].nunique().items()]
     found = {
         "runs that diverged, and are in no pair": failed,
         f"runs that are spoiled, above the mean predictor's {number(study.mean_error)}": spoiled,
         "runs without finite values, which means leave out": absent,
         f"{metric.column} of one run far above the median": far,
+        "runs of several commits, between which the code may differ": commits if len(commits) > 1 else [],
     }
     return [f"{what}: {listed(where)}" for what, where in found.items() if where]
 
