@@ -49,7 +49,8 @@ def study(values: dict, metrics=METRICS, failed=()) -> Results:
             "train_steps": 5,
             **{metric.column: value for metric in metrics},
             "train_seconds": 2.0,
-            **{"commit": "0", "run": f"runs/{strategy}/seed-{seed}"},
+            "commit": "0",
+            "run": f"runs/{strategy}/seed-{seed}",
         }
         for strategy, row in values.items()
         for seed, value in enumerate(row)

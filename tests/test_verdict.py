@@ -118,7 +118,8 @@ def study(values: dict, metrics=METRICS, steps=None, failed=(), **columns) -> Re
             "sampler": sampler,
             "status": "failed" if (strategy, seed) in failed else "finished",
             "train_steps": (steps or {}).get(strategy, 5000),
-            **{"commit": "0", "run": f"runs/{strategy}/seed-{seed}"},
+            "commit": "0",
+            "run": f"runs/{strategy}/seed-{seed}",
             **{metric.column: value * scale for metric in metrics},
             **{column: by_strategy[strategy] for column, by_strategy in columns.items()},
         }
