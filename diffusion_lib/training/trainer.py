@@ -176,7 +176,7 @@ class Trainer1D(ReleasedTrainerCalls):
             if isinstance(task, ItemTask):  # a task's own may go beyond the model's bound, and has one of its own
                 check_examples(diffusion_model, task, masked)
             require_scores(task)
-        self.draws = trial_step(diffusion_model, as_task(dataset), masked)
+        self.random_step = trial_step(diffusion_model, as_task(dataset), masked)
         self.results_folder = Path(results_folder).expanduser()
         self.keep_milestones = keep_milestones
         self.accelerator = accelerator = make_accelerator(device, log_with, self.results_folder)
@@ -422,7 +422,7 @@ class Trainer1D(ReleasedTrainerCalls):
         self._set_learning_rate()
         self._set_contrast()
         batch = self.stream.batch(self.step)  # whose making may draw from torch's own generators too
-        if self.draws:  # a resumed run must draw the same
+        if self.random_step:  # a resumed run must draw the same
             torch.manual_seed(derive_seed(DROPOUT, self.seed, self.step, self.share.rank))
         loss, parts = self.train_step(batch)
         parts = [*parts, *[loss.new_zeros(())] * (3 - len(parts))]  # without a contrastive term there is one
