@@ -267,7 +267,10 @@ def tasks(root: Path) -> list[str]:
     runs, metrics = found["sudoku"]
     seeds = runs.mean(ADVERSARIAL, metrics[0], IRED).n
     own = with_holm({sampler: tests["sudoku", sampler] for sampler in SAMPLERS})  # by the protocol's change 10
+    graphs, (balanced, _) = found["connectivity-2"]
+    alone = 100 * graphs.by_seed(BASELINE, balanced, IRED)
     return [
+        f"runs of the baseline alone lie between {alone.min():.0f} and {alone.max():.0f}",
         f"does not confirm ({adjusted['shortest-path-10-1d', 'plain']:.3f})".replace("(0.", "(."),
         f"hurts at equal FLOPs on {seeds} seeds (p by Holm over both samplers: plain "
         f"{own['plain'].p_holm:.1g}, IRED's {own[IRED].p_holm:.1g})",
