@@ -71,7 +71,7 @@ def trial_step(diffusion, task, masked: bool) -> bool:
     batch = stream_of(copy, task, 2, 0, torch.device("cpu"), masked=masked).batch(0)
     inp, target, mask, t, *rest = (part if part is None else part.to(place) for part in batch)
     gpus, source = ([place], torch.cuda) if place.type == "cuda" else ([], torch)
-    with torch.random.fork_rng(gpus):
+    with torch.enable_grad(), torch.random.fork_rng(gpus):
         before = source.get_rng_state()
         _, (denoising, *_) = copy(inp, target, mask, t, *rest)
         draws = not torch.equal(before, source.get_rng_state())
