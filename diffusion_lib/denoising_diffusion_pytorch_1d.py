@@ -428,13 +428,11 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
         shape = tuple(self.model.ebm.solution_shape(inp))
         if start is None:
             start = torch.randn(shape, generator=generator, device=inp.device, dtype=inp.dtype)
-        found = tuple(start.shape) if isinstance(start, torch.Tensor) else type(start).__name__
-        if found != shape:
-            raise ConfigError(f"start is {found}; allowed for these inputs: a tensor of {shape}")
+        for name, part, entries in (("start", start, ""), ("mask", mask, ", of 0 and 1")):
+            found = tuple(part.shape) if isinstance(part, torch.Tensor) else type(part).__name__
+            if part is not None and found != shape:
+                raise ConfigError(f"{name} is {found}; allowed for these inputs: a tensor of {shape}{entries}")
         x = start.to(inp.dtype)
-        if mask is not None and not (isinstance(mask, torch.Tensor) and tuple(mask.shape) == shape):
-            found = tuple(mask.shape) if isinstance(mask, torch.Tensor) else type(mask).__name__
-            raise ConfigError(f"mask is {found}; allowed for these inputs: a tensor of {shape}, of 0 and 1")
         known = list(reversed(range(self.num_timesteps)))
         asked = known if levels is None else list(levels) if isinstance(levels, Iterable) else [levels]
         levels = [level for level in known if level in asked]

@@ -37,7 +37,8 @@ def panel(axis, energy: str, n: int, pairs: list[PublishedPair], heights: tuple[
         frame = runs.frame[runs.frame["strategy"].isin(own) & (runs.frame["sampler"] == IRED)]
         x, y = frame["train_flops"].to_numpy(float), frame[VAL.column].to_numpy(float)
         draw_budgets(axis, x, y, color, LINES[name], limits["mean predictor"], edge)
-    for name, words in ((name, PREDICTORS[name]) for name in predictors):
+    for name in predictors:
+        words = PREDICTORS[name]
         if limits[name] > heights[0]:
             name_line(axis, limits[name], words)
         else:

@@ -20,7 +20,7 @@ from scipy.stats import gmean
 from diffusion_lib.config import parse_seeds
 from diffusion_lib.precision import choose_products
 from diffusion_lib.system.errors import ConfigError, exit_status
-from experiments.analysis.runs import read_curve
+from experiments.analysis.runs import read_curve, read_runs
 from experiments.analysis.tables import load_results
 from experiments.analysis.verdict import RULE
 from experiments.matrix_inversion_mining_comparison import main
@@ -204,9 +204,10 @@ def test_a_published_study_that_is_run_again_says_by_what(tmp_path, capsys):
 def test_a_cut_learning_curve_is_left_out_and_named(finished, tmp_path, capsys):
     shutil.copytree(finished[0] / "small", tmp_path / "small")
     path = tmp_path / "small/runs/baseline/seed-0/metrics.csv"
-    whole = read_curve(tmp_path / "small", "baseline", "loss")
+    runs, _ = read_runs(tmp_path / "small")
+    whole = read_curve(tmp_path / "small", runs, "baseline", "loss")
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
-    curve = read_curve(tmp_path / "small", "baseline", "loss")
+    curve = read_curve(tmp_path / "small", runs, "baseline", "loss")
     assert [*curve] == [name for name in whole if name != "seed-0"] and len(curve) == len(whole)
     assert f"left out of the learning curves: {path} does not reach step" in capsys.readouterr().err
 

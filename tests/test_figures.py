@@ -30,6 +30,8 @@ def study():
             "seed": seed,
             "sampler": sampler,
             "status": "finished",
+            "train_steps": 5,
+            "run": f"runs/{name}/seed-{seed}",
             "val_mse": 10.0 ** (i - seed),
             "ood_mse": 1 + 0.1 * seed,
         }
@@ -262,9 +264,10 @@ def test_a_figure_that_fails_is_one_line_and_leaves_no_old_one(tmp_path, capsys)
 
 def test_a_model_without_energy_has_the_figures_of_the_rest(tmp_path, capsys):
     task = Parity("val", 4)
-    study = Results(
-        [{"strategy": "baseline", "seed": 0, "sampler": "plain"}], study_of("baseline"), task_metrics(Parity)
-    )
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.csv").write_text("step,clipped\n5,0.5\n")
+    run = {"strategy": "baseline", "seed": 0, "sampler": "plain", "status": "finished", "train_steps": 5, "run": "run"}
+    study = Results([run], study_of("baseline"), task_metrics(Parity))
     steps = [{"diffusion_steps": count, "val_balanced_accuracy": 0.5} for count in (1, 2)]
     nothing = {"levels": [], "conditioning": []}
     found = {**nothing, "inner_steps": [{"inner_steps": 0}], "diffusion_steps": steps, "example": {"prediction": [0.5]}}

@@ -187,7 +187,7 @@ def learning_curves(study_folder: Path, study: Results, references: list[dict], 
     with panels(path, len(shown)) as axes:
         for strategy, color in strategy_colors(study.strategies).items():
             for axis, metric in zip(axes.flat, shown, strict=True):
-                curve = read_curve(study_folder, strategy, metric.column)
+                curve = read_curve(study_folder, study.frame, strategy, metric.column)
                 if curve.size:
                     steps, values = curve.index, curve.to_numpy().T
                     mean = values.mean(0) if metric.rate else gmean(values)

@@ -126,14 +126,14 @@ def causes_figure(study_folder: Path, diagnoses, study: Results, task, path: Pat
             axis.set(xlabel=label, ylabel=task.metrics[0], title=title)
             choose_scale(axis, "x", [row[x] for row in rows])
             metric_scale(axis, metric, plotted(axis))
-        draw_clipped(axes.flat[-1], study_folder, study.strategies)
+        draw_clipped(axes.flat[-1], study_folder, study)
         legend_below(axes, study.shortened)
 
 
-def draw_clipped(axis, study_folder: Path, strategies: list[str]):
+def draw_clipped(axis, study_folder: Path, study: Results):
     """Draw the share of steps whose gradient was clipped over the course of a run, the mean over its seeds."""
-    for strategy, color in strategy_colors(strategies).items():
-        clipped = read_curve(study_folder, strategy, "clipped")
+    for strategy, color in strategy_colors(study.strategies).items():
+        clipped = read_curve(study_folder, study.frame, strategy, "clipped")
         if clipped.size:
             axis.plot(clipped.index / clipped.index[-1], clipped.mean(axis=1), color=color, label=strategy)
     axis.set(xlabel="share of the run", title="gradients clipped", ylabel="share of steps")

@@ -1,7 +1,6 @@
 """Read the runs of studies into tables: the one reader, of run folders and of published studies."""
 
 import math
-from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
@@ -129,19 +128,17 @@ def wide_form(table: pd.DataFrame) -> pd.DataFrame:
     return frame.drop(columns=settings)
 
 
-def read_curve(study: Path, label: str, column: str) -> pd.DataFrame:
-    """Return a column of metrics.csv of the runs of a label: a row per step at which all have it, a column per seed."""
+def read_curve(study: Path, runs: pd.DataFrame, label: str, column: str) -> pd.DataFrame:
+    """Return a column of metrics.csv of the runs of a label: a row per step at which all have it, a column per seed.
+
+    runs: of `read_runs`.
+    """
     curves = []
-    for folder in run_folders(study):
-        result = None
-        with suppress(ConfigError, OSError):  # which the report names
-            result = trusted_result(folder)
-        if not result or result["strategy"] != label:
-            continue
-        path, steps = folder / "metrics.csv", recorded_config(folder).train_steps
+    for run in runs[runs["strategy"] == label].drop_duplicates("run").itertuples():
+        path = study / run.run / "metrics.csv"
         curve = pd.read_csv(path, index_col="step") if path.exists() else pd.DataFrame()
-        if result["status"] == "finished" and curve.index.max() != steps:
-            say_once(f"left out of the learning curves: {path} does not reach step {steps}")
+        if run.status == "finished" and curve.index.max() != run.train_steps:
+            say_once(f"left out of the learning curves: {path} does not reach step {run.train_steps}")
         elif column in curve:
-            curves.append(curve[column].rename(folder.name))
+            curves.append(curve[column].rename(path.parent.name))
     return pd.concat(curves, axis=1).replace(math.inf, math.nan).dropna() if curves else pd.DataFrame()
