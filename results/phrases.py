@@ -58,18 +58,18 @@ LEVEL = 2  # at which the pages say what the energies rank
 
 def factor(found: Paired, digits: int = 2) -> str:
     """Write a ratio with its interval."""
-    return "{0.ratio:.{1}f} times [{0.low:.{1}f}, {0.high:.{1}f}]".format(found, digits)
+    return "{0.effect:.{1}f} times [{0.low:.{1}f}, {0.high:.{1}f}]".format(found, digits)
 
 
-def interval(pair: PublishedPair, sampler: str = IRED) -> str:
+def interval(pair: PublishedPair) -> str:
     """Write the interval of a pair's ratio of val_mse."""
-    found = pair.compare(VAL, sampler)
+    found = pair.compare(VAL, IRED)
     return f"[{found.low:.2f}, {found.high:.2f}]"
 
 
 def times(pair: PublishedPair) -> str:
     """Write how many times the error the first of a pair has."""
-    return f"{pair.compare(VAL, IRED).ratio:.2f} times"
+    return f"{pair.compare(VAL, IRED).effect:.2f} times"
 
 
 def at_size(root: Path, n: int) -> str:
@@ -91,13 +91,13 @@ def spent_more(pair: PublishedPair, rank: int, batch_size: int) -> str:
 def readme(root: Path) -> list[str]:
     """Return what README.md says."""
     pairs = sizes_pairs(root, SIZES[0], IRED)
-    plain = {equal: pair.compare(VAL, "plain").ratio for equal, pair in sizes_pairs(root, SIZES[0], "plain").items()}
+    plain = {equal: pair.compare(VAL, "plain").effect for equal, pair in sizes_pairs(root, SIZES[0], "plain").items()}
     small = pairs["steps"]
     large = pair_at(root, "ladder", "FLOPs", steps=5_000)
     level, in_step = (sizes_pair(root, n, "steps", IRED) for n in SIZES[1:])
     early = pair_at(root, "ladder", "FLOPs", steps=BUDGETS[0])
     whole = sizes_pair(root, SIZES[0], "FLOPs", IRED, LONGER)
-    longer = whole.compare(VAL, IRED).ratio
+    longer = whole.compare(VAL, IRED).effect
     public = public_errors(root)
     mined = public["adversarial", 35_000]
     others = VAL.compare(mined.to_numpy(), public["none", 98_000].reindex(mined.index).to_numpy())
@@ -108,7 +108,7 @@ def readme(root: Path) -> list[str]:
         f"undecided at 4 × 4 ({times(level)} {interval(level)})",
         f"behind ({times(in_step)} {interval(in_step)})",
         f"At IRED's weight it has {kinds_more(root)[ADVERSARIAL]}% more error at equal steps",
-        f"mining of {early.steps_with:,} steps has {early.compare(VAL, IRED).ratio:.2f} times the error of "
+        f"mining of {early.steps_with:,} steps has {early.compare(VAL, IRED).effect:.2f} times the error of "
         f"{early.steps_without:,} without",
         f"the baseline got {spent_more(large, 20, LADDER_BATCH)} more at 20 × 20, "
         f"{spent_more(pairs['FLOPs'], SIZES[0], SIZES_BATCH)} at 6 × 6",
@@ -150,14 +150,14 @@ def tried(root: Path, label: str) -> str:
 def kinds_more(root: Path) -> dict[str, str]:
     """Return by kind of negatives by how many percent its error is above that of none, at equal steps."""
     pairs = {name: PublishedPair(study(root, "arms"), name, BASELINE) for name in KINDS | VARIANTS}
-    return {name: f"{100 * pair.compare(VAL, IRED).ratio - 100:.0f}" for name, pair in pairs.items()}
+    return {name: f"{100 * pair.compare(VAL, IRED).effect - 100:.0f}" for name, pair in pairs.items()}
 
 
 def kinds(root: Path) -> list[str]:
     """Return what docs/results.md says of kinds of negatives."""
     runs = study(root, "arms")
     pairs = {name: PublishedPair(runs, name, BASELINE) for name in KINDS | VARIANTS}
-    found, more = {name: pair.compare(VAL, IRED).ratio for name, pair in pairs.items()}, kinds_more(root)
+    found, more = {name: pair.compare(VAL, IRED).effect for name, pair in pairs.items()}, kinds_more(root)
     costs = [pair.cost for name, pair in pairs.items() if name != "late"]
     others = [int(words) for name, words in more.items() if name != RANDOM]
     return [
@@ -188,16 +188,16 @@ def sizes(root: Path) -> list[str]:
     settled = solved_longer(root, "innerloop40")
     by_recon = [sizes_pair(root, SIZES[2], "steps", IRED).means(RECON, IRED)[i] for i in (0, 1)]
     return [
-        f"on the harder matrices mining has {harder['FLOPs'].ratio:.2f} times the error at equal FLOPs and "
-        f"{harder['steps'].ratio:.2f} times at equal steps",
+        f"on the harder matrices mining has {harder['FLOPs'].effect:.2f} times the error at equal FLOPs and "
+        f"{harder['steps'].effect:.2f} times at equal steps",
         f"with 40 descents at each level it has {factor(settled['FLOPs'])} at equal FLOPs, and "
         f"{factor(settled['steps'])} at equal steps (256 matrices)",
         "(recon_error {} and {}, answering zero {:.3g})".format(
             *by_recon, reference(root, SIZES[2], "zero matrix", RECON)
         ),
         f"on {longer.compare(VAL, IRED).n} seeds {longer.steps} steps end at {' and '.join(longer.means(VAL, IRED))}, "
-        f"{longer.compare(VAL, IRED).ratio:.2f} times {interval(longer)}; in as many steps, on "
-        f"{same_steps.compare(VAL, IRED).n}, {same_steps.compare(VAL, IRED).ratio:.2f} times",
+        f"{longer.compare(VAL, IRED).effect:.2f} times {interval(longer)}; in as many steps, on "
+        f"{same_steps.compare(VAL, IRED).n}, {same_steps.compare(VAL, IRED).effect:.2f} times",
         *(at_size(root, n) for n in SIZES[1:]),
         f"at equal FLOPs the baseline takes {further['FLOPs']:,} steps more, at its best rate for them, and has "
         f"{less['FLOPs']}% less error, at equal time {further['time']:,} more and {less['time']}% less",
@@ -237,7 +237,7 @@ def energies(root: Path) -> list[str]:
     pairs = {equal: free_pair(root, equal) for equal in ACCOUNTS}
     found = {equal: pair.compare(VAL, IRED) for equal, pair in pairs.items()}
     shorter, longer = (pairs[equal].values(VAL, IRED)[1] for equal in ("steps", "FLOPs"))
-    gained = VAL.compare(shorter.to_numpy(), longer.reindex(shorter.index).to_numpy()).ratio
+    gained = VAL.compare(shorter.to_numpy(), longer.reindex(shorter.index).to_numpy()).effect
     early, later = (pair_at(root, "ladder", "steps", steps=steps) for steps in BUDGETS[:2])
     large = pair_at(root, "ladder", "FLOPs", steps=5_000)
     off = large.runs.mean(large.other, RECON, IRED).mean / reference(root, 20, "zero matrix", RECON)

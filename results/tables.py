@@ -141,7 +141,7 @@ class PublishedPair(NamedTuple):
         """Write the ratio with its interval, and in how many seeds the first one's error is smaller."""
         found, (one, other) = self.compare(metric, sampler), self.values(metric, sampler)
         ahead = (one < other.reindex(one.index)).sum()  # not all seeds need have both
-        return f"{with_interval(found.ratio, found.low, found.high, '{:.3f}')}; {ahead} of {found.n}"
+        return f"{with_interval(found.effect, found.low, found.high, '{:.3f}')}; {ahead} of {found.n}"
 
     def verdict(self, sampler: str) -> str | None:
         """Return the verdict by the protocol's rule; None of too few seeds."""
@@ -484,7 +484,7 @@ def public_table(root: Path) -> str:
     for steps, other_steps, equal in PUBLIC_PAIRS:
         mined, plain = by_step["adversarial", steps], by_step["none", other_steps]
         found = VAL.compare(mined.to_numpy(), plain.reindex(mined.index).to_numpy())
-        ratio = with_interval(found.ratio, found.low, found.high, "{:.3f}")
+        ratio = with_interval(found.effect, found.low, found.high, "{:.3f}")
         means = (f"{error_mean(errors):.5f}" for errors in (mined, plain))
         rows.append([f"{steps:,}", f"{other_steps:,}", equal, *means, ratio, f"{(mined < plain).sum()} of {found.n}"])
     errors = ("val_mse with", "without", "with over without [95%]", "seeds ahead")
@@ -657,7 +657,7 @@ def precision_table(root: Path) -> str:
         changes = [(errors_of(rounded, s) / errors_of(exact, s)).dropna() for s in SAMPLERS]
         for column in changes[0]:
             found = [VAL.compare(change[column].to_numpy(), np.ones(len(change))) for change in changes]
-            ratios = [with_interval(each.ratio, each.low, each.high, "{:.3f}") for each in found]
+            ratios = [with_interval(each.effect, each.low, each.high, "{:.3f}") for each in found]
             rows.append([f"{words}: {column}", *ratios])
     return markdown(rows, ("val_mse over float32's", "plain sampler", "IRED's sampler"))
 

@@ -84,7 +84,7 @@ def test_the_summary_has_the_statistics_of_the_logs():
     row = plain_row(chosen)
     mean, found = geometric_mean(treated), ratio(treated, BASE)
     assert (row["n"], row["mean"], row["low"], row["high"]) == mean
-    assert (row["ratio"], row["ratio_low"], row["ratio_high"]) == (found.ratio, found.low, found.high)
+    assert (row["ratio"], row["ratio_low"], row["ratio_high"]) == (found.effect, found.low, found.high)
     assert (row["other"], row["account"]) == ("baseline", "steps")
     assert row["p"] == found.p and row["p_holm"] == 2 * found.p  # of two strategies
     assert len(row) <= 20
@@ -97,7 +97,7 @@ def test_the_summary_compares_at_equal_flops_first():
     values = {"baseline": BASE, "adversarial": BASE, "baseline-compute": [0.009, 0.010, 0.011, 0.012]}
     row = plain_row(study(values))
     assert (row["other"], row["account"]) == ("baseline-compute", "FLOPs")
-    assert row["ratio"] == ratio(BASE, values["baseline-compute"]).ratio
+    assert row["ratio"] == ratio(BASE, values["baseline-compute"]).effect
     table = summarise(study(values), study_of(*values), [{"strategy": "zero", "sampler": "reference", "val_mse": 0.02}])
     keys = ["strategy", "sampler", "metric"]
     assert table[keys].notna().all(axis=None) and len(table.groupby(keys)) == len(table)
@@ -226,7 +226,7 @@ def test_a_report_begins_with_the_verdict_at_equal_compute(reported, tmp_path):
     assert shown == {"baseline": "5", "adversarial": "5", "baseline-compute": "14"}  # their steps
     table = pd.read_csv(tmp_path / "it.csv")
     row = table.query("strategy == 'adversarial' and sampler == 'plain' and metric == 'val_mse'").iloc[0]
-    assert row["ratio"] == pytest.approx(ratio(BASE[:3], values["baseline-compute"]).ratio)
+    assert row["ratio"] == pytest.approx(ratio(BASE[:3], values["baseline-compute"]).effect)
     assert (row["other"], row["account"]) == ("baseline-compute", "FLOPs")
 
 

@@ -14,7 +14,7 @@ from diffusion_lib.names import SAMPLERS
 from experiments.analysis import verdict
 from experiments.analysis.metrics import Metric
 from experiments.analysis.objections import objections
-from experiments.analysis.statistics import Difference, Ratio, difference, ratio
+from experiments.analysis.statistics import Paired, difference, ratio
 from experiments.analysis.tables import Results
 from experiments.analysis.verdict import RULE, compare_pairs, criteria_lines, scenario, time_clause, verdict_lines
 from experiments.study.study import Pair
@@ -25,9 +25,8 @@ CONFIG = ExperimentConfig(batch_size=128, train_steps=5000)
 UNKNOWN = dict.fromkeys(("p_signflip", "p_wilcoxon", "correlation", "welch_low", "welch_high", "welch_p"), nan)
 
 
-def compared(effect, low, high, n=5, kind=Ratio):
-    name = "ratio" if kind is Ratio else "difference"
-    return kind(n=n, low=low, high=high, p=nan, smallest_detectable=nan, **UNKNOWN, **{name: effect})
+def compared(effect, low, high, n=5):
+    return Paired(effect=effect, n=n, low=low, high=high, p=nan, smallest_detectable=nan, **UNKNOWN)
 
 
 # The families
@@ -86,7 +85,7 @@ def test_the_interval_of_the_ratio_decides(interval, expected):
     ],
 )
 def test_more_of_a_rate_is_better(interval, expected):
-    assert scenario(ACCURACY, compared(*interval, kind=Difference), diverged=0) == expected
+    assert scenario(ACCURACY, compared(*interval), diverged=0) == expected
 
 
 def test_a_diverged_run_makes_it_unstable_whatever_the_others_reached():
@@ -142,7 +141,7 @@ def test_a_verdict_names_model_budget_and_sampler():
     assert lines[2] == "Verdict at equal FLOPs (mlp, 5,000 steps × 128, innerloop): no difference beyond 5%."
     found = ratio(ALL["adversarial"], BASE)
     assert lines[1].startswith(
-        f"- val_mse {found.ratio:.3f}× [{found.low:.3f}, {found.high:.3f}] over 5 paired seeds, p "
+        f"- val_mse {found.effect:.3f}× [{found.low:.3f}, {found.high:.3f}] over 5 paired seeds, p "
     )
     assert lines[1].endswith("baseline-compute: 14,000 steps × 128.") and len(lines) == 8
     assert lines[4].startswith("Verdict at equal steps (mlp, 5,000 steps × 128, plain): helps")
@@ -204,7 +203,7 @@ def test_each_criterion_is_met_or_not():
     timing = {"baseline": 1.0, "adversarial": 1.9, "batch_size": 128, "threads": 2}
     lines = criteria_lines(study(ALL), CONFIG, timing)
     found = ratio(ALL["adversarial"], ALL["baseline"])
-    words = f"{found.ratio:.3f}× [{found.low:.3f}, {found.high:.3f}]"
+    words = f"{found.effect:.3f}× [{found.low:.3f}, {found.high:.3f}]"
     assert lines[1:] == [
         f"- val_mse better by more than 5%, plain: met, {words}; innerloop: met, {words}.",
         f"- recon_error better, plain: met, {words}; innerloop: met, {words}.",
@@ -255,7 +254,7 @@ def test_a_task_of_rates_has_criteria_in_percentage_points():
     found = difference(values["adversarial"], values["baseline"])
     lines = criteria_lines(study(values, metrics), CONFIG, None)
     assert lines[1].startswith("- val_accuracy better by more than 5 points, plain: met, ")
-    assert f"plain: met, +{found.difference:.2f} points [+{found.low:.2f}, +{found.high:.2f}]" in lines[1]
+    assert f"plain: met, +{found.effect:.2f} points [+{found.low:.2f}, +{found.high:.2f}]" in lines[1]
     assert len(lines) == 4  # no second metric
 
 
@@ -351,4 +350,4 @@ def test_a_study_where_everything_diverged_has_its_lines():
     chosen = study(nothing, failed=failed)
     assert verdict_lines(chosen, CONFIG)[0].endswith("unstable.")
     assert "are in no pair: adversarial 3 of 3" in against(chosen) and criteria_lines(chosen, CONFIG, None)
-    assert isnan(chosen.comparison("adversarial", "baseline", MSE, "plain").ratio)
+    assert isnan(chosen.comparison("adversarial", "baseline", MSE, "plain").effect)

@@ -67,17 +67,13 @@ class Metric:
         """Write the effect of a comparison."""
         if comparison is None:
             return "-"
-        return self.effect_words(self.value(comparison), comparison.low, comparison.high)
-
-    def value(self, comparison: Paired) -> float:
-        """Return the effect that a comparison estimates."""
-        return getattr(comparison, self.effect)
+        return self.effect_words(comparison.effect, comparison.low, comparison.high)
 
     def columns(self, comparison: Paired) -> dict[str, float]:
         """Return a comparison's fields by the endings of their columns: `ratio`, `pairs`, `ratio_low`, `p`, …"""
-        renamed = {"n": "pairs", "low": f"{self.effect}_low", "high": f"{self.effect}_high"}
-        values = {renamed.get(each.name, each.name): getattr(comparison, each.name) for each in fields(comparison)}
-        return {self.effect: values.pop(self.effect)} | values
+        ends = {"low": f"{self.effect}_low", "high": f"{self.effect}_high"}
+        renamed = {"n": "pairs", "effect": self.effect, **ends}
+        return {renamed.get(each.name, each.name): getattr(comparison, each.name) for each in fields(comparison)}
 
     def better(self, one: float, other: float) -> bool:
         """Return whether the value `one` is better than `other`; False where one is nan."""

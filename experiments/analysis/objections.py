@@ -59,7 +59,7 @@ def seed_objections(study: Results) -> list[str]:
         least = metric.effect_words(found.smallest_detectable, math.nan, math.nan)
         lines.append(f"under {sampler} an effect smaller than {least} stays unseen in 20% of such studies or more")
         if found.correlation <= 0:
-            welch = metric.effect_words(metric.value(found), found.welch_low, found.welch_high)
+            welch = metric.effect_words(found.effect, found.welch_low, found.welch_high)
             lines.append(
                 f"pairing brought nothing under {sampler}, the correlation of {pair.treated} and {pair.other} is "
                 f"{found.correlation:.2f}; unpaired {welch}, p {found.welch_p:.2g}"

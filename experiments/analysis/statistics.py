@@ -18,6 +18,8 @@ from scipy import optimize, stats
 
 # Relative spread below which values are equal up to float64 rounding: a t-test on that would test rounding.
 ROUNDING = 1e-13
+CONFIDENCE = 0.95  # of all intervals
+POWER = 0.8
 FLIPS = 2**16  # sign flips of an exact test: all of them up to 16 pairs, drawn at random beyond
 
 
@@ -40,15 +42,17 @@ class PointInterval(NamedTuple):
 class Paired:
     """Treatment against baseline over `n` paired seeds.
 
-    low, high: paired t-interval of the effect.
+    effect, low, high: of errors the ratio of their geometric means, below 1 where the treatment is better; of scores
+    the difference of their means, in percentage points; and its paired t-interval. All tests of errors are of logs.
     p: two-sided paired t-test; p_holm: the same, adjusted by Holm's method within the family that was tested together.
     p_signflip: permutation test that flips the signs of the pairs' differences, exact up to 16 pairs.
     p_wilcoxon: Wilcoxon's signed-rank test.
     correlation: of the pairs.
     welch_low, welch_high, welch_p: the same runs taken as unpaired.
-    smallest_detectable: the true effect that this n and spread would show in 80% of studies.
+    smallest_detectable: the true effect that this n and spread would show in 80% of studies; a ratio is below 1.
     """
 
+    effect: float
     n: int
     low: float
     high: float
@@ -63,54 +67,36 @@ class Paired:
     p_holm: float = nan
 
 
-@dataclass(frozen=True, kw_only=True)
-class Ratio(Paired):
-    """Geometric mean of treatment over that of baseline: below 1 the treatment has the smaller error.
-
-    All tests and the correlation are those of the logs. smallest_detectable is a ratio below 1.
-    """
-
-    ratio: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Difference(Paired):
-    """Mean of treatment minus that of baseline, of scores; effects and intervals in percentage points."""
-
-    difference: float
-
-
-def geometric_mean(values, confidence: float = 0.95) -> Mean:
+def geometric_mean(values) -> Mean:
     """Return the geometric mean of the finite entries of `values` (seeds,), and the t-interval of their mean log.
 
-    One finite entry: the bounds are nan; none: all nan. Raises ValueError for values that are not positive, another
-    shape, or a confidence outside (0, 1).
+    One finite entry: the bounds are nan; none: all nan. Raises ValueError for values that are not positive, or another
+    shape.
     """
-    n, *logs = _t_interval(_logs("values", _finite("values", values)), confidence)
+    n, *logs = _t_interval(_logs("values", _finite("values", values)))
     return Mean(n, *map(_exp, logs))
 
 
-def mean_rate(values, confidence: float = 0.95) -> Mean:
+def mean_rate(values) -> Mean:
     """Return the mean of the finite entries of `values` (seeds,), rates in [0, 1], and its t-interval, cut at 0 and 1.
 
-    Raises ValueError for values outside [0, 1], another shape, or a confidence outside (0, 1).
+    Raises ValueError for values outside [0, 1], or another shape.
     """
-    n, mean, low, high = mean_score(_rates("values", _finite("values", values)), confidence)
+    n, mean, low, high = mean_score(_rates("values", _finite("values", values)))
     return Mean(n, mean, *np.clip((low, high), 0, 1).tolist())
 
 
-def mean_score(values, confidence: float = 0.95) -> Mean:
+def mean_score(values) -> Mean:
     """Return the mean of the finite entries of `values` (seeds,) and its t-interval; they may lie outside [0, 1]."""
-    return _t_interval(_finite("values", values), confidence)
+    return _t_interval(_finite("values", values))
 
 
-def interquartile_mean(values, generator, confidence: float = 0.95, resamples: int = 10_000) -> PointInterval:
+def interquartile_mean(values, generator, resamples: int = 10_000) -> PointInterval:
     """Return the mean of the middle half of the finite `values` (seeds,), and its bootstrap interval over seeds.
 
     As in rliable (Agarwal et al. 2021) the interval is the percentile one, so it lies within the values. One value has
     no interval; no value gives nan. generator: numpy's.
     """
-    _check_confidence(confidence)
     finite = _finite("values", values)
     if finite.size == 0:
         return PointInterval(nan, nan, nan)
@@ -119,7 +105,7 @@ def interquartile_mean(values, generator, confidence: float = 0.95, resamples: i
         low, high = stats.bootstrap(
             (finite,),
             _middle_mean,
-            confidence_level=confidence,
+            confidence_level=CONFIDENCE,
             n_resamples=resamples,
             method="percentile",
             rng=generator,
@@ -132,67 +118,63 @@ def _middle_mean(values, axis=-1):
     return stats.trim_mean(values, 0.25, axis=axis)
 
 
-def ratio(treatment, baseline, confidence: float = 0.95) -> Ratio:
-    """Compare errors in pairs, both (seeds,) in the same order of seeds; see Ratio.
+def ratio(treatment, baseline) -> Paired:
+    """Compare errors in pairs, both (seeds,) in the same order of seeds; see Paired.
 
     p is scipy's `ttest_rel` of the logs. Equal arrays give p = 1, a constant other ratio p = 0 (both up to rounding).
-    One pair has a ratio alone, no pair has nothing. Raises ValueError for errors that are not positive, shapes that
-    differ, or a confidence outside (0, 1).
+    One pair has a ratio alone, no pair has nothing. Raises ValueError for errors that are not positive, and for shapes
+    that differ.
     """
     logs = [_logs(name, row) for name, row in _pairs(treatment, baseline).items()]
-    found = _compare(*logs, confidence)
-    for name in ("effect", "low", "high", "welch_low", "welch_high"):
-        found[name] = _exp(found[name])
-    found["smallest_detectable"] = _exp(-found["smallest_detectable"])
-    return Ratio(ratio=found.pop("effect"), **found)
+    found = _compare(*logs)
+    ratios = {name: _exp(getattr(found, name)) for name in ("effect", "low", "high", "welch_low", "welch_high")}
+    return replace(found, **ratios, smallest_detectable=_exp(-found.smallest_detectable))
 
 
-def difference(treatment, baseline, confidence: float = 0.95) -> Difference:
-    """Compare rates in [0, 1] in pairs, both (seeds,) in the same order of seeds; see Difference.
+def difference(treatment, baseline) -> Paired:
+    """Compare rates in [0, 1] in pairs, both (seeds,) in the same order of seeds; see Paired.
 
     Intervals are cut at -100 and 100. Raises ValueError as `ratio`, and for values outside [0, 1].
     """
     rates = [_rates(name, row) for name, row in _pairs(treatment, baseline).items()]
-    found = score_difference(*rates, confidence)
+    found = score_difference(*rates)
     cut = {name: float(np.clip(getattr(found, name), -100, 100)) for name in ("low", "high", "welch_low", "welch_high")}
     if found.smallest_detectable > 100:
         cut["smallest_detectable"] = nan  # so few seeds would not show any difference
     return replace(found, **cut)
 
 
-def score_difference(treatment, baseline, confidence: float = 0.95) -> Difference:
+def score_difference(treatment, baseline) -> Paired:
     """Do as `difference` for scores that may lie outside [0, 1], with nothing cut."""
-    found = _compare(*(100 * row for row in _pairs(treatment, baseline).values()), confidence)
-    return Difference(difference=found.pop("effect"), **found)
+    return _compare(*(100 * row for row in _pairs(treatment, baseline).values()))
 
 
-def _compare(treatment, baseline, confidence) -> dict:
-    """Return what Paired holds, of finite pairs (n,), and `effect`: the mean of treatment - baseline."""
+def _compare(treatment, baseline) -> Paired:
+    """Compare finite pairs (n,); the effect is the mean of treatment - baseline."""
     away = treatment - baseline
     scale = max(1.0, np.abs([treatment, baseline]).max(initial=0.0))
-    n, effect, low, high = _t_interval(away, confidence, scale)
+    n, effect, low, high = _t_interval(away, scale)
     std = nan if n < 2 else 0.0 if low == high else float(away.std(ddof=1))
     away = np.round(away / scale, 12)  # equal differences tie, whatever float64 made of them
-    welch_low, welch_high, welch_p = _welch(treatment, baseline, confidence)
-    return {
-        "n": n,
-        "effect": effect,
-        "low": low,
-        "high": high,
-        "p": float(stats.ttest_rel(treatment, baseline).pvalue) if std > 0 else _certain(n, effect),
-        "p_signflip": _signflip_p(away),
-        "p_wilcoxon": _signflip_p(_signed_ranks(away)),
-        "correlation": _correlation(treatment, baseline),
-        "welch_low": welch_low,
-        "welch_high": welch_high,
-        "welch_p": welch_p,
-        "smallest_detectable": smallest_detectable_difference(std, n, alpha=1 - confidence),
-    }
+    welch_low, welch_high, welch_p = _welch(treatment, baseline)
+    return Paired(
+        effect=effect,
+        n=n,
+        low=low,
+        high=high,
+        p=float(stats.ttest_rel(treatment, baseline).pvalue) if std > 0 else _certain(n, effect),
+        p_signflip=_signflip_p(away),
+        p_wilcoxon=_signflip_p(_signed_ranks(away)),
+        correlation=_correlation(treatment, baseline),
+        welch_low=welch_low,
+        welch_high=welch_high,
+        welch_p=welch_p,
+        smallest_detectable=smallest_detectable_difference(std, n),
+    )
 
 
-def _t_interval(values, confidence, scale=1.0) -> Mean:
+def _t_interval(values, scale=1.0) -> Mean:
     """Return mean and t-interval of finite `values` (n,); a spread within rounding of `scale` counts as none."""
-    _check_confidence(confidence)
     n = values.size
     if n < 2:
         return Mean(n, float(values[0]) if n else nan, nan, nan)
@@ -200,7 +182,7 @@ def _t_interval(values, confidence, scale=1.0) -> Mean:
         middle = float(np.median(values))  # the mean of equal values can be off by one rounding, the median not
         middle = 0.0 if abs(middle) <= ROUNDING * scale else middle
         return Mean(n, middle, middle, middle)
-    middle, half_width = float(values.mean()), float(stats.t.ppf(0.5 + confidence / 2, n - 1) * stats.sem(values))
+    middle, half_width = float(values.mean()), float(stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1) * stats.sem(values))
     return Mean(n, middle, middle - half_width, middle + half_width)
 
 
@@ -240,7 +222,7 @@ def _correlation(treatment, baseline) -> float:
     return float(np.corrcoef(treatment, baseline)[0, 1])
 
 
-def _welch(treatment, baseline, confidence) -> tuple[float, float, float]:
+def _welch(treatment, baseline) -> tuple[float, float, float]:
     """Return interval and p of the difference of means, of unpaired runs whose spreads may differ (Welch 1947)."""
     if treatment.size < 2:
         return nan, nan, nan
@@ -250,12 +232,7 @@ def _welch(treatment, baseline, confidence) -> tuple[float, float, float]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # one of the two may not vary: scipy fears for its precision
         found = stats.ttest_ind(treatment, baseline, equal_var=False)
-        return *map(float, found.confidence_interval(confidence)), float(found.pvalue)
-
-
-def _check_confidence(confidence):
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must lie strictly between 0 and 1, got {confidence}")
+        return *map(float, found.confidence_interval(CONFIDENCE)), float(found.pvalue)
 
 
 def _vector(name, values):
@@ -314,34 +291,28 @@ def holm(p_values):
     return adjusted
 
 
-def smallest_detectable_difference(std_of_differences, n, alpha=0.05, power=0.8):
-    """Return the true mean difference that a two-sided paired t-test on `n` pairs finds with `power`.
+def smallest_detectable_difference(std_of_differences, n):
+    """Return the true mean difference that a two-sided paired t-test on `n` pairs finds in 80% of studies.
 
     It is in the units of `std_of_differences` (the ddof=1 spread between pairs); nan for n < 2 or a nan spread. From
     the noncentral t distribution. Only a finding with the right sign counts; scipy also returns nan for the far tail of
-    the wrong sign. Raises ValueError unless 0 < alpha < power < 1 and the spread is not negative.
+    the wrong sign.
     """
-    if not 0 < alpha < power < 1:
-        raise ValueError(f"0 < alpha < power < 1 is needed, got alpha {alpha} and power {power}")
-    if std_of_differences < 0:
-        raise ValueError(f"std_of_differences must not be negative, got {std_of_differences}")
-    if n < 2:
-        return nan
-    return _detectable_noncentrality(n, alpha, power) * std_of_differences / sqrt(n)
+    return _detectable_noncentrality(n) * std_of_differences / sqrt(n) if n > 1 else nan
 
 
 @lru_cache(maxsize=256)
-def _detectable_noncentrality(n, alpha, power):
-    """Return the noncentrality sqrt(n) x difference / std at which the t-test on `n` pairs reaches `power`."""
-    critical = stats.t.isf(alpha / 2, n - 1)
+def _detectable_noncentrality(n):
+    """Return the noncentrality sqrt(n) x difference / std at which the t-test on `n` pairs reaches POWER."""
+    critical = stats.t.isf((1 - CONFIDENCE) / 2, n - 1)
 
     def missing_power(noncentrality):
-        return stats.nct.sf(critical, n - 1, noncentrality) - power
+        return stats.nct.sf(critical, n - 1, noncentrality) - POWER
 
     upper = 4.0
     while missing_power(upper) < 0:
         upper *= 2
-    return optimize.brentq(missing_power, 0.0, upper)  # at 0 the power is alpha / 2, below the one asked for
+    return optimize.brentq(missing_power, 0.0, upper)  # at 0 the power is half of 1 - CONFIDENCE, below POWER
 
 
 def with_holm(family: dict) -> dict:

@@ -236,7 +236,7 @@ def load_results(path: Path | str) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 def compared(metric: Metric, found: Paired, pair: Pair) -> dict:
     """Return the columns of a comparison."""
-    effect = {metric.effect: metric.value(found)}
+    effect = {metric.effect: found.effect}
     effect |= {f"{metric.effect}_low": found.low, f"{metric.effect}_high": found.high}
     return {"other": pair.other, "account": pair.account, **effect, "p": found.p, "p_holm": found.p_holm}
 

@@ -73,7 +73,7 @@ def pair_scenario(study, pair: Pair, sampler: str, comparison: Paired | None) ->
 
 def as_loss(metric: Metric, comparison: Paired) -> tuple[float, float, float]:
     """Return effect and interval, negative where the treatment is better: percent of an error, points of a rate."""
-    effect, low, high = metric.value(comparison), comparison.low, comparison.high
+    effect, low, high = comparison.effect, comparison.low, comparison.high
     # rounded: 0.95 is 5% below 1, which float64 alone would not say
     return (-effect, -high, -low) if metric.rate else tuple(round(100 * (r - 1), 10) for r in (effect, low, high))
 
