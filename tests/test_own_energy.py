@@ -80,6 +80,14 @@ def test_an_energy_that_would_train_amiss_in_silence_is_refused(tmp_path, kind, 
     assert not (tmp_path / "run").exists()
 
 
+def test_weights_without_a_shape_are_refused(tmp_path):
+    energy = OwnEnergy(lambda squares: squares.sum(1))
+    energy.linear = torch.nn.LazyLinear(9)
+    diffusion = GaussianDiffusion1D(energy, timesteps=10, bound=2.0, mining_config={"mode": "none"})
+    with pytest.raises(ConfigError, match="the model has weights without a shape"):
+        Trainer1D(diffusion, Inverse("train", 3), device="cpu", results_folder=tmp_path)
+
+
 def test_an_energy_that_changes_its_input_leaves_the_callers_as_it_was():
     class Shifting(OwnEnergy):
         def condition(self, inp, t):

@@ -274,7 +274,7 @@ def test_a_data_set_of_items_trains_and_continues_exactly(tmp_path, workers):
 
 
 def test_a_data_set_without_sizes_is_one_line(tmp_path):
-    with pytest.raises(ConfigError, match="the data set list has no inp_dim"):
+    with pytest.raises(ConfigError, match="the data set list has no inp_dim; set it"):
         Trainer1D(make_diffusion(), [1, 2], results_folder=tmp_path, device="cpu")
 
 

@@ -206,6 +206,8 @@ def test_the_checkpoint_of_another_run_is_refused(tmp_path):
         ({"ema_decay": 0.9}, "ema_decay"),
         ({"adam_betas": (0.5, 0.99)}, "adam_betas"),  # which Adam's own state would silently undo
         ({"save_and_sample_every": 3}, "save_and_sample_every"),  # whose milestones would replace earlier ones
+        ({"evaluation_size": 16}, "evaluation"),  # whose metrics would stand in one column with those before
+        ({"validation_dataset": Inverse("val", 3, True)}, "evaluation"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -336,8 +338,9 @@ def test_learning_rate_schedule(tmp_path):
         ({"adam_betas": (0.9, 1)}, r"adam_betas\[1\] is 1; allowed: a number from 0, below 1"),
         ({"adam_betas": 0.9}, r"adam_betas is \(0.9,\); allowed: two numbers"),
         ({"seed": "3"}, "seed is '3'; allowed: a whole number from 0"),
-        ({"lr_schedule": "cosine"}, "lr_schedule is 'cosine'; allowed: a function of the step, or None"),
+        ({"lr_schedule": "cosine"}, "lr_schedule is 'cosine'; allowed: a function, or None"),
         ({"lr_schedule": lambda _: float("nan")}, "lr_schedule is nan at step 0; allowed: a number from 0"),
+        ({"on_log": 3}, "on_log is 3; allowed: a function, or None"),
         ({"device": "tpu"}, "device is 'tpu'; allowed: cpu, cuda"),
         ({"lr_schedule": lambda _: None}, "lr_schedule is None at step 0; allowed: a number from 0"),
         ({"cond_mask": True}, "cond_mask is True; this task has no mask"),

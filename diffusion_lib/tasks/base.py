@@ -237,7 +237,8 @@ class ItemTask:
     def __init__(self, dataset):
         for name in ("__len__", "__getitem__", "inp_dim", "out_dim"):
             if not hasattr(dataset, name):
-                raise ConfigError(f"the data set {type(dataset).__name__} has no {name}")
+                hint = "" if name.startswith("_") else f"; set it, as in data.{name} = the model's"
+                raise ConfigError(f"the data set {type(dataset).__name__} has no {name}{hint}")
         self.dataset, self.inp_dim, self.out_dim = dataset, dataset.inp_dim, dataset.out_dim
 
     def indices(self, count: int, generator) -> list[int]:

@@ -4,6 +4,7 @@ import warnings
 from copy import deepcopy
 
 import torch
+from torch.nn.parameter import is_lazy
 
 from diffusion_lib.energies import EnergyModel
 from diffusion_lib.evaluation import summary
@@ -24,6 +25,8 @@ def require_trainable(model):
         raise ConfigError(f"diffusion_model is {type(model).__name__}; allowed: a GaussianDiffusion1D")
     if hasattr(model, "_orig_mod") or model._compiled_call_impl is not None:
         raise ConfigError("diffusion_model was compiled by torch.compile; allowed: the GaussianDiffusion1D itself")
+    if any(map(is_lazy, model.parameters())):
+        raise ConfigError("the model has weights without a shape, as nn.LazyLinear makes them; call it once before")
     kinds = {str(weights.dtype) for weights in model.parameters()} - {"torch.float32"}
     if kinds:
         raise ConfigError(f"the model has weights of {', '.join(sorted(kinds))}; allowed: torch.float32")

@@ -141,8 +141,9 @@ class Trainer1D(ReleasedTrainerCalls):
             raise ConfigError(f"adam_betas is {adam_betas}; allowed: two numbers")
         for i, beta in enumerate(adam_betas):
             require_fraction(f"adam_betas[{i}]", beta)
-        if lr_schedule is not None and not callable(lr_schedule):
-            raise ConfigError(f"lr_schedule is {lr_schedule!r}; allowed: a function of the step, or None")
+        for name, call in (("lr_schedule", lr_schedule), ("on_log", on_log), ("before_save", before_save)):
+            if call is not None and not callable(call):
+                raise ConfigError(f"{name} is {call!r}; allowed: a function, or None")
         by_name = {"curve_samplers": curve_samplers, "extra_validation_datasets": extra_validation_datasets}
         for name, value in by_name.items():
             if not isinstance(value or {}, Mapping):
@@ -224,6 +225,10 @@ class Trainer1D(ReleasedTrainerCalls):
             if chosen.size < accelerator.num_processes:
                 found = f"{name} has {chosen.size} examples, for {accelerator.num_processes} processes"
                 raise ConfigError(f"{found}; allowed: at least one for each")
+        descents = diffusion_model.rules.inner_steps if diffusion_model.use_innerloop_opt else 0
+        self.judged = {name: chosen.described() for name, chosen in self.evaluation_sets.items()} | {
+            "descents": descents
+        }
         self._set_learning_rate()  # which refuses a schedule that gives no rate
         self.curve_sets = {
             sampler: self.evaluation_sets["val"]
@@ -292,6 +297,7 @@ class Trainer1D(ReleasedTrainerCalls):
             "bound": self.diffusion.bound,
             **({"bf16_step": kind} if (kind := bf16_step(ebm)) else {}),
             **({"start": f"step {self.first_contrast}"} if self.first_contrast else {}),
+            **({"evaluation": self.judged} if self.evaluation_sets else {}),  # one column of metrics.csv, one measure
             # by it milestones are numbered: another one would replace earlier ones of the same number
             **({"save_and_sample_every": self.save_and_sample_every} if self.keep_milestones else {}),
         }
