@@ -16,7 +16,7 @@ from diffusion_lib.system.device import processes
 from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.system.memory import memory_limit
 from diffusion_lib.tasks import TASKS, Task
-from diffusion_lib.tasks.base import SPLITS, rules_of
+from diffusion_lib.tasks.base import SPLITS, projection, rules_of
 
 COPIES_OF_WEIGHTS = 5  # in memory at once: the weights, their gradient, Adam's two, their average
 COPIES_OF_BATCH = 2  # input and target, noise and candidate
@@ -83,8 +83,7 @@ def describe_data(config: ExperimentConfig, ood: bool = False) -> dict:
     for chosen in sets:
         chosen.pool_size = dict.fromkeys(SPLITS, FINGERPRINTED)  # the whole pools take minutes
         inp, _ = chosen.sample(FINGERPRINTED, seeded_generator("fingerprint"), dtype=torch.float64)
-        weights = torch.randn(inp.shape, generator=seeded_generator("fingerprint's weights"), dtype=torch.float64)
-        numbers.append(round((inp * weights).sum().item() / math.sqrt(inp.numel()), 6))
+        numbers.append(round(projection(inp), 6))
     return {"source": "; ".join(dict.fromkeys(chosen.source for chosen in sets)), "fingerprint": numbers}
 
 

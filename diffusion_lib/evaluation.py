@@ -17,7 +17,7 @@ import torch.distributed
 from diffusion_lib.names import SAMPLERS
 from diffusion_lib.negatives import MiningConfig
 from diffusion_lib.seeds import seeded_generator
-from diffusion_lib.tasks.base import ItemTask, Task, as_task, mask_of, name_of, require_finite
+from diffusion_lib.tasks.base import ItemTask, Task, as_task, described, mask_of, name_of, require_finite
 
 CACHED = 256  # examples of a batch on a CPU: with 2,048, `matrix-free` takes twice the time, waiting for memory
 ALIGNED = 64  # examples of which a multiple starts at an edge of every product's blocks
@@ -73,9 +73,8 @@ class EvaluationSet:
         self.mask = mask_of(task, self.inp, drawn) if masked else None
 
     def described(self) -> str:
-        """Say what tells the set from another one: rounded, since items may differ in their last bits elsewhere."""
-        sizes = " and ".join(f"{part.double().abs().mean():.4g}" for part in (self.exact_inp, self.target.cpu()))
-        return f"{self.size:,} of {name_of(self.task)}, of mean magnitudes {sizes}"
+        """Say what tells the set from another one."""
+        return f"{self.size:,} of {name_of(self.task)}, {described(self.exact_inp, self.target)}"
 
     def mask_of(self, rows: slice) -> torch.Tensor | None:
         return None if self.mask is None else self.mask[rows]

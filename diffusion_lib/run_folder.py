@@ -204,6 +204,8 @@ def ended_result(folder: Path) -> dict | None:
     if wrong or result["status"] not in ENDED_TYPES:
         raise ConfigError(f"{path} is no result of a run: see its {', '.join(wrong or ['status'])}")
     recorded = result.pop("digest", None)
+    if not (folder / "config.json").exists():
+        raise ConfigError(f"{path} has no config.json beside it. Delete {folder}, and the same command trains it anew")
     if (recorded or not WITHOUT_DIGEST.issuperset(result)) and recorded != digest(folder, result):
         raise ConfigError(f"{path} is damaged, or of another configuration: its digest differs. {ANEW}")
     named = (folder.parent.name, folder.name)

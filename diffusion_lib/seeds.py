@@ -31,18 +31,36 @@ def seeded_generator(domain: str, *parts: int, device: torch.device | str = "cpu
 
 
 @contextmanager
-def global_generators(seed: int):
-    """Seed the default generators of Python, NumPy and torch's CPU in a `with` block; after it they go on as before."""
+def global_generators(seed: int | None = None, gpus=()):
+    """Keep the default generators of Python, NumPy and torch in a `with` block; after it they go on as before.
+
+    seed: what they begin with in the block, torch's on the CPU alone; None: they go on there too.
+    """
     python, numpy = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng(devices=[]):
-            random.seed(seed)
-            np.random.seed(seed)
-            torch.default_generator.manual_seed(seed)
+        with torch.random.fork_rng(gpus):
+            if seed is not None:
+                random.seed(seed)
+                np.random.seed(seed)
+                torch.default_generator.manual_seed(seed)
             yield
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
+
+
+def seed_generators(seed: int):
+    """Seed the default generators of Python, NumPy and torch, on every device."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def generator_states(gpu: torch.device | None = None) -> list:
+    """Return where these generators are, to be compared; gpu: also torch's there."""
+    numpy = np.random.get_state()
+    states = [random.getstate(), numpy[1].tobytes(), numpy[2:], torch.get_rng_state().numpy().tobytes()]
+    return [*states, torch.cuda.get_rng_state(gpu).numpy().tobytes()] if gpu else states
 
 
 def _entropy(domain: str, parts) -> int:

@@ -339,6 +339,53 @@ def sizes_primary(root: Path) -> dict[tuple[str, str], float]:
     return {key: each.p_holm for key, each in found.items()}
 
 
+FLAT, FLAT_SIZE = "sizes-4-flat", 4  # where the curves flatten
+FLAT_BUDGETS = (2_000, 5_000, 10_000, 20_000, 50_000)  # adversarial's steps
+
+
+def flat_costs(root: Path) -> dict[str, float]:
+    """Return by account how many steps without mining are as much as one with it."""
+    pair = pair_at(root, FLAT, "FLOPs")
+    timed = sizes_pair(root, FLAT_SIZE, "time", IRED)
+    costs = (pair.steps_without / pair.steps_with, timed.steps_without / timed.steps_with, 1.0)
+    return dict(zip(ACCOUNTS, costs, strict=True))
+
+
+def flat_curves(root: Path) -> dict[str, pd.DataFrame]:
+    """Return by label the learning curves under IRED's sampler: a row per step, a column per seed."""
+    curves = read(root / FLAT / "curves.csv", "strategy", "seed", step=int, val_mse_innerloop=float)
+    return {
+        label: curve.pivot_table(index="step", columns="seed", values="val_mse_innerloop")
+        for label, curve in curves.groupby("strategy")
+    }
+
+
+def flat_pairs(root: Path, steps: int) -> dict[str, tuple[int, Paired]]:
+    """Compare both by each account at a budget of adversarial's steps, at the nearest points of the baseline's curve.
+
+    The rate is constant, so a point of a curve is a shorter run. Returns the baseline's steps with it.
+    """
+    pair, curves, found = pair_at(root, FLAT, "FLOPs"), flat_curves(root), {}
+    mined, other = curves[pair.treated], curves[pair.other]
+    for account, cost in flat_costs(root).items():
+        point = other.index[np.abs(other.index - steps * cost).argmin()]
+        found[account] = point, VAL.compare(mined.loc[steps].to_numpy(), other.loc[point, mined.columns].to_numpy())
+    return found
+
+
+def flat_table(root: Path) -> str:
+    """Write a row per budget at the size whose curves flatten: errors of both, and their ratio by each account."""
+    mined, rows = flat_curves(root)[pair_at(root, FLAT, "FLOPs").treated], []
+    for steps in FLAT_BUDGETS:
+        ratios = (
+            f"{point:,}: {with_interval(found.effect, found.low, found.high, '{:.2f}')}"
+            for point, found in flat_pairs(root, steps).values()
+        )
+        rows.append([f"{steps:,}", f"{error_mean(mined.loc[steps]):.3g}", *ratios])
+    equal = (f"with over without, equal {account}" for account in ACCOUNTS)
+    return markdown(rows, ("steps with mining, 4 × 4", "val_mse", *equal))
+
+
 def sizes_table(root: Path) -> str:
     """Where the MLP inverts: adversarial over baseline by each account, at each size, budget and sampler."""
     rows = []
@@ -682,6 +729,7 @@ TABLES = {
     "README.md": (answer_table, elsewhere_table, learned_table),
     "docs/results.md": (
         sizes_table,
+        flat_table,
         partial(kinds_table, kinds=KINDS, header=("kind", "a wrong answer is")),
         partial(kinds_table, kinds=VARIANTS, header=("kind", "adversarial")),
         public_table,

@@ -27,7 +27,8 @@ settings.load_profile("project")
 
 def study_of(*names) -> Study:
     """A study of known strategies, or of new ones without settings."""
-    return Study("it", {}, [], {name: known_strategies().get(name) or Strategy(name) for name in names})
+    strategies = {name: known_strategies().get(name) or Strategy(name) for name in names}
+    return Study("it", {"batch_size": 128}, [], strategies)
 
 
 @pytest.fixture(autouse=True)

@@ -172,6 +172,11 @@ def test_a_sampler_names_what_it_cannot_be_given(options, message):
         make_diffusion().sample_loop(torch.randn(4, 9), **options)
 
 
+def test_inputs_of_another_length_are_said():
+    with pytest.raises(ConfigError, match=r"inputs are \(4, 5\); EBM takes \(B, 9\)"):
+        make_diffusion().sample(torch.randn(4, 5))
+
+
 def test_a_sampler_takes_numbers_of_any_type():
     """Of NumPy's, where those of a tensor made from an array are float64."""
     diffusion, inp, start = make_diffusion(), torch.randint(-1, 2, (4, 9)).float(), torch.randn(4, 9)

@@ -59,6 +59,9 @@ def test_a_training_is_continued_with_its_own_data(tmp_path):
     item_trainer(tmp_path, lambda index: (own[index] * (1 + 1e-7), own[index]), 4).load("last")
     with pytest.raises(CheckpointError, match=r"is of data 100 items, of mean magnitudes .*, this run has 100 items"):
         item_trainer(tmp_path, lambda index: (others[index], others[index]), 4).load("last")
+    for mended in (lambda item: -item, lambda item: item.flip(0)):  # of the same size
+        with pytest.raises(CheckpointError, match="is of first items mean magnitude and projection"):
+            item_trainer(tmp_path, lambda index, mended=mended: (own[index], mended(own[index])), 4).load("last")
 
 
 def test_what_a_run_would_do_with_examples_in_silence_is_said(tmp_path):

@@ -1,5 +1,8 @@
 """Energies, models and modes of a user's own in the training loop."""
 
+import random
+
+import numpy as np
 import pytest
 import torch
 from conftest import Items, advance, assert_same_weights, make_trainer, weights
@@ -7,6 +10,7 @@ from conftest import Items, advance, assert_same_weights, make_trainer, weights
 from dataset import Inverse
 from diffusion_lib import negatives
 from diffusion_lib.denoising_diffusion_pytorch_1d import GaussianDiffusion1D, Trainer1D
+from diffusion_lib.seeds import seed_generators
 from diffusion_lib.system.errors import ConfigError
 from models import EBM, EnergyModel
 
@@ -144,21 +148,27 @@ def test_with_dropout_a_run_resumes_exactly(tmp_path, drop, items):
     assert torch.equal(*samples)  # energies of one function are compared
 
 
-def jittered(_diffusion, _cond, x_start, _t, _noise, _mining, _given):
-    return x_start + torch.randn_like(x_start)
+DRAWS = {
+    "torch": torch.randn_like,
+    "numpy": lambda like: torch.from_numpy(np.random.standard_normal(like.shape)).float(),
+    "python": lambda like: like * random.gauss(),
+}
 
 
-def test_a_mode_that_draws_by_itself_resumes_exactly(tmp_path, monkeypatch):
+@pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
+def test_a_mode_that_draws_by_itself_resumes_exactly(tmp_path, monkeypatch, draw):
     """Its numbers are not a function of (seed, step) unless the trainer makes them one."""
-    monkeypatch.setitem(negatives.MODES, "jitter", jittered)
+    monkeypatch.setitem(negatives.MODES, "jitter", lambda _d, _c, x_start, *_: x_start + draw(x_start))
     whole = make_trainer(tmp_path / "whole", mode="jitter")
+    before = np.random.get_state()[1].copy(), random.getstate()
     whole.train()
+    assert (np.random.get_state()[1] == before[0]).all() and random.getstate() == before[1]  # the caller's own go on
     first = make_trainer(tmp_path / "parts", mode="jitter")
     advance(first, 5)
     first.save()
     second = make_trainer(tmp_path / "parts", mode="jitter")
     second.load("last")
-    torch.manual_seed(7)  # whatever else draws
+    seed_generators(7)  # whatever else draws
     second.train()
     assert_same_weights(weights(second.diffusion), weights(whole.diffusion))
 

@@ -246,6 +246,7 @@ def test_submit_says_what_is_missing(tools):
     assert "no partition 'gpu' here" in refusal("pilot", **several)
     assert "/proc/none" in refusal("pilot", "--results=/proc/none", **path)
     assert "run is 39; allowed: 0 to 7" in refusal("array", "--seeds", "0-1", **path)
+    assert "more runs than the array's 40 tasks" in refusal("array", "--seeds", "0-10", "--rank", "3", **path)
     assert "opt_steps is 0" in refusal("sweep", "--vary", "opt_steps=0", **path)
     assert "sbatch refused the job" in refusal("pilot", "--results", tools / "results", **path)
 
@@ -266,7 +267,11 @@ def site(tools):
         (tools / name).symlink_to(shutil.which(name))
     make_program(tools, "sinfo", "echo gpu_test; echo other")
     make_program(tools, "sbatch", f'{{ env; echo "arguments: $*"; }} >> {tools}/submitted\necho Welcome\necho "4711;a"')
-    make_program(tools, "python", 'case "$*" in -c*) ;; *--check) echo the plan;; *) echo "answered: $*";; esac')
+    make_program(
+        tools,
+        "python",
+        'case "$*" in -c*) ;; *"--run 40 "*) exit 2;; *--check) echo the plan;; *) echo "answered: $*";; esac',
+    )
     return tools
 
 
@@ -293,7 +298,8 @@ def test_what_submit_prints_can_be_copied(site, project):
 
 
 @pytest.mark.parametrize(
-    ("word", "status"), [("--help", 0), ("--status", 0), ("--check", 0), ("--run=0", 2), ("--report-only", 2)]
+    ("word", "status"),
+    [("--help", 0), ("--status", 0), ("--check", 0), ("--run=0", 2), ("--task=0", 2), ("--report-only", 2)],
 )
 def test_what_trains_nothing_submits_nothing(word, status, site, project):
     done = at_site(site, [project / "slurm" / "submit", "pilot", "--seeds", "0", word])

@@ -200,6 +200,8 @@ WRONG = (
     ("[search]\nseeds = '1'", "search lacks its seeds"),
     ("[search]\nseeds = '1'\nvary = { rank = [3] }", "search varies rank"),
     ("[search]\nseeds = '0'\nvary = { weight = [0.5] }", "seeds 0 are in the search too"),
+    ("[search]\nseeds = '1'\nvary = { train_steps = [3, 4] }", "search varies train_steps; allowed where no strategy"),
+    ("[vary]\nevaluation_size = [4, 8]", "unknown evaluation_size in vary"),
     ("a = ", "cannot be read as a study"),
 )
 
@@ -426,6 +428,60 @@ def test_each_sampler_judges_the_settings_that_were_best_under_it(tmp_path, monk
     assert main([*words, "--run", "5"]) == 0
     with pytest.raises(ConfigError, match="run is 6; allowed: 0 to 5"):
         main([*words, "--run", "6"])
+
+
+@pytest.mark.parametrize(
+    ("varied", "costs"),
+    [
+        # what the baseline does not use decides how long it is trained, and what both use may differ between them
+        ("opt_steps = [1, 3]", {"plain": "opt_steps=3", "innerloop": "opt_steps=1"}),
+        ("batch_size = [8, 16]", {"plain": "batch_size=16", "innerloop": "batch_size=8"}),
+    ],
+)
+def test_a_baseline_of_equal_compute_follows_the_choice_of_its_reference(tmp_path, monkeypatch, varied, costs):
+    text = re.sub("(learning_rate|weight) = .*\n", "", SEARCH) + varied
+    study = parse_command("", ["--study", str(write(tmp_path / "t.toml", text))]).study
+
+    def error(label, sampler):  # alone, the baseline would choose opt_steps=1 or a batch of 8 under both samplers
+        wanted = costs[sampler] if label.startswith("adversarial") else costs["innerloop"]
+        return 1.0 if wanted in label else 2.0
+
+    rows = [
+        {"strategy": label, "seed": 7, "sampler": sampler, "val_mse": error(label, sampler)}
+        for label in study.search_study().variants()
+        for sampler in costs
+    ]
+    monkeypatch.setattr(searching, "read_runs", lambda _: (pd.DataFrame(rows), {}))
+    chosen = study.chosen(searching.choose(study.search_study(), tmp_path, writes=False))
+    variants = chosen.variants()
+    for sampler, cost in costs.items():
+        (pair,) = (pair for pair in chosen.pairs(sampler) if pair.account == "FLOPs")
+        assert pair.treated == f"adversarial,{cost}"
+        treated, other = (variants[label].config for label in pair[1:])
+        assert other.mining.to_dict() == {**treated.mining.to_dict(), "mode": "none", "opt_steps": 2}
+        assert abs(train_flops(other) / train_flops(treated) - 1) < 0.1
+    again = parse_command("", ["--study", str(write(tmp_path / "chosen.toml", study_text(chosen)))]).study
+    told = [(each.label, each.config, each.strategy.samplers) for each in again.variants().values()]
+    assert told == [(each.label, each.config, each.strategy.samplers) for each in variants.values()]
+
+
+def test_another_varied_setting_is_another_study(tmp_path):
+    """Its runs would stand in one table with those that lack it, and be compared with none of them."""
+    words = trained(tmp_path, "--seeds", "0", "--strategies", "baseline", "adversarial")
+    assert main(words) == 0
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for further in (["--vary", "opt_steps=1"], ["--vary", "opt_steps=1,2", "--report-only"]):
+        with pytest.raises(ConfigError, match="s varies nothing, this command opt_steps; --vary the same, or choose"):
+            main([*words, *further])
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+def test_runs_that_all_failed_are_listed(tmp_path, capsys):
+    assert main(trained(tmp_path, "--seeds", "0-1", "--strategies", "baseline", "--learning-rate", "1e18")) == 2
+    _, runs = load_results(tmp_path / "s")
+    assert set(runs["status"]) == {"failed"} and runs["value"].isna().all()
+    assert set(zip(runs["seed"], runs["sampler"], strict=True)) >= {(0, "plain"), (1, "innerloop")}
+    assert "failed: baseline seed 1" in capsys.readouterr().err
 
 
 def trained(tmp_path, *words, name="s") -> list[str]:

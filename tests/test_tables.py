@@ -204,20 +204,21 @@ def reported(tmp_path, monkeypatch, capsys):
 def test_times_that_cannot_be_read_are_named_before_anything_is_written(reported, tmp_path):
     with pytest.raises(ConfigError, match=r"adversarial in .*timing.json is None; allowed: a positive number"):
         reported(
-            {"baseline": [0.02], "adversarial": [0.01]}, timing={"batch_size": 8, "baseline": 0.1, "adversarial": None}
+            {"baseline": [0.02], "adversarial": [0.01]},
+            timing={"batch_size": 128, "baseline": 0.1, "adversarial": None},
         )
     assert not (tmp_path / "it.runs.csv").exists()
 
 
 def test_a_report_begins_with_the_verdict_at_equal_compute(reported, tmp_path):
     values = {"baseline": [0.02, 0.022, 0.021], "adversarial": BASE[:3], "baseline-compute": [0.0101, 0.0119, 0.0112]}
-    timing = {"baseline": 0.1, "adversarial": 0.25, "batch_size": 8, "threads": 1}
+    timing = {"baseline": 0.1, "adversarial": 0.25, "batch_size": 128, "threads": 1}
     text, printed = reported(values, {"baseline-compute": 14}, timing)
     parts = [line for line in text.splitlines() if line]
     first = text.partition("```\n")[2].partition("\n```")[0]
     assert printed.out == f"{first}\n\nReport: {tmp_path / 'it' / 'report.md'}\n"  # the screen, word for word
     assert "Verdict at equal FLOPs, adversarial against baseline-compute: no difference beyond 5% under plain" in first
-    assert "Verdict at equal FLOPs (mlp, 5 steps × 8, plain): no difference beyond 5%." in parts
+    assert "Verdict at equal FLOPs (mlp, 5 steps × 128, plain): no difference beyond 5%." in parts
     order = ["## what speaks against it", "the four criteria", "## table", "correlation", "## cost"]
     places = [text.lower().index(words) for words in order]
     assert places == sorted(places)

@@ -226,6 +226,10 @@ def test_a_training_is_continued_with_its_own_settings(tmp_path, changed, key):
         other_bound = make_trainer(tmp_path)
         other_bound.diffusion.rules = replace(other_bound.diffusion.rules, bound=0.5)
         other_bound.load("last")
+    with pytest.raises(CheckpointError, match=r"is of rules .*'entry_weights': False"):
+        other_rules = make_trainer(tmp_path)
+        other_rules.diffusion.rules = replace(other_rules.diffusion.rules, entry_weights=torch.ones_like)
+        other_rules.load("last")
     another = make_trainer(tmp_path / "another", **changed)
     another.load(tmp_path / "last.pt")
     (group,) = another.opt.param_groups
@@ -353,7 +357,8 @@ def test_learning_rate_schedule(tmp_path):
 )
 def test_bad_options_are_named(tmp_path, options, message):
     with pytest.raises(ConfigError, match=message):
-        make_trainer(tmp_path, **options)
+        make_trainer(tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -437,7 +442,7 @@ def test_a_training_in_the_folder_of_another_says_what_it_replaces(tmp_path):
 
 def test_a_home_folder_is_found(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    make_trainer("~/run")
+    make_trainer("~/run", train_num_steps=1).train()
     assert (tmp_path / "home" / "run").exists() and directory("~/run") == tmp_path / "home" / "run"
 
 

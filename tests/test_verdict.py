@@ -14,6 +14,7 @@ from diffusion_lib.names import SAMPLERS
 from experiments.analysis import verdict
 from experiments.analysis.metrics import Metric
 from experiments.analysis.objections import objections
+from experiments.analysis.screen import what_was_trained
 from experiments.analysis.statistics import Paired, difference, ratio
 from experiments.analysis.tables import Results
 from experiments.analysis.verdict import RULE, compare_pairs, criteria_lines, scenario, time_clause, verdict_lines
@@ -245,7 +246,7 @@ def test_criteria_with_too_few_seeds_or_a_diverged_run():
     ],
 )
 def test_time_is_judged_by_steps_timed_at_the_studys_batch(timing, words):
-    assert time_clause(CONFIG, timing).startswith(words)
+    assert time_clause(CONFIG.batch_size, timing).startswith(words)
 
 
 def test_a_task_of_rates_has_criteria_in_percentage_points():
@@ -258,11 +259,20 @@ def test_a_task_of_rates_has_criteria_in_percentage_points():
     assert len(lines) == 4  # no second metric
 
 
+def test_a_batch_of_a_strategys_own_is_named():
+    chosen = study(ALL)
+    strategies = chosen.study.strategies.items()
+    own = {name: replace(each, settings={**each.settings, "batch_size": 16}) for name, each in strategies}
+    chosen.study = replace(chosen.study, strategies=own, declared=own)
+    assert "5,000 steps × 16, plain" in verdict_lines(chosen, CONFIG)[0]
+    assert "batches of 16, judged" in what_was_trained("it", CONFIG, chosen)
+
+
 # What speaks against it
 
 
-def against(chosen, references=(), config=CONFIG):
-    return "\n".join(objections(chosen, config, list(references)))
+def against(chosen, references=()):
+    return "\n".join(objections(chosen, list(references)))
 
 
 def test_equal_steps_are_not_equal_compute():
@@ -294,7 +304,7 @@ def test_what_so_few_seeds_cannot_show_is_said():
 def test_a_metric_that_says_otherwise_is_named():
     chosen = study({"baseline": BASE, "adversarial": 0.8 * BASE * NOISE})
     chosen.frame.loc[chosen.frame["strategy"].eq("adversarial"), "recon_error"] *= 2
-    (line,) = [line for line in objections(chosen, CONFIG, []) if "recon_error under plain" in line]
+    (line,) = [line for line in objections(chosen, []) if "recon_error under plain" in line]
     assert line.startswith("by val_mse under plain adversarial is better than baseline, but worse (p not adjusted) by ")
     assert re.search(r"recon_error under plain 1\.6\d\d× \[.*\], p .*, recon_error under innerloop 1\.6", line)
     assert "ood_mse under" not in against(chosen)
@@ -312,7 +322,7 @@ def test_samples_that_diverged_on_one_set_are_named():
     chosen.frame["ood_recon_error"] = nan  # of no run: not defined on these problems
     plain = chosen.frame["strategy"].eq("adversarial") & chosen.frame["sampler"].eq("plain")
     chosen.frame.loc[plain & chosen.frame["seed"].isin(chosen.seeds[:2]), "ood_mse"] = nan
-    (line,) = [line for line in objections(chosen, CONFIG, []) if "without finite" in line]
+    (line,) = [line for line in objections(chosen, []) if "without finite" in line]
     assert line == "runs without finite values, which means leave out: adversarial under plain ood_mse in 2 of 5."
 
 
@@ -338,7 +348,7 @@ def test_there_are_at_most_five_objections_whatever_was_wrong():
     chosen = study(values, failed=[("adversarial", 0), ("s3", 1)], train_flops=dict.fromkeys(values, 1.0))
     chosen.mean_error = 0.02
     references = [{"strategy": "zero matrix", "sampler": "reference", "val_mse": 0.0208, "ood_mse": 0.02}]
-    lines = objections(chosen, CONFIG, references)
+    lines = objections(chosen, references)
     assert 3 <= len(lines) <= 5
     assert "spoiled" in lines[0] and "and 38 more" in lines[0] and "adversarial under plain 5 of 5" in lines[0]
 

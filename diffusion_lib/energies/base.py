@@ -34,7 +34,9 @@ class EnergyModel(nn.Module):
         self.num_timesteps = num_timesteps
 
     def solution_shape(self, inp: torch.Tensor) -> tuple[int, ...]:
-        """Return the shape of the candidates x for these inputs, batch first."""
+        """Return the shape of the candidates x for these inputs, batch first. Raises ConfigError for other vectors."""
+        if inp.ndim == 2 and inp.shape[1] != self.inp_dim and not self.any_size:
+            raise ConfigError(f"inputs are {tuple(inp.shape)}; {type(self).__name__} takes (B, {self.inp_dim})")
         return (len(inp), self.out_dim)
 
     def condition(self, inp: torch.Tensor, t: torch.Tensor | int):

@@ -80,6 +80,11 @@ class Rules:
             if getattr(self, name) is not None:
                 require_positive(name, getattr(self, name))
 
+    def described(self) -> dict:
+        """Return what a checkpoint says of the rules of its training, beside the bound."""
+        bounds = {"candidate_bound": self.candidate_bound, "level_bound": self.level_bound}
+        return bounds | {"entry_weights": self.entry_weights is not None}
+
 
 @with_plain_numbers
 class Task(Dataset):
@@ -268,6 +273,8 @@ class ItemTask:
             parts = default_collate(items)
             if len(parts) not in (2, 3):
                 raise TypeError(f"{len(parts)} parts")
+            if not all(isinstance(part, torch.Tensor) for part in parts):
+                raise TypeError("parts that are no arrays")
             if any(part.is_complex() for part in parts):
                 raise TypeError("complex numbers")
             for mask in parts[2:]:  # the loss would weigh entries by another number, and divide by their number
@@ -295,6 +302,20 @@ def as_task(dataset) -> "Task | ItemTask":
 def name_of(task) -> str:
     """Return what errors call a task: its class, or that of the data set whose items it has."""
     return type(getattr(task, "dataset", task)).__name__
+
+
+def projection(values: torch.Tensor) -> float:
+    """Return a random projection of examples, which tells them from others, from other signs and from another order."""
+    weights = torch.randn(values.shape, generator=seeded_generator("fingerprint's weights"), dtype=torch.float64)
+    return (values.double().cpu() * weights).sum().item() / math.sqrt(values.numel())
+
+
+def described(*parts: torch.Tensor) -> str:
+    """Say what tells some examples from others; rounded, since they may differ in their last bits between machines."""
+    sizes = [part.double().abs().mean().item() for part in parts]
+    shares = [round(projection(part) / (size or 1), 3) + 0.0 for part, size in zip(parts, sizes, strict=True)]
+    words = " and ".join(f"{size:.4g} ({share:+.3f})" for size, share in zip(sizes, shares, strict=True))
+    return f"mean magnitude and projection {words}"
 
 
 def require_finite(task, parts):

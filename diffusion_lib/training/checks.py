@@ -8,9 +8,9 @@ from torch.nn.parameter import is_lazy
 
 from diffusion_lib.energies import EnergyModel
 from diffusion_lib.evaluation import summary
-from diffusion_lib.seeds import seeded_generator
+from diffusion_lib.seeds import generator_states, global_generators, seeded_generator
 from diffusion_lib.system.errors import ConfigError, first_line
-from diffusion_lib.tasks.base import ItemTask, mask_of, name_of, require_finite
+from diffusion_lib.tasks.base import ItemTask, described, mask_of, name_of, require_finite
 from diffusion_lib.training.batches import stream_of
 
 EXAMPLES = 64  # of a data set, looked at before it is trained on
@@ -55,7 +55,7 @@ def require_fitting(diffusion, task):
         taken = f"a model of {task.inp_dim} to {task.out_dim} does not take{reason}"
         raise ConfigError(f"{name} gives {shapes}, which {taken}")
     if ebm.has_energy:
-        with torch.no_grad(), torch.random.fork_rng([]):  # dropout draws from the caller's generator
+        with torch.no_grad(), global_generators():  # dropout draws from the caller's generator
             energy = ebm.energy(ebm.condition(torch.cat((inp, inp)), 0), torch.cat((target, target)))
         found = tuple(energy.shape) if isinstance(energy, torch.Tensor) else type(energy).__name__
         if found not in ((2,), (2, 1)):
@@ -63,7 +63,7 @@ def require_fitting(diffusion, task):
 
 
 def trial_step(diffusion, task, masked: bool) -> bool:
-    """Take the losses of a step on a copy: return whether it draws from torch's own generators, as dropout does.
+    """Take the losses of a step on a copy: return whether it draws from the default generators, as dropout does.
 
     Raises ConfigError where a whole training would be spoiled: by a mode that leaves gradients in the weights, an
     energy whose gradient does not depend on them, or a copy, as the averaged model is one, that uses the original's.
@@ -73,11 +73,11 @@ def trial_step(diffusion, task, masked: bool) -> bool:
     vars(ebm).pop("evaluation", None)  # compiled programs would be made for these two examples
     batch = stream_of(copy, task, 2, 0, torch.device("cpu"), masked=masked).batch(0)
     inp, target, mask, t, *rest = (part if part is None else part.to(place) for part in batch)
-    gpus, source = ([place], torch.cuda) if place.type == "cuda" else ([], torch)
-    with torch.enable_grad(), torch.random.fork_rng(gpus):
-        before = source.get_rng_state()
+    gpu = place if place.type == "cuda" else None
+    with torch.enable_grad(), global_generators(gpus=[gpu] if gpu else []):
+        before = generator_states(gpu)
         _, (denoising, *_) = copy(inp, target, mask, t, *rest)
-        draws = not torch.equal(before, source.get_rng_state())
+        draws = before != generator_states(gpu)
         if any(weights.grad is not None for weights in copy.parameters()):
             mode = f"the mode {diffusion.mining.mode!r}"
             raise ConfigError(f"{mode} calls backward(), which spoils the weights' gradient; use torch.autograd.grad")
@@ -101,11 +101,11 @@ def require_scores(task):
         raise ConfigError(f"{name_of(task)}.score does not give {first!r} of each example; allowed: {allowed}")
 
 
-def check_examples(diffusion, task, masked: bool) -> str | None:
+def check_examples(diffusion, task, masked: bool) -> dict | None:
     """Warn of examples that training would take, but not as the caller means it.
 
     masked: whether the entries that the input gives are kept.
-    Returns what tells a data set of items from another one; None where the same items are not drawn twice.
+    Returns what a checkpoint says of a data set of items; None where the same items are not drawn twice.
     Raises ConfigError for nan and inf, and for a mask of inputs that cannot give the solution's entries.
     """
     name = name_of(task)
@@ -137,7 +137,7 @@ def check_examples(diffusion, task, masked: bool) -> str | None:
             stacklevel=5,
         )
     elif isinstance(task, ItemTask):
-        # rounded, since items that are computed may differ in their last bits between processors
         sizes = " and ".join(f"{part.double().abs().mean():.4g}" for part in first)
-        return f"{len(task.dataset):,} items, of mean magnitudes {sizes}"
+        about = f"{len(task.dataset):,} items, of mean magnitudes {sizes}"
+        return {"data": about, "first items": described(*first)}  # the second, earlier versions lack
     return None

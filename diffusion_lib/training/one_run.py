@@ -35,7 +35,8 @@ def execute(options, config: ExperimentConfig, folder: Path) -> int:
     trainer = build_trainer(options, config, folder)
     if trainer.accelerator.is_main_process:
         where = {"device": trainer.device.type, "folder": folder, "data": shown(describe_data(config, options.ood))}
-        header(task=config.dataset, model=config.model, mining=config.mining.mode, **where)
+        mining = {} if options.evaluate else {"mining": config.mining.mode}  # the run may have had another
+        header(task=config.dataset, model=config.model, **mining, **where)
     try:
         if options.evaluate:
             trainer.load(options.load_milestone or "last", to_train=False)

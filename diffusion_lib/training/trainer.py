@@ -19,7 +19,7 @@ from diffusion_lib.evaluation import EvaluationSet, Share, sampler_metrics
 from diffusion_lib.names import SAMPLERS
 from diffusion_lib.precision import denormals_flushed, float32_products
 from diffusion_lib.released_api import TRAINER_DEFAULTS, ReleasedTrainerCalls, require_defaults, require_metric
-from diffusion_lib.seeds import DROPOUT, derive_seed
+from diffusion_lib.seeds import DROPOUT, derive_seed, global_generators, seed_generators
 from diffusion_lib.system.checks import (
     plain,
     require_fraction,
@@ -31,7 +31,7 @@ from diffusion_lib.system.checks import (
 from diffusion_lib.system.defaults import torchs_defaults
 from diffusion_lib.system.device import make_accelerator, prepare, start_tracker
 from diffusion_lib.system.errors import ConfigError, Interrupted, NonFiniteLossError
-from diffusion_lib.system.files import write_csv
+from diffusion_lib.system.files import require_writable, write_csv
 from diffusion_lib.system.memory import keep_freed_memory
 from diffusion_lib.system.progress import Progress
 from diffusion_lib.system.signals import stop_requests
@@ -181,7 +181,7 @@ class Trainer1D(ReleasedTrainerCalls):
         self.results_folder = Path(results_folder).expanduser()
         self.keep_milestones = keep_milestones
         self.accelerator = accelerator = make_accelerator(device, log_with, self.results_folder)
-        self.results_folder.mkdir(parents=True, exist_ok=True)
+        require_writable(self.results_folder)
         if train_batch_size % accelerator.num_processes:
             raise ConfigError(
                 f"train_batch_size {train_batch_size} does not divide among {accelerator.num_processes} processes"
@@ -284,7 +284,7 @@ class Trainer1D(ReleasedTrainerCalls):
         task, ebm = self.dataset, self.diffusion.model.ebm
         return {
             "task": f"{type(task).__name__} of {task.inp_dim} to {task.out_dim} numbers",
-            **({"data": self.items} if self.items else {}),
+            **(self.items or {}),
             "model": type(ebm).__name__,
             "mining": self.diffusion.mining.to_dict(),
             "batch_size": self.batch_size,
@@ -295,6 +295,7 @@ class Trainer1D(ReleasedTrainerCalls):
             "cond_mask": self.stream.masked,
             "match_release": self.diffusion.match_release,
             "bound": self.diffusion.bound,
+            "rules": self.diffusion.rules.described(),
             **({"bf16_step": kind} if (kind := bf16_step(ebm)) else {}),
             **({"start": f"step {self.first_contrast}"} if self.first_contrast else {}),
             **({"evaluation": self.judged} if self.evaluation_sets else {}),  # one column of metrics.csv, one measure
@@ -381,9 +382,9 @@ class Trainer1D(ReleasedTrainerCalls):
             self.diffusion.train()
         progress = Progress(self.label, self.step, self.train_num_steps, self.accelerator.is_main_process)
         try:
-            # what dropout draws from is the caller's again afterwards
+            # what dropout, modes and energies draw from is the caller's again afterwards
             gpus = [self.device] if self.device.type == "cuda" else []
-            with torch.random.fork_rng(gpus), stop_requests() as request:
+            with global_generators(gpus=gpus), stop_requests() as request:
                 while self.step < self.train_num_steps:
                     self._advance(progress)
                     if self._asked_to_stop(request):
@@ -427,9 +428,9 @@ class Trainer1D(ReleasedTrainerCalls):
         """Take the next batch, update weights and average, and return the loss, without waiting for the device."""
         self._set_learning_rate()
         self._set_contrast()
-        batch = self.stream.batch(self.step)  # whose making may draw from torch's own generators too
+        batch = self.stream.batch(self.step)  # whose making may draw from the default generators too
         if self.random_step:  # a resumed run must draw the same
-            torch.manual_seed(derive_seed(DROPOUT, self.seed, self.step, self.share.rank))
+            seed_generators(derive_seed(DROPOUT, self.seed, self.step, self.share.rank))
         loss, parts = self.train_step(batch)
         parts = [*parts, *[loss.new_zeros(())] * (3 - len(parts))]  # without a contrastive term there is one
         self.loss_sums += torch.stack([loss, *parts, self.train_step.clipped, torch.ones_like(loss)])

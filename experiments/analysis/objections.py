@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 
-from diffusion_lib.config import ExperimentConfig
 from experiments.analysis.metrics import Metric, number
 from experiments.analysis.references import PUBLISHED, main_references
 from experiments.analysis.statistics import Paired
@@ -18,12 +17,12 @@ COMPUTE_TOLERANCE = 0.02
 LISTED = 4  # strategies that a sentence names
 
 
-def objections(study: Results, config: ExperimentConfig, references: list[dict]) -> list[str]:
+def objections(study: Results, references: list[dict]) -> list[str]:
     """Return at most five sentences, the gravest first; references: rows of predictors and of published results."""
     kinds = (
         compute_objections(study),
         run_objections(study),
-        budget_objections(study, config, references),
+        budget_objections(study, references),
         metric_objections(study),
         [*seed_objections(study), *reference_objections(study, references)],
     )
@@ -164,7 +163,7 @@ def _best_mean(study: Results, metric: Metric) -> float:
     return (max if metric.rate else min)(means, default=math.nan)
 
 
-def budget_objections(study: Results, config: ExperimentConfig, references: list[dict]) -> list[str]:
+def budget_objections(study: Results, references: list[dict]) -> list[str]:
     """Say where training is far from its end, and how small the budget is beside a published one."""
     lines, metric, bases = [], study.metrics[0], study.pair(STEPS)
     for sampler, (_, _, longer) in study.pair(FLOPS).items():
@@ -174,7 +173,8 @@ def budget_objections(study: Results, config: ExperimentConfig, references: list
             lines.append(f"{longer} against {base} under {sampler} {metric.words(found)}")
     if lines:
         lines = [f"{metric.column} still improves, and later the verdict may be another: {', '.join(lines)}"]
-    seen = max(study.train_steps(study.label("plain")), default=0) * config.batch_size
+    label = study.label("plain")
+    seen = max(study.train_steps(label), default=0) * study.batch_sizes([label])[0]
     published = max((row.get("examples", 0) for row in references if row["sampler"] == PUBLISHED), default=0)
     if 0 < seen < published:
         lines.append(f"the budget, {seen:,} examples, is {100 * seen / published:.2g}% of the published {published:,}")

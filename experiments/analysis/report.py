@@ -29,7 +29,7 @@ from experiments.analysis.tables import (
 )
 from experiments.analysis.verdict import RULE, criteria_lines, verdict_lines
 from experiments.study.run import diagnosed_size, evaluation_sets
-from experiments.study.study import STEPS, Study
+from experiments.study.study import STEPS, TIME, Study
 from experiments.study.timing import read_step_times
 
 OBJECTIONS = 5  # that the report names, at most
@@ -75,7 +75,10 @@ def write_report(folder: Path, config: ExperimentConfig, declared: Study) -> dic
     write_table(folder, "runs.csv", long_form(study.frame, declared))
     figures = figure_parts(folder, config, study, declared, task, references)
     left_out = [f"left out: {'; '.join(damaged.values())}"] if damaged else []
-    against = [*left_out, *objections(study, config, references)][:OBJECTIONS]
+    timed = any(pair.account == TIME for pairs in study.pairs.values() for pair in pairs)
+    if timed and not (folder / "timing.json").exists():
+        left_out.append("timing.json is gone, so nothing says how long an equal time was")
+    against = [*left_out, *objections(study, references)][:OBJECTIONS]
     text = screen(folder.name, config, study, references, against)
     in_full = full_parts(folder, config, study, references, against, criteria_lines(study, config, timing))
     parts = [f"# {folder.name}", declared.question, f"```\n{text}\n```", *in_full, *figures]

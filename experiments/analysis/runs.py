@@ -109,7 +109,8 @@ def long_form(runs: pd.DataFrame, study: Study) -> pd.DataFrame:
         values = {label: each.value(key) for label, each in variants.items()}
         frame[key] = runs["strategy"].map(values)
     metrics = [metric.column for metric in task_metrics(TASKS[study.config.dataset])]
-    measured = [name for name in (*metrics, *AUC) if name in frame]
+    measured = [name for name in (*metrics, *AUC) if name in frame] or metrics  # where all runs failed
+    frame = frame.reindex(columns=dict.fromkeys((*frame, *measured)))
     keys = ["strategy", *settings, "seed", "sampler"]
     rest = ["status", "train_steps", *COSTS, *ABOUT, "run"]
     table = frame.melt([*keys, *rest], measured, "metric", "value")

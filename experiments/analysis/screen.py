@@ -29,9 +29,10 @@ def screen(name: str, config: ExperimentConfig, study: Results, references: list
 def what_was_trained(name: str, config: ExperimentConfig, study: Results) -> str:
     """Say what the table does not; it has the strategies, their steps and their seconds of training."""
     seeds = "1 seed" if len(study.seeds) == 1 else f"{len(study.seeds)} seeds"
+    batches = " or ".join(f"{size:,}" for size in study.batch_sizes())
     return (
-        f"{name}: energy {config.model}, task {config.dataset} of rank {config.rank}, {seeds}, batches of "
-        f"{config.batch_size:,}, judged by {config.evaluation_size:,} fixed problems of each difficulty"
+        f"{name}: energy {config.model}, task {config.dataset} of rank {config.rank}, {seeds}, batches of {batches}, "
+        f"judged by {config.evaluation_size:,} fixed problems of each difficulty"
     )
 
 

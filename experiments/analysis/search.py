@@ -13,7 +13,7 @@ from experiments.analysis.figures import choose_scale, drawing, guarded, legend_
 from experiments.analysis.metrics import Metric, task_metrics
 from experiments.analysis.runs import read_runs
 from experiments.analysis.tables import markdown
-from experiments.study.study import Study
+from experiments.study.study import Study, agree
 
 
 def choose(study: Study, folder: Path, writes: bool) -> dict[str, dict[str, dict]]:
@@ -69,14 +69,18 @@ def _whole_mean(metric: Metric, runs: list[dict], sampler: str) -> float:
 
 
 def _best(study: Study, rows: list[dict], sampler: str, metric: Metric) -> dict[str, dict]:
+    """Return by strategy the values of its best setting; one that is trained as long as another follows its choice."""
     found, variants = {}, study.variants()
-    for name in study.strategies:
-        whole = [row for row in rows if row["strategy"] == name and math.isfinite(row[sampler])]
+    for each in sorted(study.strategies.values(), key=lambda each: each.reference is not None):
+        whole = [row for row in rows if row["strategy"] == each.name and math.isfinite(row[sampler])]
+        if each.reference:
+            length = {key: value for key, value in found[each.reference].items() if not study.uses(each, key)}
+            whole = [row for row in whole if agree(variants[row["setting"]].values, length)]
         if not whole:
-            raise ConfigError(f"no setting of {name} trained without divergence; allowed: another search")
+            raise ConfigError(f"no setting of {each.name} trained without divergence; allowed: another search")
         best = (max if metric.rate else min)(whole, key=lambda row: row[sampler])
-        found[name] = variants[best["setting"]].values
-    return found
+        found[each.name] = variants[best["setting"]].values
+    return {name: found[name] for name in study.strategies}
 
 
 def words(values: dict) -> str:

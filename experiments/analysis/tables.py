@@ -41,6 +41,14 @@ class Results:
         self.samplers = [name for name in SAMPLERS if name in set(self.frame["sampler"])]
         self.treated, self.base = study.compare[0], study.base()
 
+    def batch_sizes(self, strategies=None) -> list[int]:
+        """Return the examples of a step, by default of all strategies: the study's, unless they have their own."""
+        labels, variants = strategies or self.strategies, {}
+        if "batch_size" in self.study.columns():
+            variants = self.study.variants()
+        configs = [variants[label].config if label in variants else self.study.config for label in labels]
+        return sorted({config.batch_size for config in configs})
+
     # Found when asked for: the study counts the FLOPs of its strategies for them, which takes seconds.
 
     @cached_property

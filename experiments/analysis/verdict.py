@@ -116,14 +116,14 @@ def _pair_lines(study, config: ExperimentConfig, sampler: str, pair: Pair, compa
     metric = study.metrics[0]
     found = pair_scenario(study, pair, sampler, comparison)
     label = "" if pair.treated == study.treated else f"{pair.treated}, "
-    about = f"equal {pair.account} ({label}{config.model}, {budget(study, pair.treated, config)}, {sampler})"
+    about = f"equal {pair.account} ({label}{config.model}, {budget(study, pair.treated)}, {sampler})"
     lines = [f"Verdict at {about}: {found}." if found else f"No verdict at {about}: {too_few(metric, comparison)}."]
     for name in (pair.treated, pair.other):  # of the other the rule counts none: its pairs are left out
         diverged = study.diverged(name, [metric], [sampler])
         if diverged:
             lines.append(f"- {diverged} of {study.count(name)} runs of {name} diverged.")
     if comparison and comparison.n > 1:
-        other = f"{pair.other}: {budget(study, pair.other, config)}"
+        other = f"{pair.other}: {budget(study, pair.other)}"
         family = "those at equal steps" if pair.account == STEPS else "all at equal compute"
         lines.append(f"- {metric.column} {numbers(metric, comparison, family)}; {other}.")
     return lines
@@ -143,9 +143,10 @@ def numbers(metric: Metric, comparison: Paired, family: str) -> str:
     )
 
 
-def budget(study, strategy: str, config: ExperimentConfig) -> str:
+def budget(study, strategy: str) -> str:
     """Write steps and batch of a strategy's runs, such as `5,000 steps × 128`."""
-    return f"{' or '.join(f'{steps:,}' for steps in study.train_steps(strategy))} steps × {config.batch_size:,}"
+    steps = " or ".join(f"{steps:,}" for steps in study.train_steps(strategy))
+    return f"{steps} steps × {study.batch_sizes([strategy])[0]:,}"
 
 
 def criteria_lines(study, config: ExperimentConfig, timing: dict | None) -> list[str]:
@@ -166,7 +167,8 @@ def criteria_lines(study, config: ExperimentConfig, timing: dict | None) -> list
     lines += [f"- {metric.column} better, {_under_each(study, names, metric, _better)}." for metric in others[:1]]
     diverged, runs = study.diverged(treated, study.metrics, SAMPLERS), study.count(treated)
     lines.append(f"- no divergence: {_met(not diverged)}, {diverged} of {runs} runs of {treated} diverged.")
-    return [*lines, f"- less than {MAX_TIME_RATIO:g}× the time: {time_clause(config, timing, treated, other)}."]
+    time = time_clause(study.batch_sizes([treated])[0], timing, treated, other)
+    return [*lines, f"- less than {MAX_TIME_RATIO:g}× the time: {time}."]
 
 
 def _under_each(study, pair: tuple[str, str], metric: Metric, clause) -> str:
@@ -193,11 +195,11 @@ def _met(holds: bool) -> str:
     return "met" if holds else "not met"
 
 
-def time_clause(config: ExperimentConfig, timing: dict | None, treated=ADVERSARIAL, other=BASELINE) -> str:
-    """Say whether a timing of both strategies in turn at the study's batch size meets the criterion, or is missing."""
+def time_clause(batch_size: int, timing: dict | None, treated=ADVERSARIAL, other=BASELINE) -> str:
+    """Say whether a timing of both strategies in turn at their batch size meets the criterion, or is missing."""
     if timing is None:
         return "not timed"
-    if timing["batch_size"] != config.batch_size:
-        return f"not timed at batch {config.batch_size:,}, only at {timing['batch_size']:,}"
+    if timing["batch_size"] != batch_size:
+        return f"not timed at batch {batch_size:,}, only at {timing['batch_size']:,}"
     ratio = timing[treated] / timing[other] if timing[other] > 0 else math.nan
     return f"{_met(ratio < MAX_TIME_RATIO)}, {ratio:.2f}× a step of {other} ({timing.get('threads', '?')} threads)"

@@ -39,7 +39,7 @@ from experiments.study.flags import Command
 from experiments.study.problems import asked, begun, chosen_problems, searched, waits_for_search
 from experiments.study.run import run_experiment
 from experiments.study.study import PROBLEM, Run, Study, Variant
-from experiments.study.study_file import DECLARATION, declare, read_study, united
+from experiments.study.study_file import DECLARATION, declare, read_study, require_same_vary, united
 from experiments.study.timing import read_step_times, step_seconds, write_step_times
 from experiments.study.workers import Outcome, delete_study, delete_tables, remove_leftovers, require_deletable, run_all
 
@@ -49,6 +49,8 @@ TIMED_FLOPS = 3e10  # at most, of a step that --check times: a batch that takes 
 def execute(command: Command) -> int:
     """Do what the command says, and return the exit status. Raises ConfigError before anything is written."""
     study = command.study
+    if not command.fresh:
+        require_same_vary(command.results / study.name, study)
     if waits_for_search(command) or (study.search and command.fresh):
         status = search(command)
         if status is not None:

@@ -153,6 +153,8 @@ class Study:
         shared = set(self.search.seeds).intersection(self.seeds) if self.search else ()
         if shared:
             raise ConfigError(f"seeds {' '.join(map(str, sorted(shared)))} are in the search too; allowed: other ones")
+        if self.search and "train_steps" in self.search.vary and any(s.reference for s in self.strategies.values()):
+            raise ConfigError("search varies train_steps; allowed where no strategy is trained as long as another")
         if "mode" in self.vary:
             raise ConfigError("mode is not varied: each mode is a strategy's")
 
@@ -205,7 +207,7 @@ class Study:
             grid = self._combinations(keys)
             configs = [self._config(strategy, values, seconds) for values in grid]
             for key in keys:
-                if not self._uses(strategy, key) and not _matters(key, grid, configs):
+                if not self.uses(strategy, key) and not _matters(key, grid, configs):
                     grid = [{name: value for name, value in values.items() if name != key} for values in grid]
             for values, config in zip(grid, configs, strict=True):
                 label = label_of(strategy.name, values)
@@ -219,13 +221,17 @@ class Study:
     def keys_of(self, strategy: Strategy) -> list[str]:
         """Return the varied settings that the strategy uses, or that decide how long it is trained."""
         both = [strategy, *([self.known[strategy.reference]] if strategy.reference else [])]
-        return [key for key in self.vary if any(self._uses(each, key) for each in both)]
+        return [key for key in self.vary if any(self.uses(each, key) for each in both)]
 
-    def _uses(self, strategy: Strategy, key: str) -> bool:
+    def uses(self, strategy: Strategy, key: str) -> bool:
+        """Return whether a strategy is trained otherwise at another value of a setting, as long as it is trained."""
         if key in strategy.settings or (key == "train_steps" and strategy.reference):
             return False
         mode = strategy.settings.get("mode", self.settings.get("mode", MiningConfig.mode))
         return key not in setting_names(MiningConfig) or MiningConfig(mode).uses(key)
+
+    def _used(self, strategy: Strategy, values: dict) -> dict:
+        return {key: value for key, value in values.items() if self.uses(strategy, key)}
 
     def as_trained(self, folder: Path) -> "Study":
         """Return this study with all strategies that any command trained in its folder, for a report.
@@ -249,8 +255,7 @@ class Study:
         return replace(self, strategies=strategies, compare=(treated, base))
 
     def _config(self, strategy: Strategy, values: dict, seconds: dict | None) -> ExperimentConfig:
-        used = {key: value for key, value in values.items() if self._uses(strategy, key)}
-        config = self.configuration(**used, **strategy.settings)
+        config = self.configuration(**self._used(strategy, values), **strategy.settings)
         if not strategy.reference:
             return config
         reference = self._config(self.known[strategy.reference], values, seconds)
@@ -333,18 +338,34 @@ class Study:
         """Return this study with each strategy at the values that its search chose.
 
         choices: by sampler and strategy, those values.
-        Where two samplers choose differently both choices are trained, each judged under its sampler.
+        Where two samplers choose differently both choices are trained, each judged under its sampler; so are equal
+        choices that are trained as long as choices of another cost.
         """
         strategies = {}
         for sampler, chosen in choices.items():
             labels = {name: label_of(name, values) for name, values in chosen.items()}
             for name, label in labels.items():
                 each = self.strategies[name]
-                settings = {**each.settings, **chosen[name]}
-                judged = (*(strategies[label].samplers if label in strategies else ()), sampler)
+                settings = {**each.settings, **self._used(each, chosen[name])}
                 compute, time = (labels.get(other, other) for other in (each.compute_of, each.time_of))
-                strategies[label] = Strategy(label, settings, compute, time, name, judged)
+                made = Strategy(label, settings, compute, time, name, (sampler,))
+                there = strategies.get(label)
+                differs = there and there.reference != made.reference
+                if differs and self._steps(there, choices) != self._steps(made, choices):
+                    label = label_of(label, {"sampler": sampler})
+                    made, there = replace(made, name=label), None
+                strategies[label] = replace(made, samplers=(*(there.samplers if there else ()), sampler))
         return replace(self, strategies=strategies, declared=self.declared | strategies, search=None)
+
+    def _steps(self, choice: Strategy, choices: dict[str, dict[str, dict]]) -> int:
+        """Return how long one of the `choices` of a search is trained."""
+        references = {
+            label_of(name, chosen[name]): replace(each, settings={**each.settings, **self._used(each, chosen[name])})
+            for name, each in self.strategies.items()
+            for chosen in choices.values()
+            if not each.reference
+        }
+        return replace(self, strategies=self.strategies | references)._config(choice, {}, None).train_steps
 
 
 def _matters(key: str, grid: list[dict], configs: list[ExperimentConfig]) -> bool:

@@ -113,13 +113,22 @@ def checked_values(vary: dict, config: dict) -> dict[str, tuple]:
 
     config: the other settings, by name.
     """
-    require_keys(vary, [name for name in setting_names() if name != "mode"], "vary")
+    require_keys(vary, [name for name in setting_names() if name not in ("mode", "evaluation_size")], "vary")
     for key, values in vary.items():
         if not isinstance(values, list | tuple) or not values:
             raise ConfigError(f"vary has {key} = {values!r}; allowed: a list of values")
         for value in values:
             configure(config | {key: value})
     return {key: tuple(fractions({key: value})[key] for value in dict.fromkeys(values)) for key, values in vary.items()}
+
+
+def require_same_vary(folder: Path, study: Study):
+    """Raise ConfigError where the study in a folder varies other settings: its runs would be none of this one's."""
+    path = folder / DECLARATION
+    earlier = read_study(path)["vary"] if path.exists() else study.vary
+    if earlier.keys() != study.vary.keys():
+        there, now = (", ".join(vary) or "nothing" for vary in (earlier, study.vary))
+        raise ConfigError(f"{folder} varies {there}, this command {now}; --vary the same, or choose another --name")
 
 
 def united(folder: Path, study: Study, fresh: bool = False) -> Study:
