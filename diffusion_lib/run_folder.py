@@ -204,9 +204,10 @@ def ended_result(folder: Path) -> dict | None:
     if wrong or result["status"] not in ENDED_TYPES:
         raise ConfigError(f"{path} is no result of a run: see its {', '.join(wrong or ['status'])}")
     recorded = result.pop("digest", None)
-    if not (folder / "config.json").exists():
+    digested = recorded or not WITHOUT_DIGEST.issuperset(result)
+    if digested and not (folder / "config.json").exists():
         raise ConfigError(f"{path} has no config.json beside it. Delete {folder}, and the same command trains it anew")
-    if (recorded or not WITHOUT_DIGEST.issuperset(result)) and recorded != digest(folder, result):
+    if digested and recorded != digest(folder, result):
         raise ConfigError(f"{path} is damaged, or of another configuration: its digest differs. {ANEW}")
     named = (folder.parent.name, folder.name)
     if study_of(folder) and named != (result["strategy"], f"seed-{result['seed']}"):

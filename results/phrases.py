@@ -29,6 +29,8 @@ from experiments.analysis.statistics import Paired, with_holm
 from experiments.analysis.verdict import ACCOUNTS, ADVERSARIAL, BASELINE, COMPUTE
 from results.tables import (
     BUDGETS,
+    FLAT,
+    FLAT_BUDGETS,
     IRED,
     KINDS,
     LONGER,
@@ -36,10 +38,13 @@ from results.tables import (
     PUBLISHED,
     RANDOM,
     RECON,
+    SAME_RATE,
     SIZES,
     VAL,
     VARIANTS,
     PublishedPair,
+    flat_curves,
+    flat_pairs,
     free_means,
     free_pair,
     pair_at,
@@ -212,6 +217,24 @@ def sizes(root: Path) -> list[str]:
     ]
 
 
+def flat(root: Path) -> list[str]:
+    """Return what docs/results.md says of the size whose curves flatten."""
+    longer, same = (pair_at(root, FLAT, equal) for equal in ("FLOPs", "steps"))
+    curve = flat_curves(root)[longer.other]
+    last = curve.index[-1]
+    middle = curve.index[np.abs(curve.index - last / 2).argmin()]
+    fall = VAL.compare(curve.loc[middle].to_numpy(), curve.loc[last].to_numpy()).effect
+    (_, early), (_, late) = (flat_pairs(root, steps)[SAME_RATE] for steps in (FLAT_BUDGETS[0], FLAT_BUDGETS[-2]))
+    harder = [runs.compare(OOD, IRED).effect for runs in (longer, same)]
+    return [
+        f"{longer.steps} steps end at {' and '.join(longer.means(VAL, IRED))}, {times(longer)}",
+        f"the last doubling of the run without mining divides its error by {fall:.1f}",
+        f"in as many steps at one rate mining has {times(same)}",
+        f"at equal FLOPs and one rate it falls from {early.effect:.2f} to {late.effect:.2f} times",
+        f"on the harder matrices {harder[0]:.2f} and {harder[1]:.2f} times",
+    ]
+
+
 def published_setting(root: Path) -> list[str]:
     """Return what docs/results.md says of the published setting."""
     regression = reference(root, 20, "linear regression")
@@ -281,7 +304,7 @@ def tasks(root: Path) -> list[str]:
 
 def results(root: Path) -> list[str]:
     """Return what docs/results.md says."""
-    return [*sizes(root), *kinds(root), *published_setting(root), *energies(root), *tasks(root)]
+    return [*sizes(root), *flat(root), *kinds(root), *published_setting(root), *energies(root), *tasks(root)]
 
 
 PHRASES = {"README.md": readme, "docs/results.md": results}

@@ -341,14 +341,7 @@ def sizes_primary(root: Path) -> dict[tuple[str, str], float]:
 
 FLAT, FLAT_SIZE = "sizes-4-flat", 4  # where the curves flatten
 FLAT_BUDGETS = (2_000, 5_000, 10_000, 20_000, 50_000)  # adversarial's steps
-
-
-def flat_costs(root: Path) -> dict[str, float]:
-    """Return by account how many steps without mining are as much as one with it."""
-    pair = pair_at(root, FLAT, "FLOPs")
-    timed = sizes_pair(root, FLAT_SIZE, "time", IRED)
-    costs = (pair.steps_without / pair.steps_with, timed.steps_without / timed.steps_with, 1.0)
-    return dict(zip(ACCOUNTS, costs, strict=True))
+SAME_RATE = "FLOPs, at mining's rate"
 
 
 def flat_curves(root: Path) -> dict[str, pd.DataFrame]:
@@ -361,29 +354,40 @@ def flat_curves(root: Path) -> dict[str, pd.DataFrame]:
 
 
 def flat_pairs(root: Path, steps: int) -> dict[str, tuple[int, Paired]]:
-    """Compare both by each account at a budget of adversarial's steps, at the nearest points of the baseline's curve.
+    """Compare both by each account at a budget of adversarial's steps, by the nearest point of the baseline's curve.
 
-    The rate is constant, so a point of a curve is a shorter run. Returns the baseline's steps with it.
+    The rate is constant, so a point of a curve is a shorter run. Returns the baseline's steps, and the comparison.
     """
-    pair, curves, found = pair_at(root, FLAT, "FLOPs"), flat_curves(root), {}
-    mined, other = curves[pair.treated], curves[pair.other]
-    for account, cost in flat_costs(root).items():
-        point = other.index[np.abs(other.index - steps * cost).argmin()]
+    longer, same = pair_at(root, FLAT, "FLOPs"), pair_at(root, FLAT, "steps")
+    timed, curves, found = sizes_pair(root, FLAT_SIZE, "time", IRED), flat_curves(root), {}
+    cost = longer.steps_without / longer.steps_with
+    for account, pair, times in (
+        ("FLOPs", longer, cost),
+        ("time", longer, timed.steps_without / timed.steps_with),
+        ("steps", same, 1.0),
+        (SAME_RATE, same, cost),
+    ):
+        mined, other = curves[pair.treated], curves[pair.other]
+        if steps * times > 1.01 * other.index[-1]:
+            continue  # so far that baseline was not trained
+        point = other.index[np.abs(other.index - steps * times).argmin()]
         found[account] = point, VAL.compare(mined.loc[steps].to_numpy(), other.loc[point, mined.columns].to_numpy())
     return found
 
 
 def flat_table(root: Path) -> str:
-    """Write a row per budget at the size whose curves flatten: errors of both, and their ratio by each account."""
+    """Write a row per budget at the size whose curves flatten: the error with mining, and over the baseline's."""
     mined, rows = flat_curves(root)[pair_at(root, FLAT, "FLOPs").treated], []
+    accounts = (*ACCOUNTS, SAME_RATE)
     for steps in FLAT_BUDGETS:
-        ratios = (
-            f"{point:,}: {with_interval(found.effect, found.low, found.high, '{:.2f}')}"
-            for point, found in flat_pairs(root, steps).values()
-        )
-        rows.append([f"{steps:,}", f"{error_mean(mined.loc[steps]):.3g}", *ratios])
-    equal = (f"with over without, equal {account}" for account in ACCOUNTS)
-    return markdown(rows, ("steps with mining, 4 × 4", "val_mse", *equal))
+        pairs = flat_pairs(root, steps)
+        words = {
+            account: f"{point:,}: {with_interval(found.effect, found.low, found.high, '{:.2f}')}"
+            for account, (point, found) in pairs.items()
+        }
+        cells = (words.get(account, "") for account in accounts)
+        rows.append([f"{steps:,}", f"{error_mean(mined.loc[steps]):.3g}", *cells])
+    return markdown(rows, ("steps with mining, 4 × 4", "val_mse", *(f"equal {account}" for account in accounts)))
 
 
 def sizes_table(root: Path) -> str:

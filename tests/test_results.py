@@ -302,6 +302,10 @@ def misshape(folder):
         (copy_from_another_seed, "is of adversarial,opt_steps=1 seed 0"),
         (copy_from_another_study, r"another configuration: learning_rate \(there 0.0001, now 0.5\)"),
         (misshape, "another shape"),
+        (
+            lambda folder: (folder / "config.json").unlink(),
+            r"has no config.json beside it. Delete .*seed-1, and the same",
+        ),
     ],
 )
 @pytest.mark.usefixtures("cheap_report")
