@@ -110,7 +110,7 @@ def readme(root: Path) -> list[str]:
         f"with four times the steps the ratio at equal FLOPs is {longer:.2f} {interval(whole)}",
         f"The plain sampler has {plain['FLOPs']:.2f}, {plain['time']:.2f} and {plain['steps']:.2f}",
         f"a step with mining costs {small.cost:.1f} times the FLOPs",
-        f"undecided at 4 × 4 ({times(level)} {interval(level)})",
+        f"makes {level.verdict(IRED)} at 4 × 4 ({times(level)} {interval(level)})",
         f"behind ({times(in_step)} {interval(in_step)})",
         f"At IRED's weight it has {kinds_more(root)[ADVERSARIAL]}% more error at equal steps",
         f"mining of {early.steps_with:,} steps has {early.compare(VAL, IRED).effect:.2f} times the error of "
@@ -118,8 +118,8 @@ def readme(root: Path) -> list[str]:
         f"the baseline got {spent_more(large, 20, LADDER_BATCH)} more at 20 × 20, "
         f"{spent_more(pairs['FLOPs'], SIZES[0], SIZES_BATCH)} at 6 × 6",
         f"of IRED's own setting say {factor(others, 3)}",
-        f"{later.steps_with:,} steps with mining on 4 × 4, one seed, it is {later.compare(VAL, IRED).effect:.2f} at equal "
-        f"FLOPs, though {later.compare(OOD, IRED).effect:.2f} on harder matrices",
+        f"after {later.steps_with:,} steps with mining on 4 × 4, one seed, it is {later.compare(VAL, IRED).effect:.2f} "
+        f"at equal FLOPs, though {later.compare(OOD, IRED).effect:.2f} on harder matrices",
     ]
 
 
