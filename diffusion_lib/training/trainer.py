@@ -225,10 +225,8 @@ class Trainer1D(ReleasedTrainerCalls):
             if chosen.size < accelerator.num_processes:
                 found = f"{name} has {chosen.size} examples, for {accelerator.num_processes} processes"
                 raise ConfigError(f"{found}; allowed: at least one for each")
-        descents = diffusion_model.rules.inner_steps if diffusion_model.use_innerloop_opt else 0
-        self.judged = {name: chosen.described() for name, chosen in self.evaluation_sets.items()} | {
-            "descents": descents
-        }
+        self.judged = {name: chosen.described() for name, chosen in self.evaluation_sets.items()}
+        self.judged["descents"] = diffusion_model.rules.inner_steps if diffusion_model.use_innerloop_opt else 0
         self._set_learning_rate()  # which refuses a schedule that gives no rate
         self.curve_sets = {
             sampler: self.evaluation_sets["val"]
@@ -236,6 +234,7 @@ class Trainer1D(ReleasedTrainerCalls):
             else EvaluationSet(validation_dataset, size, accelerator.device, masked)
             for sampler, size in curve_samplers.items()
         }
+        self.results_folder.mkdir(parents=True, exist_ok=True)  # last: a refused training leaves nothing
 
     @property
     def device(self) -> torch.device:
