@@ -344,6 +344,7 @@ FLAT_BUDGETS = (2_000, 5_000, 10_000, 20_000, 50_000)  # adversarial's steps
 SAME_RATE = "FLOPs, at mining's rate"
 
 
+@cache
 def flat_curves(root: Path) -> dict[str, pd.DataFrame]:
     """Return by label the learning curves under IRED's sampler: a row per step, a column per seed."""
     curves = read(root / FLAT / "curves.csv", "strategy", "seed", step=int, val_mse_innerloop=float)
@@ -351,6 +352,11 @@ def flat_curves(root: Path) -> dict[str, pd.DataFrame]:
         label: curve.pivot_table(index="step", columns="seed", values="val_mse_innerloop")
         for label, curve in curves.groupby("strategy")
     }
+
+
+def nearest(curve: pd.DataFrame, step: float) -> int:
+    """Return the step of a curve's nearest point."""
+    return curve.index[np.abs(curve.index - step).argmin()]
 
 
 def flat_pairs(root: Path, steps: int) -> dict[str, tuple[int, Paired]]:
@@ -370,7 +376,7 @@ def flat_pairs(root: Path, steps: int) -> dict[str, tuple[int, Paired]]:
         mined, other = curves[pair.treated], curves[pair.other]
         if steps * times > 1.01 * other.index[-1]:
             continue  # so far that baseline was not trained
-        point = other.index[np.abs(other.index - steps * times).argmin()]
+        point = nearest(other, steps * times)
         found[account] = point, VAL.compare(mined.loc[steps].to_numpy(), other.loc[point, mined.columns].to_numpy())
     return found
 

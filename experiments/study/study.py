@@ -230,8 +230,9 @@ class Study:
         mode = strategy.settings.get("mode", self.settings.get("mode", MiningConfig.mode))
         return key not in setting_names(MiningConfig) or MiningConfig(mode).uses(key)
 
-    def _used(self, strategy: Strategy, values: dict) -> dict:
-        return {key: value for key, value in values.items() if self.uses(strategy, key)}
+    def _settings(self, strategy: Strategy, values: dict) -> dict:
+        """Return a strategy's own settings, and those of the varied values that it uses."""
+        return {**strategy.settings, **{key: value for key, value in values.items() if self.uses(strategy, key)}}
 
     def as_trained(self, folder: Path) -> "Study":
         """Return this study with all strategies that any command trained in its folder, for a report.
@@ -255,7 +256,7 @@ class Study:
         return replace(self, strategies=strategies, compare=(treated, base))
 
     def _config(self, strategy: Strategy, values: dict, seconds: dict | None) -> ExperimentConfig:
-        config = self.configuration(**self._used(strategy, values), **strategy.settings)
+        config = self.configuration(**self._settings(strategy, values))
         if not strategy.reference:
             return config
         reference = self._config(self.known[strategy.reference], values, seconds)
@@ -346,9 +347,8 @@ class Study:
             labels = {name: label_of(name, values) for name, values in chosen.items()}
             for name, label in labels.items():
                 each = self.strategies[name]
-                settings = {**each.settings, **self._used(each, chosen[name])}
                 compute, time = (labels.get(other, other) for other in (each.compute_of, each.time_of))
-                made = Strategy(label, settings, compute, time, name, (sampler,))
+                made = Strategy(label, self._settings(each, chosen[name]), compute, time, name, (sampler,))
                 there = strategies.get(label)
                 differs = there and there.reference != made.reference
                 if differs and self._steps(there, choices) != self._steps(made, choices):
@@ -360,7 +360,7 @@ class Study:
     def _steps(self, choice: Strategy, choices: dict[str, dict[str, dict]]) -> int:
         """Return how long one of the `choices` of a search is trained."""
         references = {
-            label_of(name, chosen[name]): replace(each, settings={**each.settings, **self._used(each, chosen[name])})
+            label_of(name, chosen[name]): replace(each, settings=self._settings(each, chosen[name]))
             for name, each in self.strategies.items()
             for chosen in choices.values()
             if not each.reference
