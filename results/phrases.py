@@ -296,9 +296,15 @@ def tasks(root: Path) -> list[str]:
     seeds = runs.mean(ADVERSARIAL, metrics[0], IRED).n
     own = with_holm({sampler: tests["sudoku", sampler] for sampler in SAMPLERS})  # by the protocol's change 10
     graphs, (balanced, _) = found["connectivity-2"]
-    alone = 100 * graphs.by_seed(BASELINE, balanced, IRED)
+    alone, mined = (100 * graphs.by_seed(strategy, balanced, IRED) for strategy in (BASELINE, ADVERSARIAL))
+    harder = next(metric for metric in graphs.metrics if metric.column == "ood_accuracy")
+    right = [100 * graphs.mean(strategy, harder, IRED).mean for strategy in (ADVERSARIAL, COMPUTE)]
     return [
         f"runs of the baseline alone lie between {alone.min():.0f} and {alone.max():.0f}",
+        f"{(alone < 55).sum()} of {len(alone)} baselines are below 55, runs with mining between {mined.min():.0f} and "
+        f"{mined.max():.0f}",
+        f"mining has {right[0]:.1f}% of the harder pairs right, the longer baseline {right[1]:.1f}% "
+        f"({graphs.effect(ADVERSARIAL, COMPUTE, harder, IRED)}",
         f"does not confirm ({adjusted['shortest-path-10-1d', 'plain']:.3f})".replace("(0.", "(."),
         f"hurts at equal FLOPs on {seeds} seeds (p by Holm over both samplers: plain "
         f"{own['plain'].p_holm:.1g}, IRED's {own[IRED].p_holm:.1g})",
