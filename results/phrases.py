@@ -136,7 +136,7 @@ def ranks(root: Path, answer: str) -> list[str]:
 def solved_longer(root: Path, sampler: str) -> dict[str, Paired]:
     """Compare the strategies, by account, where IRED's sampler takes more descents at each level."""
     errors = {}
-    with tarfile.open(root / f"sizes-{SIZES[0]}" / "finished-runs.tar.gz") as archive:
+    with tarfile.open(root / f"sizes-{SIZES[0]}" / "finished-runs.tar.xz") as archive:
         for name in archive.getnames():
             if name.startswith(f"sizes/rank={SIZES[0]}/") and name.endswith("/result.json"):
                 result = json.load(archive.extractfile(name))
@@ -192,7 +192,9 @@ def sizes(root: Path) -> list[str]:
     wrong = 100 * worst[worst < 1]
     settings = ("random,{}", "baseline,{}", "adversarial,{},weight=0.5", "adversarial,{},weight=0.05")
     random, baseline, heavy, light = (tried(root, each.format("learning_rate=0.002")) for each in settings)
-    longer, same_steps = (sizes_pair(root, SIZES[0], equal, IRED, LONGER) for equal in ("FLOPs", "steps"))
+    longer = sizes_pairs(root, SIZES[0], IRED, LONGER)
+    whole = longer["FLOPs"]
+    in_time, in_step = (longer[equal].compare(VAL, IRED) for equal in ("time", "steps"))
     harder = {equal: pair.compare(OOD, IRED) for equal, pair in pairs.items()}
     settled = solved_longer(root, "innerloop40")
     by_recon = [sizes_pair(root, SIZES[2], "steps", IRED).means(RECON, IRED)[i] for i in (0, 1)]
@@ -204,9 +206,9 @@ def sizes(root: Path) -> list[str]:
         "(recon_error {} and {}, answering zero {:.3g})".format(
             *by_recon, reference(root, SIZES[2], "zero matrix", RECON)
         ),
-        f"on {longer.compare(VAL, IRED).n} seeds {longer.steps} steps end at {' and '.join(longer.means(VAL, IRED))}, "
-        f"{longer.compare(VAL, IRED).effect:.2f} times {interval(longer)}; in as many steps, on "
-        f"{same_steps.compare(VAL, IRED).n}, {same_steps.compare(VAL, IRED).effect:.2f} times",
+        f"{whole.steps} steps end at {' and '.join(whole.means(VAL, IRED))}, {factor(whole.compare(VAL, IRED))}; at "
+        f"equal time, {longer['time'].steps_without:,} steps, it has {factor(in_time)}, in as many steps "
+        f"{factor(in_step)}, {longer['steps'].verdict(IRED)}",
         *(at_size(root, n) for n in SIZES[1:]),
         f"at equal FLOPs the baseline takes {further['FLOPs']:,} steps more, at its best rate for them, and has "
         f"{less['FLOPs']}% less error, at equal time {further['time']:,} more and {less['time']}% less",

@@ -96,7 +96,7 @@ def test_what_is_frozen_is_small():
     for folder in STUDIES:
         assert {"study.toml", "runs.csv", "report.md"} <= {path.name for path in folder.iterdir()}
         assert len(list(folder.glob("*.png"))) <= MOST_FIGURES
-        assert not [path for path in folder.iterdir() if path.suffix not in (".toml", ".csv", ".md", ".png", ".gz")]
+        assert not [path for path in folder.iterdir() if path.suffix not in (".toml", ".csv", ".md", ".png", ".xz")]
 
 
 @pytest.mark.parametrize(

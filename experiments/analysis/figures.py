@@ -4,16 +4,17 @@ Nothing here is global: no pyplot, and outside a `drawing` matplotlib's settings
 """
 
 import io
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from colorsys import hls_to_rgb
 from contextlib import contextmanager, suppress
 from functools import wraps
-from itertools import chain, count
+from itertools import chain, repeat
 from pathlib import Path
 
 import matplotlib
 import numpy as np
-from matplotlib.colors import to_hex
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from PIL import Image
@@ -54,13 +55,19 @@ def finite(values) -> np.ndarray:
 
 def strategy_colors(strategies: Sequence[str]) -> dict[str, str]:
     """Return name -> colour: the known strategies' own, the others' by their order. Pass all strategies of a study."""
-    further = chain(OTHER_COLORS, map(further_color, count()))
+    further = chain(OTHER_COLORS, further_colors())
     return {name: COLORS.get(name) or next(further) for name in strategies}
 
 
-def further_color(place: int) -> str:
-    """Return one of any number of colours: hues a golden section of the circle apart, dark and light in turn."""
-    return to_hex(hls_to_rgb(0.618034 * place % 1, (0.3, 0.6)[place % 2], 0.65))
+def further_colors() -> Iterator[str]:
+    """Yield any number of colours, each the one least like all before it and white paper."""
+    grid = [hls_to_rgb(hue / 24, lightness, 0.7) for lightness in (0.2, 0.4, 0.6) for hue in range(24)]
+    taken = [to_rgb(color) for color in ("white", *COLORS.values(), *OTHER_COLORS)]
+    while grid:
+        taken.append(max(grid, key=lambda color: min(math.dist(color, other) for other in taken)))
+        grid.remove(taken[-1])
+        yield to_hex(taken[-1])
+    yield from repeat(PAIR_COLOR)
 
 
 def guarded(draw):
