@@ -1,14 +1,17 @@
 """Figures: two formats, colours by name, scales by the data; no global state, and no figure takes the report down."""
 
+import math
 import os
 import subprocess
 import sys
+from itertools import combinations
 
 import matplotlib
 import numpy as np
 import pytest
 from conftest import study_of
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 
 from diffusion_lib.evaluation import EvaluationSet
 from diffusion_lib.tasks import Addition, Inverse, Parity
@@ -80,6 +83,11 @@ def test_a_strategy_has_one_colour_everywhere():
     assert len(set(among.values())) == 4
     assert not set(COLORS.values()) & set(figures.OTHER_COLORS)
     assert len(set(strategy_colors([f"strategy-{i}" for i in range(40)]).values())) == 40
+
+
+def test_many_strategies_are_told_apart():
+    colors = map(to_rgb, ("white", *strategy_colors([*COLORS, *(f"strategy-{i}" for i in range(12))]).values()))
+    assert min(math.dist(one, other) for one, other in combinations(colors, 2)) > 0.2
 
 
 def test_the_points_of_a_strategy_have_its_colour(monkeypatch, tmp_path, study):
