@@ -92,10 +92,13 @@ def test_the_baseline_gets_adversarials_compute_and_a_schedule_of_its_own(study)
 
 def test_the_status_counts_each_run_s_own_steps(study, capsys):
     assert again(study, "--status") == 0
-    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if " seed 0" in line}
+    lines = {line.split()[1]: line for line in capsys.readouterr().out.splitlines() if " seed 0" in line}
     steps = of_run(study, "baseline-compute", "config.json")["config"]["train_steps"]
     assert "10/10" in lines["adversarial"]
     assert f"{steps}/{steps}" in lines["baseline-compute"]
+    assert again(study, "--status", "--run", lines["baseline-compute"].split()[0]) == 0
+    shown = capsys.readouterr().out
+    assert f"{steps}/{steps}" in shown and "1 runs:" in shown
 
 
 @pytest.mark.usefixtures("cheap_report")

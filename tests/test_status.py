@@ -39,14 +39,16 @@ def test_status_and_what_other_runs_do_not_stop(mixed, holder, capsys):
     (folders[4] / "progress.json").write_text("[1]")
     (folders[5] / "result.json").write_text(json.dumps(DIVERGED))
     tell(folders[1], error="last.pt cannot be read", step=3)
-    lines = {line.split()[2]: line for line in status_table(results / "shared", folders).splitlines() if "seed" in line}
+    table = status_table(results / "shared", {folder: 8 - place for place, folder in enumerate(folders)})
+    lines = {line.split()[3]: line for line in table.splitlines() if "seed" in line}
+    assert [line.split()[0] for line in lines.values()] == list("87654321")
     assert re.search(r"finished +30/30", lines["0"])
     assert re.search(r"error +3/30 +last.pt cannot be read", lines["1"])
     assert re.search(rf"running +10/30 +4 +5 s +process {pid} on .*, heard \d s ago", lines["2"])
     assert re.search(r"interrupted +12/30$", lines["3"].rstrip())
     assert re.search(r"interrupted +0/30$", lines["4"].rstrip())
     assert re.search(r"failed +the loss is not finite", lines["5"])
-    assert lines["6"].split()[3:] == ["waiting"]
+    assert lines["6"].split()[4:] == ["waiting"]
     assert re.search(r"error .*result.json is no result of a run: see its strategy, seed, samplers", lines["7"])
 
     capsys.readouterr()

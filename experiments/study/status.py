@@ -12,15 +12,18 @@ from diffusion_lib.system.errors import ConfigError
 from diffusion_lib.system.files import read_json
 from diffusion_lib.system.lock import held_by
 
-HEADERS = ("run", "state", "step", "steps/s", "time left", "where or why")
+HEADERS = ("--run", "run", "state", "step", "steps/s", "time left", "where or why")
 
 
-def status_table(study: Path, folders: list[Path]) -> str:
-    """Write a line per run folder, and one with their totals. Raises ConfigError where `study` has no valid config."""
+def status_table(study: Path, numbers: dict[Path, int | str]) -> str:
+    """Write a line per run folder, and one with their totals. Raises ConfigError where `study` has no valid config.
+
+    numbers: by folder what `--run` calls the run.
+    """
     total = read_config(study).get("train_steps", 0)
-    names = [f"{folder.parent.name} {folder.name.replace('-', ' ')}" for folder in folders]
-    lines = [[name, *run_status(folder, total)] for name, folder in zip(names, folders, strict=True)]
-    states = [line[1] for line in lines]
+    names = {folder: f"{folder.parent.name} {folder.name.replace('-', ' ')}" for folder in numbers}
+    lines = [[number, names[folder], *run_status(folder, total)] for folder, number in numbers.items()]
+    states = [line[2] for line in lines]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     return f"{tabulate(lines, HEADERS, disable_numparse=True)}\n\n{len(lines)} runs: {counts}"
 
