@@ -31,6 +31,7 @@ from results.tables import (
     BUDGETS,
     FLAT,
     FLAT_BUDGETS,
+    FLAT_SIZE,
     IRED,
     KINDS,
     LONGER,
@@ -104,12 +105,14 @@ def readme(root: Path) -> list[str]:
     early = pair_at(root, "ladder", "FLOPs", steps=BUDGETS[0])
     whole = sizes_pair(root, SIZES[0], "FLOPs", IRED, LONGER)
     longer = whole.compare(VAL, IRED).effect
+    same_rate = [found.effect for found in at_one_rate(root)]
     later, public = pair_at(root, FLAT, "FLOPs"), public_errors(root)
     mined = public["adversarial", 35_000]
     others = VAL.compare(mined.to_numpy(), public["none", 98_000].reindex(mined.index).to_numpy())
     return [
-        f"with four times the steps the ratio at equal FLOPs is {longer:.2f} {interval(whole)}",
-        f"The plain sampler has {plain['FLOPs']:.2f}, {plain['time']:.2f} and {plain['steps']:.2f}",
+        f"With four times the steps the ratio at equal FLOPs is {longer:.2f} {interval(whole)}, {same_rate[0]:.2f} "
+        f"where both keep mining's learning rate, {same_rate[1]:.2f} where both have the longer run's",
+        "Under the plain sampler the three ratios are {FLOPs:.2f}, {time:.2f} and {steps:.2f}".format(**plain),
         f"a step with mining costs {small.cost:.1f} times the FLOPs",
         f"makes {level.verdict(IRED)} at 4 × 4 ({times(level)} {interval(level)})",
         f"behind ({times(in_step)} {interval(in_step)})",
@@ -119,9 +122,9 @@ def readme(root: Path) -> list[str]:
         f"the baseline got {spent_more(large, 20, LADDER_BATCH)} more at 20 × 20, "
         f"{spent_more(pairs['FLOPs'], SIZES[0], SIZES_BATCH)} at 6 × 6",
         f"of IRED's own setting say {factor(others, 3)}",
-        f"after {later.steps_with:,} steps with mining on 4 × 4, IRED's sampler, one seed, it is "
-        f"{later.compare(VAL, IRED).effect:.2f} at equal FLOPs, though {later.compare(OOD, IRED).effect:.2f} on harder "
-        "matrices",
+        f"{later.steps_with:,} steps with mining on 4 × 4 (one seed, IRED's sampler) have "
+        f"{later.compare(VAL, IRED).effect:.2f} times the error at equal FLOPs, but "
+        f"{later.compare(OOD, IRED).effect:.2f} times on harder matrices",
     ]
 
 
@@ -131,6 +134,15 @@ def ranks(root: Path, answer: str) -> list[str]:
     pairs = [sizes_pair(root, SIZES[0], equal, IRED) for equal in ("steps", "FLOPs")]
     means = levels[levels["t"] == LEVEL].groupby("strategy")[answer].mean()
     return [f"{100 * means[label]:.0f}" for label in (pairs[0].treated, pairs[0].other, pairs[1].other)]
+
+
+def at_one_rate(root: Path) -> tuple[Paired, Paired]:
+    """Compare the larger budget at equal FLOPs where both have mining's rate, then where both have the longer run's."""
+    chosen = sizes_pair(root, SIZES[0], "FLOPs", IRED, LONGER)
+    at_minings = chosen._replace(other=f"{COMPUTE},learning_rate=0.002,train_steps={LONGER}")
+    mined = study(root, "sizes-6-rate").by_seed(ADVERSARIAL, VAL, IRED)
+    others = chosen.values(VAL, IRED)[1].reindex(mined.index)
+    return at_minings.compare(VAL, IRED), VAL.compare(mined.to_numpy(), others.to_numpy())
 
 
 def solved_longer(root: Path, sampler: str) -> dict[str, Paired]:
@@ -194,13 +206,15 @@ def sizes(root: Path) -> list[str]:
     random, baseline, heavy, light = (tried(root, each.format("learning_rate=0.002")) for each in settings)
     longer = sizes_pairs(root, SIZES[0], IRED, LONGER)
     whole = longer["FLOPs"]
+    fast, slow = at_one_rate(root)
     in_time, in_step = (longer[equal].compare(VAL, IRED) for equal in ("time", "steps"))
     harder = {equal: pair.compare(OOD, IRED) for equal, pair in pairs.items()}
+    later = whole.compare(OOD, IRED)
     settled = solved_longer(root, "innerloop40")
     by_recon = [sizes_pair(root, SIZES[2], "steps", IRED).means(RECON, IRED)[i] for i in (0, 1)]
     return [
         f"on the harder matrices mining has {harder['FLOPs'].effect:.2f} times the error at equal FLOPs and "
-        f"{harder['steps'].effect:.2f} times at equal steps",
+        f"{harder['steps'].effect:.2f} times at equal steps; after 8,000 steps {factor(later)} at equal FLOPs",
         f"with 40 descents at each level it has {factor(settled['FLOPs'])} at equal FLOPs, and "
         f"{factor(settled['steps'])} at equal steps (256 matrices)",
         "(recon_error {} and {}, answering zero {:.3g})".format(
@@ -209,11 +223,14 @@ def sizes(root: Path) -> list[str]:
         f"{whole.steps} steps end at {' and '.join(whole.means(VAL, IRED))}, {factor(whole.compare(VAL, IRED))}; at "
         f"equal time, {longer['time'].steps_without:,} steps, it has {factor(in_time)}, in as many steps "
         f"{factor(in_step)}, {longer['steps'].verdict(IRED)}",
+        f"where both keep 2e-3, it has {factor(fast)} at equal FLOPs, where both have 1e-3 {factor(slow)} "
+        f"({slow.n} seeds",
         *(at_size(root, n) for n in SIZES[1:]),
         f"at equal FLOPs the baseline takes {further['FLOPs']:,} steps more, at its best rate for them, and has "
         f"{less['FLOPs']}% less error, at equal time {further['time']:,} more and {less['time']}% less",
-        f"p of the four primary tests, by Holm's method, is at most {max(sizes_primary(root).values()):.2g}",
-        f"At noise level {LEVEL} of 10 a linear regression's answer",
+        "p of this budget's four primary tests, by Holm's method over them, is at most "
+        f"{max(sizes_primary(root).values()):.2g}",
+        f"At noise level {LEVEL}, of 0 to 9, a linear regression's answer",
         "in {}% of problems with mining, in {}% without, in {}% after the longer run without".format(*regression),
         "the inverse of another matrix in {}, {} and {}%".format(*other),
         f"{len(worst) - len(wrong)} of the {len(worst)} energies here",
@@ -224,7 +241,7 @@ def sizes(root: Path) -> list[str]:
 
 
 def flat(root: Path) -> list[str]:
-    """Return what docs/results.md says of the size whose curves flatten."""
+    """Return what docs/results.md says of the longest runs."""
     longer, same = (pair_at(root, FLAT, equal) for equal in ("FLOPs", "steps"))
     curve = flat_curves(root)[longer.other]
     last = curve.index[-1]
@@ -232,13 +249,15 @@ def flat(root: Path) -> list[str]:
     at_one_rate = [pairs[SAME_RATE] for steps in FLAT_BUDGETS if SAME_RATE in (pairs := flat_pairs(root, steps))]
     shares = [found.effect for _, found in at_one_rate]
     harder = [runs.compare(OOD, IRED).effect for runs in (longer, same)]
+    others = [longer.runs.mean(label, OOD, IRED).mean for label in (longer.treated, longer.other, same.other)]
     return [
         f"{longer.steps} steps end at {' and '.join(longer.means(VAL, IRED))}, {times(longer)}",
         f"the last doubling of the run without mining divides its error by {fall:.1f}",
         f"in as many steps at one rate mining has {times(same)}",
         f"At equal FLOPs and one rate {min(shares):.1f} to {max(shares):.1f} times",
         f"On the harder matrices mining is ahead there, with {harder[0]:.2f} times the error of the longer run and "
-        f"{harder[1]:.2f} times that of the one of as many steps",
+        f"{harder[1]:.2f} times that of the one of as many steps: {others[0]:.2f}, against {others[1]:.2f} and "
+        f"{others[2]:.2f}, and {reference(root, FLAT_SIZE, 'linear regression', OOD):.2f} of a linear regression",
     ]
 
 
@@ -301,10 +320,12 @@ def tasks(root: Path) -> list[str]:
     alone, mined = (100 * graphs.by_seed(strategy, balanced, IRED) for strategy in (BASELINE, ADVERSARIAL))
     harder = next(metric for metric in graphs.metrics if metric.column == "ood_accuracy")
     right = [100 * graphs.mean(strategy, harder, IRED).mean for strategy in (ADVERSARIAL, COMPUTE)]
+    plainly = [100 * graphs.by_seed(strategy, balanced, "plain") for strategy in (BASELINE, ADVERSARIAL)]
     return [
         f"runs of the baseline alone lie between {alone.min():.0f} and {alone.max():.0f}",
         f"{(alone < 55).sum()} of {len(alone)} baselines are below 55, runs with mining between {mined.min():.0f} and "
-        f"{mined.max():.0f}",
+        f"{mined.max():.0f}; under the plain sampler baselines reach {plainly[0].min():.0f} or more, mining "
+        f"{plainly[1].min():.0f} or more",
         f"mining has {right[0]:.1f}% of the harder pairs right, the longer baseline {right[1]:.1f}% "
         f"({graphs.effect(ADVERSARIAL, COMPUTE, harder, IRED)}",
         f"does not confirm ({adjusted['shortest-path-10-1d', 'plain']:.3f})".replace("(0.", "(."),

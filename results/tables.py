@@ -339,7 +339,7 @@ def sizes_primary(root: Path) -> dict[tuple[str, str], float]:
     return {key: each.p_holm for key, each in found.items()}
 
 
-FLAT, FLAT_SIZE = "sizes-4-flat", 4  # where the curves flatten
+FLAT, FLAT_SIZE = "sizes-4-flat", 4  # the longest runs
 FLAT_BUDGETS = (2_000, 5_000, 10_000, 20_000, 50_000)  # adversarial's steps
 SAME_RATE = "FLOPs, at mining's rate"
 
@@ -382,7 +382,7 @@ def flat_pairs(root: Path, steps: int) -> dict[str, tuple[int, Paired]]:
 
 
 def flat_table(root: Path) -> str:
-    """Write a row per budget at the size whose curves flatten: the error with mining, and over the baseline's."""
+    """Write a row per budget at the size of the longest runs: the error with mining, and over the baseline's."""
     mined, rows = flat_curves(root)[pair_at(root, FLAT, "FLOPs").treated], []
     accounts = (*ACCOUNTS, SAME_RATE)
     for steps in FLAT_BUDGETS:
