@@ -225,6 +225,7 @@ def sizes(root: Path) -> list[str]:
         f"{factor(in_step)}, {longer['steps'].verdict(IRED)}",
         f"where both keep 2e-3, it has {factor(fast)} at equal FLOPs, where both have 1e-3 {factor(slow)} "
         f"({slow.n} seeds",
+        f"the ratio of the smaller budget, {longer['time'].steps_without / longer['time'].steps_with:.2f}",
         *(at_size(root, n) for n in SIZES[1:]),
         f"at equal FLOPs the baseline takes {further['FLOPs']:,} steps more, at its best rate for them, and has "
         f"{less['FLOPs']}% less error, at equal time {further['time']:,} more and {less['time']}% less",
@@ -320,6 +321,7 @@ def tasks(root: Path) -> list[str]:
     alone, mined = (100 * graphs.by_seed(strategy, balanced, IRED) for strategy in (BASELINE, ADVERSARIAL))
     harder = next(metric for metric in graphs.metrics if metric.column == "ood_accuracy")
     right = [100 * graphs.mean(strategy, harder, IRED).mean for strategy in (ADVERSARIAL, COMPUTE)]
+    chance = graphs.comparison(ADVERSARIAL, COMPUTE, harder, IRED).p
     plainly = [100 * graphs.by_seed(strategy, balanced, "plain") for strategy in (BASELINE, ADVERSARIAL)]
     return [
         f"runs of the baseline alone lie between {alone.min():.0f} and {alone.max():.0f}",
@@ -327,7 +329,7 @@ def tasks(root: Path) -> list[str]:
         f"{mined.max():.0f}; under the plain sampler baselines reach {plainly[0].min():.0f} or more, mining "
         f"{plainly[1].min():.0f} or more",
         f"mining has {right[0]:.1f}% of the harder pairs right, the longer baseline {right[1]:.1f}% "
-        f"({graphs.effect(ADVERSARIAL, COMPUTE, harder, IRED)}",
+        f"({graphs.effect(ADVERSARIAL, COMPUTE, harder, IRED)}, p {chance:.3f} before".replace("p 0.", "p ."),
         f"does not confirm ({adjusted['shortest-path-10-1d', 'plain']:.3f})".replace("(0.", "(."),
         f"hurts at equal FLOPs on {seeds} seeds (p by Holm over both samplers: plain "
         f"{own['plain'].p_holm:.1g}, IRED's {own[IRED].p_holm:.1g})",
