@@ -11,15 +11,21 @@ def show_status(command: Command) -> int:
     """Print where each run stands: until the search has ended, its runs. Raises ConfigError."""
     waits = waits_for_search(command)
     problems = command.study.search_study().problems() if waits else chosen_problems(command)
-    runs = [run.folder for problem in problems for run in problem.runs(command.results)]
-    numbers = {folder: "" if waits else number for number, folder in enumerate(runs)}  # a search's runs have none
-    for problem, number in asked(command, problems if command.run is not None else begun(command, problems)):
-        folder = command.results / problem.name
-        require_study(folder)
-        folders = [run_folder(folder, label, seed) for seed in problem.seeds for label in problem.labels()]
-        if number is not None:
-            folders = [problem.runs(command.results)[number].folder]
-        show(status_table(folder, {each: numbers[each] for each in folders}))
+    every = (
+        run_folder(command.results / problem.name, label, seed)
+        for problem in problems
+        for label in problem.labels()
+        for seed in problem.seeds
+    )
+    numbers = {folder: number for number, folder in enumerate(every)}  # as `Study.runs`, which counts FLOPs
+    for problem, _ in asked(command, problems if command.run is not None else begun(command, problems)):
+        study = command.results / problem.name
+        require_study(study)
+        folders = [run_folder(study, label, seed) for seed in problem.seeds for label in problem.labels()]
+        if command.run is not None:
+            folders = [folder for folder in folders if numbers[folder] == command.run]
+        # a search's runs have no number: --run comes after it
+        show(status_table(study, {folder: "" if waits else numbers[folder] for folder in folders}))
     return 0
 
 
