@@ -44,6 +44,7 @@ from results.tables import (
     VAL,
     VARIANTS,
     PublishedPair,
+    Runs,
     flat_curves,
     flat_pairs,
     free_means,
@@ -247,8 +248,8 @@ def flat(root: Path) -> list[str]:
     curve = flat_curves(root)[longer.other]
     last = curve.index[-1]
     fall = VAL.compare(curve.loc[nearest(curve, last / 2)].to_numpy(), curve.loc[last].to_numpy()).effect
-    at_one_rate = [pairs[SAME_RATE] for steps in FLAT_BUDGETS if SAME_RATE in (pairs := flat_pairs(root, steps))]
-    shares = [found.effect for _, found in at_one_rate]
+    same_rate = [pairs[SAME_RATE] for steps in FLAT_BUDGETS if SAME_RATE in (pairs := flat_pairs(root, steps))]
+    shares = [found.effect for _, found in same_rate]
     harder = [runs.compare(OOD, IRED).effect for runs in (longer, same)]
     others = [longer.runs.mean(label, OOD, IRED).mean for label in (longer.treated, longer.other, same.other)]
     return [
@@ -305,6 +306,23 @@ def energies(root: Path) -> list[str]:
     ]
 
 
+def connectivity(runs: Runs, metrics: tuple[Metric, ...]) -> list[str]:
+    """Return what docs/results.md says of connectivity."""
+    balanced, right = metrics[0], Metric("ood_accuracy", rate=True)
+    alone, mined = (100 * runs.by_seed(strategy, balanced, IRED) for strategy in (BASELINE, ADVERSARIAL))
+    least = [100 * runs.by_seed(strategy, balanced, "plain").min() for strategy in (BASELINE, ADVERSARIAL)]
+    harder = [100 * runs.mean(strategy, right, IRED).mean for strategy in (ADVERSARIAL, COMPUTE)]
+    p = runs.comparison(ADVERSARIAL, COMPUTE, right, IRED).p
+    return [
+        f"runs of the baseline alone lie between {alone.min():.0f} and {alone.max():.0f}",
+        f"{(alone < 55).sum()} of {len(alone)} baselines are below 55, runs with mining between {mined.min():.0f} and "
+        f"{mined.max():.0f}; under the plain sampler baselines reach {least[0]:.0f} or more, mining {least[1]:.0f} or "
+        "more",
+        f"mining has {harder[0]:.1f}% of the harder pairs right, the longer baseline {harder[1]:.1f}% "
+        f"({runs.effect(ADVERSARIAL, COMPUTE, right, IRED)}, p {p:.3f} before".replace("p 0.", "p ."),
+    ]
+
+
 def tasks(root: Path) -> list[str]:
     """Return what docs/results.md says of other tasks."""
     found = task_studies(root)
@@ -317,19 +335,8 @@ def tasks(root: Path) -> list[str]:
     runs, metrics = found["sudoku"]
     seeds = runs.mean(ADVERSARIAL, metrics[0], IRED).n
     own = with_holm({sampler: tests["sudoku", sampler] for sampler in SAMPLERS})  # by the protocol's change 10
-    graphs, (balanced, _) = found["connectivity-2"]
-    alone, mined = (100 * graphs.by_seed(strategy, balanced, IRED) for strategy in (BASELINE, ADVERSARIAL))
-    harder = next(metric for metric in graphs.metrics if metric.column == "ood_accuracy")
-    right = [100 * graphs.mean(strategy, harder, IRED).mean for strategy in (ADVERSARIAL, COMPUTE)]
-    chance = graphs.comparison(ADVERSARIAL, COMPUTE, harder, IRED).p
-    plainly = [100 * graphs.by_seed(strategy, balanced, "plain") for strategy in (BASELINE, ADVERSARIAL)]
     return [
-        f"runs of the baseline alone lie between {alone.min():.0f} and {alone.max():.0f}",
-        f"{(alone < 55).sum()} of {len(alone)} baselines are below 55, runs with mining between {mined.min():.0f} and "
-        f"{mined.max():.0f}; under the plain sampler baselines reach {plainly[0].min():.0f} or more, mining "
-        f"{plainly[1].min():.0f} or more",
-        f"mining has {right[0]:.1f}% of the harder pairs right, the longer baseline {right[1]:.1f}% "
-        f"({graphs.effect(ADVERSARIAL, COMPUTE, harder, IRED)}, p {chance:.3f} before".replace("p 0.", "p ."),
+        *connectivity(*found["connectivity-2"]),
         f"does not confirm ({adjusted['shortest-path-10-1d', 'plain']:.3f})".replace("(0.", "(."),
         f"hurts at equal FLOPs on {seeds} seeds (p by Holm over both samplers: plain "
         f"{own['plain'].p_holm:.1g}, IRED's {own[IRED].p_holm:.1g})",

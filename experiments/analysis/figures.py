@@ -60,7 +60,7 @@ def strategy_colors(strategies: Sequence[str]) -> dict[str, str]:
 
 
 def further_colors() -> Iterator[str]:
-    """Yield any number of colours, each the one least like all before it and white paper."""
+    """Yield colours, each the one of a grid least like those before it and white paper; grey after the last."""
     grid = [hls_to_rgb(hue / 24, lightness, 0.7) for lightness in (0.2, 0.4, 0.6) for hue in range(24)]
     taken = [to_rgb(color) for color in ("white", *COLORS.values(), *OTHER_COLORS)]
     while grid:
