@@ -56,7 +56,9 @@ def main(arguments=None):
     if damaged or frame.empty:
         raise ConfigError("\n".join(damaged.values()) or f"{folder} has no run that ended")
     header(study=folder, published=target)
-    texts = {"study.toml": study_text(part), "runs.csv": long_form(frame, part).to_csv(index=False)}
+    table = long_form(frame, part)
+    table["command"] = table["command"].map(in_project)
+    texts = {"study.toml": study_text(part), "runs.csv": table.to_csv(index=False)}
     curves, levels = [], []
     for run in frame.drop_duplicates("run").itertuples():
         about = {"strategy": run.strategy, "seed": run.seed}
@@ -97,5 +99,9 @@ def frozen_report(report: str, target: Path, question: str, figures: list[str]) 
     drawn = [re.search(r"^!\[.*\]\((.*)\.png\)$", each, re.MULTILINE) for each in sections]
     kept = "".join(each for each, image in zip(sections, drawn, strict=True) if not image or image[1] in figures)
     linked = re.sub(r"\]\(\.\./[^)]*\.csv\)", "](runs.csv)", kept)
-    # the command as it is written in the project's folder
-    return before.partition(above)[0] + above + re.sub(r" /\S*/(?=experiments/\S+\.py|results\b)", " ", linked)
+    return before.partition(above)[0] + above + in_project(linked)
+
+
+def in_project(text: str) -> str:
+    """Return a text with its commands as they are written in the project's folder."""
+    return re.sub(r" /\S*/(?=experiments/\S+\.py|results\b)", " ", text)

@@ -331,12 +331,16 @@ def sizes_pairs(root: Path, n: int, sampler: str, steps: int = SIZES_STEPS) -> d
     return {equal: pair for equal, pairs in found.items() for pair in pairs if pair.steps_with == steps}
 
 
-def sizes_primary(root: Path) -> dict[tuple[str, str], float]:
-    """Return Holm's p of the primary tests at the primary size: equal FLOPs and equal time, under both samplers."""
-    found = {sampler: sizes_pairs(root, SIZES[0], sampler) for sampler in SAMPLERS}
-    pairs = {(equal, s): pair for s, each in found.items() for equal, pair in each.items() if equal != "steps"}
-    found = with_holm({key: pair.compare(VAL, key[1]) for key, pair in pairs.items()})
-    return {key: each.p_holm for key, each in found.items()}
+def sizes_primary(root: Path) -> dict[tuple[int, str, str], float]:
+    """Return Holm's p of the primary size's primary tests: both budgets, equal FLOPs and time, both samplers."""
+    found = {
+        (steps, equal, sampler): pair.compare(VAL, sampler)
+        for steps in (SIZES_STEPS, LONGER)
+        for sampler in SAMPLERS
+        for equal, pair in sizes_pairs(root, SIZES[0], sampler, steps).items()
+        if equal != "steps"
+    }
+    return {key: each.p_holm for key, each in with_holm(found).items()}
 
 
 FLAT, FLAT_SIZE = "sizes-4-flat", 4  # the longest runs

@@ -328,9 +328,13 @@ def test_what_is_no_result_of_its_run_is_left_out_and_said(results, tmp_path, ca
 
 def test_a_frozen_study_says_what_its_folder_does(results, tmp_path, monkeypatch):
     monkeypatch.setattr(freeze, "PUBLISHED", tmp_path)
-    freeze.main(["--name", "a", "--results", str(results), "--to", "frozen", "--curves"])
     runs, _ = read_runs(results / "a")
-    frozen = wide_form(pd.read_csv(tmp_path / "frozen" / "runs.csv"))
+    elsewhere = runs.assign(command="python /x/experiments/a.py --results /x/results --run 1")
+    monkeypatch.setattr(freeze, "read_runs", lambda folder: (elsewhere, {}))
+    freeze.main(["--name", "a", "--results", str(results), "--to", "frozen", "--curves"])
+    table = pd.read_csv(tmp_path / "frozen" / "runs.csv")
+    assert set(table["command"]) == {"python experiments/a.py --results results --run 1"}
+    frozen = wide_form(table)
     for metric in METRICS:
         assert frozen.set_index(KEYS)[metric].to_dict() == runs.set_index(KEYS)[metric].to_dict()
     again = parse_command("", ["--study", str(tmp_path / "frozen" / "study.toml"), "--name", "a"]).study
