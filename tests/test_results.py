@@ -330,7 +330,7 @@ def test_a_frozen_study_says_what_its_folder_does(results, tmp_path, monkeypatch
     monkeypatch.setattr(freeze, "PUBLISHED", tmp_path)
     runs, _ = read_runs(results / "a")
     elsewhere = runs.assign(command="python /x/experiments/a.py --results /x/results --run 1")
-    monkeypatch.setattr(freeze, "read_runs", lambda folder: (elsewhere, {}))
+    monkeypatch.setattr(freeze, "read_runs", lambda _folder: (elsewhere, {}))
     freeze.main(["--name", "a", "--results", str(results), "--to", "frozen", "--curves"])
     table = pd.read_csv(tmp_path / "frozen" / "runs.csv")
     assert set(table["command"]) == {"python experiments/a.py --results results --run 1"}
