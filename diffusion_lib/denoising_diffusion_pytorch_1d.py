@@ -432,8 +432,6 @@ class GaussianDiffusion1D(ReleasedCalls, nn.Module):
             found = tuple(part.shape) if isinstance(part, torch.Tensor) else type(part).__name__
             if part is not None and found != shape:
                 raise ConfigError(f"{name} is {found}; allowed for these inputs: a tensor of {shape}{entries}")
-        if mask is not None and not ((mask == 0) | (mask == 1)).all():
-            raise ConfigError("mask has other entries than 0 and 1; allowed: 1 where the input gives the solution's")
         x = start.to(inp.dtype)
         known = list(reversed(range(self.num_timesteps)))
         asked = known if levels is None else list(levels) if isinstance(levels, Iterable) else [levels]

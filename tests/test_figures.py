@@ -4,6 +4,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import combinations
 
 import matplotlib
@@ -157,6 +158,22 @@ def test_a_panel_stands_for_each_wrong_answer_that_was_measured(tmp_path, monkey
     causes_figure(tmp_path, {("baseline", 0): {"levels": levels, **rest}}, study, Inverse, path=tmp_path / "a.png")
     assert drawn == ["auc_other", "auc_mine", "auc_adversarial"]
     assert (tmp_path / "a.png").exists()
+
+
+def test_many_strategies_leave_the_causes_of_the_verdict(study):
+    assert landscape_figures.with_lines(study) == ["baseline", "random"]
+    rates = [0.001 * i for i in range(1, 7)]
+    labels = [f"{name},learning_rate={rate}" for rate in rates for name in ("baseline", "adversarial")]
+    frame = [
+        {"strategy": label, "seed": 0, "sampler": sampler, "status": "finished", "train_steps": 5, "val_mse": 1.0}
+        for label in labels
+        for sampler in ("plain", "innerloop")
+    ]
+    swept = replace(study_of("baseline", "adversarial"), vary={"learning_rate": rates})
+    assert landscape_figures.with_lines(Results(frame, swept, METRICS)) == [
+        "adversarial,learning_rate=0.001",
+        "baseline,learning_rate=0.001",
+    ]
 
 
 @pytest.mark.parametrize(("metrics", "average"), [(METRICS, 0.02), ((Metric("val_mse", rate=True),), 0.421 / 3)])

@@ -28,6 +28,7 @@ from experiments.analysis.tables import HEADLINE_SAMPLER, Results
 from experiments.study.landscape import MINED, diagnose
 from experiments.study.run import diagnosed_size, evaluation_sets
 
+MOST_LINES = 10  # of a panel: as many as have colours that were chosen
 RANKED = "P(E(real) < E(fake))"
 # What is ranked behind the solution, by the name of a task's wrong answers; another name stands for itself.
 ANSWERS = {
@@ -97,6 +98,15 @@ def ranked_columns(diagnoses: dict) -> list[str]:
     return [*(name for name in columns if name[4:] not in MINED), *(["auc_adversarial"] if columns else [])]
 
 
+def with_lines(study: Results) -> list[str]:
+    """Return the strategies that panels show: of more than MOST_LINES the last sampler's first pairs alone."""
+    pairs = study.pairs[study.samplers[-1]] if len(study.strategies) > MOST_LINES else []
+    if not pairs:
+        return study.strategies
+    treated = pairs[0].treated
+    return [treated, *(pair.other for pair in pairs if pair.treated == treated)]
+
+
 def effort_panels(diagnoses, study: Results, task) -> list[tuple[str, str, str, str, str]]:
     """Return part, x, y, title and label of x, for the parts that have more than one place."""
     column, hardness = study.metrics[0].column, f"{task.difficulty_name}, from"
@@ -111,6 +121,8 @@ def effort_panels(diagnoses, study: Results, task) -> list[tuple[str, str, str, 
 @guarded
 def causes_figure(study_folder: Path, diagnoses, study: Results, task, path: Path):
     """Draw what energies rank, by level; the metric by effort of sampling and by difficulty; gradients clipped."""
+    shown = with_lines(study)
+    diagnoses = {key: diagnosis for key, diagnosis in diagnoses.items() if key[0] in shown}
     ranked, effort = ranked_columns(diagnoses), effort_panels(diagnoses, study, task)
     metric = study.metrics[0]
     with panels(path, len(ranked) + len(effort) + 1) as axes:
@@ -126,15 +138,17 @@ def causes_figure(study_folder: Path, diagnoses, study: Results, task, path: Pat
             axis.set(xlabel=label, ylabel=task.metrics[0], title=title)
             choose_scale(axis, "x", [row[x] for row in rows])
             metric_scale(axis, metric, plotted(axis))
-        draw_clipped(axes.flat[-1], study_folder, study)
+        draw_clipped(axes.flat[-1], study_folder, study, shown)
         legend_below(axes, study.shortened)
 
 
-def draw_clipped(axis, study_folder: Path, study: Results):
+def draw_clipped(axis, study_folder: Path, study: Results, shown: list[str]):
     """Draw the share of steps whose gradient was clipped over the course of a run, the mean over its seeds."""
-    for strategy, color in strategy_colors(study.strategies).items():
+    colors = strategy_colors(study.strategies)
+    for strategy in shown:
         clipped = read_curve(study_folder, study.frame, strategy, "clipped")
         if clipped.size:
+            color = colors[strategy]
             axis.plot(clipped.index / clipped.index[-1], clipped.mean(axis=1), color=color, label=strategy)
     axis.set(xlabel="share of the run", title="gradients clipped", ylabel="share of steps")
     share_scale(axis)

@@ -46,7 +46,8 @@ FIGURES = {
     "causes": (
         "Causes",
         "Whether an energy prefers the true solution to wrong answers, the same for all strategies, and to its own "
-        "mined negatives; the error against the effort of sampling and a problem's difficulty; gradients clipped.",
+        "mined negatives; the error against the effort of sampling and a problem's difficulty; gradients clipped. Of "
+        "more than ten strategies those of the last sampler's first verdict.",
     ),
     "example": (
         "One problem, solved",
