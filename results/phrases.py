@@ -97,14 +97,18 @@ def spent_more(pair: PublishedPair, rank: int, batch_size: int) -> str:
     return f"{100 * spent[1] / spent[0] - 100:.0f}%"
 
 
+def by_plain_sampler(root: Path, steps: int) -> dict[str, Paired]:
+    """Compare the plain sampler's choices at the primary size and a budget, by account."""
+    pairs = sizes_pairs(root, SIZES[0], "plain", steps)
+    return {equal: pair.compare(VAL, "plain") for equal, pair in pairs.items()}
+
+
 def readme(root: Path) -> list[str]:
     """Return what README.md says."""
     pairs = sizes_pairs(root, SIZES[0], IRED)
     plain, plain_longer = (
-        "{FLOPs:.2f}, {time:.2f} and {steps:.2f}".format(
-            **{equal: pair.compare(VAL, "plain").effect for equal, pair in found.items()}
-        )
-        for found in (sizes_pairs(root, SIZES[0], "plain", steps) for steps in (SIZES_STEPS, LONGER))
+        "{FLOPs.effect:.2f}, {time.effect:.2f} and {steps.effect:.2f}".format(**by_plain_sampler(root, steps))
+        for steps in (SIZES_STEPS, LONGER)
     )
     small = pairs["steps"]
     large = pair_at(root, "ladder", "FLOPs", steps=5_000)
@@ -213,12 +217,12 @@ def sizes(root: Path) -> list[str]:
     wrong = 100 * worst[worst < 1]
     settings = ("adversarial,{},weight=0.5", "adversarial,{},weight=0.05")
     heavy, light = (tried(root, each.format("learning_rate=0.002")) for each in settings)
-    random = PublishedPair(study(root, f"sizes-{SIZES[0]}"), f"{RANDOM},learning_rate=0.002,train_steps=2000", alone)
+    random = pairs["steps"]._replace(treated=alone.replace(BASELINE, RANDOM))
     primary = sizes_primary(root)
     longer = sizes_pairs(root, SIZES[0], IRED, LONGER)
     whole = longer["FLOPs"]
     fast, slow = at_one_rate(root)
-    plain = {e: p.compare(VAL, "plain") for e, p in sizes_pairs(root, SIZES[0], "plain", LONGER).items()}
+    plain = by_plain_sampler(root, LONGER)
     in_time, in_step = (longer[equal].compare(VAL, IRED) for equal in ("time", "steps"))
     harder = {equal: pair.compare(OOD, IRED) for equal, pair in pairs.items()}
     later = whole.compare(OOD, IRED)

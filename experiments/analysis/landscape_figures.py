@@ -99,7 +99,7 @@ def ranked_columns(diagnoses: dict) -> list[str]:
 
 
 def with_lines(study: Results) -> list[str]:
-    """Return the strategies that panels show: of more than MOST_LINES the last sampler's first pairs alone."""
+    """Return the strategies that panels show: all, or, of more than MOST_LINES, those of the last sampler's verdict."""
     pairs = study.pairs[study.samplers[-1]] if len(study.strategies) > MOST_LINES else []
     if not pairs:
         return study.strategies
@@ -148,8 +148,8 @@ def draw_clipped(axis, study_folder: Path, study: Results, shown: list[str]):
     for strategy in shown:
         clipped = read_curve(study_folder, study.frame, strategy, "clipped")
         if clipped.size:
-            color = colors[strategy]
-            axis.plot(clipped.index / clipped.index[-1], clipped.mean(axis=1), color=color, label=strategy)
+            mean = clipped.mean(axis=1)
+            axis.plot(clipped.index / clipped.index[-1], mean, color=colors[strategy], label=strategy)
     axis.set(xlabel="share of the run", title="gradients clipped", ylabel="share of steps")
     share_scale(axis)
 
